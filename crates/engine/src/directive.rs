@@ -1,0 +1,267 @@
+//! Line directives: comments that begin with `@`, one a line.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::diagnostic::{Diagnostic, most_similar};
+
+/// How a stage's table is kept up to date.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum StageKind {
+    /// The whole table is made anew whenever its inputs, its query or (where it depends on time) the day changed.
+    Full,
+    /// Declared to be maintainable by key. It is refreshed in full until the engine derives increments.
+    Incremental {
+        /// The key's columns.
+        key: Vec<String>,
+    },
+}
+
+/// What happens to rows that do not meet an expectation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// The stage fails and makes no version.
+    Fail,
+    /// They are counted and reported.
+    Warn,
+    /// They go to the stage's table in `quarantine` instead.
+    Quarantine,
+}
+
+impl Severity {
+    /// As it is written in a directive.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fail => "fail",
+            Self::Warn => "warn",
+            Self::Quarantine => "quarantine",
+        }
+    }
+}
+
+/// A rule that a stage's rows must meet before they are published. As with a SQL `check`, only `false` fails: null passes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Expectation {
+    /// Its name, unique in the stage.
+    pub name: String,
+    /// What happens when it is not met.
+    pub severity: Severity,
+    /// A boolean SQL expression over the stage's columns; with an aggregate in it, over the whole table.
+    pub condition: String,
+    /// Where the condition begins: line and column from 1.
+    #[serde(skip)]
+    pub place: (usize, usize),
+}
+
+/// What the directives of a file say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directives {
+    /// `@stage`
+    pub kind: StageKind,
+    /// `@expect`, in order.
+    pub expectations: Vec<Expectation>,
+    /// `@tag`: tag and columns.
+    pub tags: Vec<(String, Vec<String>)>,
+    /// `@owner`
+    pub owner: Option<String>,
+    /// The comment lines before the query that are not directives, joined.
+    pub description: String,
+}
+
+const KNOWN: [&str; 5] = ["stage", "expect", "tag", "owner", "source"];
+
+/// Reads the directives of a stage file. Every mistake is reported, not only the first.
+pub(crate) fn parse(file: &Path, text: &str) -> (Directives, Vec<Diagnostic>) {
+    let mut directives = Directives {
+        kind: StageKind::Full,
+        expectations: Vec::new(),
+        tags: Vec::new(),
+        owner: None,
+        description: String::new(),
+    };
+    let mut mistakes = Vec::new();
+    let mut in_header = true;
+    for (index, line) in text.lines().enumerate() {
+        let trimmed = line.trim_start();
+        if !trimmed.starts_with("--") {
+            if !trimmed.is_empty() {
+                in_header = false;
+            }
+            continue;
+        }
+        let comment = trimmed.trim_start_matches('-').trim_start();
+        let place = Place { file, text, line: index + 1, raw: line };
+        match comment.strip_prefix('@') {
+            Some(body) => {
+                if let Err(mistake) = directive(&mut directives, &place, body.trim_end()) {
+                    mistakes.push(*mistake);
+                }
+            }
+            // The first line of a file may name the file and its table; that is no description.
+            None if in_header && !comment.starts_with("sql/") && !comment.is_empty() => {
+                if !directives.description.is_empty() {
+                    directives.description.push(' ');
+                }
+                directives.description.push_str(comment.trim_end());
+            }
+            None => {}
+        }
+    }
+    (directives, mistakes)
+}
+
+struct Place<'a> {
+    file: &'a Path,
+    text: &'a str,
+    line: usize,
+    raw: &'a str,
+}
+
+impl Place<'_> {
+    /// A mistake at `part`, which must be a slice of this line.
+    fn mistake(&self, code: &'static str, message: impl Into<String>, part: &str) -> Diagnostic {
+        let offset = (part.as_ptr() as usize).saturating_sub(self.raw.as_ptr() as usize);
+        let before = self.raw.get(..offset).unwrap_or_default();
+        Diagnostic::at(
+            code,
+            message,
+            self.file,
+            self.text,
+            self.line,
+            before.chars().count() + 1,
+            part.trim_end().chars().count(),
+        )
+    }
+
+    fn column_of(&self, part: &str) -> usize {
+        let offset = (part.as_ptr() as usize).saturating_sub(self.raw.as_ptr() as usize);
+        self.raw.get(..offset).unwrap_or_default().chars().count() + 1
+    }
+}
+
+fn directive(directives: &mut Directives, place: &Place<'_>, body: &str) -> Result<(), Box<Diagnostic>> {
+    let (name, rest) = body.split_once(char::is_whitespace).unwrap_or((body, &body[body.len()..]));
+    let rest = rest.trim_start();
+    match name {
+        "stage" => directives.kind = stage_kind(place, rest)?,
+        "expect" => {
+            let expectation = expectation(place, rest)?;
+            if directives.expectations.iter().any(|other| other.name == expectation.name) {
+                let message = format!("expectation `{}` is there twice", expectation.name);
+                let mistake = place.mistake("E0103", message, rest);
+                return Err(Box::new(mistake.with_help("give each expectation a name of its own")));
+            }
+            directives.expectations.push(expectation);
+        }
+        "tag" => directives.tags.push(tag(place, rest)?),
+        "owner" => directives.owner = Some(rest.to_owned()),
+        // What a file reads from is found by parsing; the directive only documents it.
+        "source" => {}
+        _ if name.starts_with("x.") => {}
+        _ => {
+            let mistake = place.mistake("E0101", format!("unknown directive `@{name}`"), name);
+            return Err(Box::new(match most_similar(name, KNOWN) {
+                Some(known) => mistake.with_help(format!("did you mean `@{known}`?")),
+                None => mistake.with_help("known are @stage, @expect, @tag, @owner, @source and @x.<your own>"),
+            }));
+        }
+    }
+    Ok(())
+}
+
+fn stage_kind(place: &Place<'_>, rest: &str) -> Result<StageKind, Box<Diagnostic>> {
+    let malformed = |part: &str| {
+        let mistake = place.mistake("E0102", "malformed @stage", part);
+        Box::new(mistake.with_help("write `@stage full` or `@stage incremental key(customer_id)`"))
+    };
+    let (kind, arguments) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+    match kind {
+        "full" if arguments.trim().is_empty() => Ok(StageKind::Full),
+        "incremental" => {
+            let key = call(arguments.trim(), "key").ok_or_else(|| malformed(rest))?;
+            if key.is_empty() { Err(malformed(rest)) } else { Ok(StageKind::Incremental { key }) }
+        }
+        _ => Err(malformed(if rest.is_empty() { place.raw } else { rest })),
+    }
+}
+
+fn expectation(place: &Place<'_>, rest: &str) -> Result<Expectation, Box<Diagnostic>> {
+    let malformed = |message: &str, part: &str| {
+        let mistake = place.mistake("E0102", message, if part.is_empty() { place.raw } else { part });
+        Box::new(mistake.with_help("write `@expect fail|warn|quarantine name: condition`"))
+    };
+    let (severity, tail) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+    let severity = match severity {
+        "fail" => Severity::Fail,
+        "warn" => Severity::Warn,
+        "quarantine" => Severity::Quarantine,
+        other => return Err(malformed(&format!("`{other}` is no severity"), severity)),
+    };
+    let Some((name, condition)) = tail.split_once(':') else {
+        return Err(malformed("an expectation needs a name and a condition", tail));
+    };
+    let (name, condition) = (name.trim(), condition.trim());
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        return Err(malformed("the name of an expectation has letters, digits and underscores", tail));
+    }
+    if condition.is_empty() {
+        return Err(malformed("the condition is missing", tail));
+    }
+    Ok(Expectation {
+        name: name.to_owned(),
+        severity,
+        condition: condition.to_owned(),
+        place: (place.line, place.column_of(condition)),
+    })
+}
+
+fn tag(place: &Place<'_>, rest: &str) -> Result<(String, Vec<String>), Box<Diagnostic>> {
+    let name = rest.split('(').next().unwrap_or_default().trim();
+    match call(rest.trim(), name) {
+        Some(columns) if !name.is_empty() && !columns.is_empty() => Ok((name.to_owned(), columns)),
+        _ => {
+            let mistake = place.mistake("E0102", "malformed @tag", rest);
+            Err(Box::new(mistake.with_help("write `@tag pii(column, column)`")))
+        }
+    }
+}
+
+/// The arguments of `name(a, b)`.
+fn call(text: &str, name: &str) -> Option<Vec<String>> {
+    let inner = text.strip_prefix(name)?.trim_start().strip_prefix('(')?.strip_suffix(')')?;
+    Some(inner.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> (Directives, Vec<Diagnostic>) {
+        parse(Path::new("sql/core/a.sql"), text)
+    }
+
+    #[test]
+    fn all_directives_are_read() {
+        let (directives, mistakes) = read(
+            "-- One row an order.\n-- @stage incremental key(customer_id)\n-- @expect quarantine sane: amount >= 0\n-- @tag pii(name, mobile)\n-- @owner crm team\n-- @x.acme anything\nselect 1 -- not @a directive\n",
+        );
+        assert!(mistakes.is_empty(), "{mistakes:?}");
+        assert_eq!(directives.kind, StageKind::Incremental { key: vec!["customer_id".to_owned()] });
+        assert_eq!(directives.expectations[0].condition, "amount >= 0");
+        assert_eq!(directives.expectations[0].place, (3, 30));
+        assert_eq!(directives.tags, [("pii".to_owned(), vec!["name".to_owned(), "mobile".to_owned()])]);
+        assert_eq!(directives.description, "One row an order.");
+    }
+
+    #[test]
+    fn every_mistake_is_reported_with_its_place() {
+        let (_, mistakes) =
+            read("-- @expct fail a: b\n-- @expect later a: b\n-- @stage sometimes\n-- @expect fail a b\nselect 1");
+        let shown: Vec<_> = mistakes.iter().map(|m| (m.code, m.line, m.column)).collect();
+        assert_eq!(shown, [("E0101", 1, 5), ("E0102", 2, 12), ("E0102", 3, 11), ("E0102", 4, 17)]);
+        assert_eq!(mistakes[0].help.as_deref(), Some("did you mean `@expect`?"));
+    }
+}

@@ -1,0 +1,115 @@
+use std::path::PathBuf;
+
+use datafusion::error::DataFusionError;
+use holdfast_lake::LakeError;
+use holdfast_types::{BrokenPromise, ErrorKind, TableName};
+
+use crate::diagnostic::Diagnostics;
+
+/// What can go wrong in sessions, stages and runs.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Mistakes in stage files.
+    #[error("{0}")]
+    Mistakes(Diagnostics),
+    /// A file or folder that cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A query that cannot be planned, or is not a query.
+    #[error("{message}")]
+    Query {
+        /// What is wrong, with line and column where the planner knows them.
+        message: String,
+    },
+    /// A query or stage that failed while it ran.
+    #[error("{what} failed: {}", describe(source))]
+    Execution {
+        /// What ran.
+        what: String,
+        /// The engine's answer.
+        source: Box<DataFusionError>,
+    },
+    /// An expectation marked `fail` was not met: nothing was committed.
+    #[error("{table}: expectation `{expectation}` ({condition}) failed for {rows}, so no version was made: look at the rows with `holdfast sql`, mend the data or the expectation")]
+    Expectation {
+        /// The stage.
+        table: TableName,
+        /// Its name.
+        expectation: String,
+        /// Its condition.
+        condition: String,
+        /// How many rows, in words.
+        rows: String,
+    },
+    /// Another run changed the same tables meanwhile.
+    #[error("{table} was changed by another run at the same time: run again")]
+    Concurrent {
+        /// Which table.
+        table: TableName,
+    },
+    /// A selection that names nothing.
+    #[error("no stage is called `{name}`{hint}")]
+    NoStage {
+        /// As given.
+        name: String,
+        /// A suggestion, or nothing.
+        hint: String,
+    },
+    /// There is no published run yet.
+    #[error("the lake at {0} has no published run yet: use `holdfast run` first")]
+    NothingPublished(String),
+    /// The lake refused.
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+    /// A promise did not hold.
+    #[error(transparent)]
+    Promise(#[from] BrokenPromise),
+}
+
+impl EngineError {
+    /// What the caller should do.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Mistakes(_) | Self::Unreadable { .. } => ErrorKind::InvalidConfig,
+            Self::Query { .. } => ErrorKind::InvalidInput,
+            Self::Execution { source, .. } => execution_kind(source),
+            Self::Expectation { .. } => ErrorKind::Quarantine,
+            Self::Concurrent { .. } => ErrorKind::Conflict,
+            Self::NoStage { .. } | Self::NothingPublished(_) => ErrorKind::NotFound,
+            Self::Lake(error) => error.kind(),
+            Self::Promise(_) => ErrorKind::Bug,
+        }
+    }
+
+    pub(crate) fn execution(what: impl Into<String>) -> impl FnOnce(DataFusionError) -> Self {
+        let what = what.into();
+        move |source| Self::Execution { what, source: Box::new(source) }
+    }
+}
+
+fn execution_kind(error: &DataFusionError) -> ErrorKind {
+    match error.find_root() {
+        DataFusionError::ResourcesExhausted(_) | DataFusionError::IoError(_) => ErrorKind::Retry,
+        DataFusionError::ObjectStore(_) => ErrorKind::Retry,
+        DataFusionError::Internal(_) => ErrorKind::Bug,
+        DataFusionError::ParquetError(_) => ErrorKind::CorruptData,
+        _ => ErrorKind::InvalidInput,
+    }
+}
+
+/// The root of a DataFusion error without its wrappers and backtraces.
+pub(crate) fn describe(error: &DataFusionError) -> String {
+    match error.find_root() {
+        DataFusionError::ResourcesExhausted(text) => format!(
+            "not enough memory: {text} (raise memory_mb in holdfast.toml, or lower the number of parallel stages)"
+        ),
+        DataFusionError::SchemaError(error, _) => error.to_string(),
+        DataFusionError::ObjectStore(error) => holdfast_lake::describe_store_error(error),
+        other => other.strip_backtrace(),
+    }
+}

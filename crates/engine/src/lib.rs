@@ -1,0 +1,42 @@
+//! Sessions, SQL stages, functions and runs on DataFusion.
+//!
+//! A stage is one file with one `SELECT` that makes one table. [`Project::load`] reads a folder of them and reports every mistake with file, line and
+//! column before anything runs; [`Runner`] brings their tables up to date and publishes the result as one run; [`LakeReader`] follows
+//! the published runs.
+//!
+//! This crate is the only one that builds a `SessionContext`. It must not know sources, identity rules, protocols or models: functions that belong to
+//! other crates are handed in through [`SessionSettings`].
+//!
+//! ```text
+//! sql/**/*.sql ──► Project ──► check (names, types, cycles) ──► Runner ──► staged files ──► expectations ──► commit ──► manifest
+//!                                                                 ▲ pinned inputs, frozen now()
+//! ```
+
+mod cases;
+mod diagnostic;
+mod directive;
+mod error;
+mod expectation;
+mod functions;
+mod output;
+mod project;
+mod reader;
+mod run;
+mod session;
+mod stage;
+
+pub use cases::{CaseFailure, CaseReport, run_cases};
+pub use diagnostic::{Diagnostic, Diagnostics};
+pub use directive::{Directives, Expectation, Severity, StageKind};
+pub use error::EngineError;
+pub use expectation::ExpectationResult;
+pub use functions::customer_bucket_of;
+pub use output::write_table;
+pub use project::{CheckedStage, DeclaredTable, Project, Selection};
+pub use reader::{LakeReader, Published, PublishedTable};
+pub use run::{RunOptions, RunReport, Runner, StageOutcome, StageReport};
+pub use session::{SessionSettings, plan_as_of, plan_read_only, session_with};
+pub use stage::Stage;
+
+/// A result of this crate.
+pub type Result<T, E = EngineError> = std::result::Result<T, E>;

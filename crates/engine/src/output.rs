@@ -1,0 +1,187 @@
+//! From a plan to staged files: bucketed, sorted, judged on the way.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::compute::SortOptions;
+use arrow::datatypes::{DataType, SchemaRef};
+use datafusion::execution::{SessionState, TaskContext};
+use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder, col, ident};
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
+use datafusion::physical_plan::repartition::RepartitionExec;
+use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, Partitioning};
+use futures::StreamExt;
+use holdfast_lake::{
+    Change, ChangeKind, CommitOutcome, Lake, Position, StagedFile, Table, TableSpec, TableWriter, WriterSettings,
+    to_delta_compatible,
+};
+use holdfast_types::{CUSTOMER_BUCKET, CUSTOMER_ID, TableName};
+use tracing::Instrument;
+
+use crate::Result;
+use crate::error::EngineError;
+use crate::expectation::{RowRules, quarantine_schema};
+use crate::functions::customer_bucket_function;
+
+/// What a plan left in staged files.
+#[derive(Debug, Default)]
+pub(crate) struct Staged {
+    pub(crate) files: Vec<StagedFile>,
+    pub(crate) rows: u64,
+    pub(crate) refused: Vec<StagedFile>,
+    pub(crate) refused_rows: u64,
+    /// Failed rows, one count a row rule.
+    pub(crate) failed: Vec<u64>,
+}
+
+/// Where the rows of a plan go.
+pub(crate) struct Target {
+    pub(crate) table: Table,
+    pub(crate) schema: SchemaRef,
+    pub(crate) quarantine: Option<Table>,
+    pub(crate) rules: RowRules,
+}
+
+/// Runs a plan and writes its rows. Rows of customers are grouped by bucket and sorted by customer, then by the first time column.
+pub(crate) async fn stage_rows(
+    state: &SessionState,
+    plan: LogicalPlan,
+    buckets: u32,
+    what: &TableName,
+    target: Target,
+) -> Result<Staged> {
+    let failed = || EngineError::execution(format!("stage {what}"));
+    let plan = physical_plan(state, plan, buckets, &target.schema).await.map_err(failed())?;
+    let context = Arc::new(TaskContext::from(state));
+    let target = Arc::new(target);
+    let mut tasks = tokio::task::JoinSet::new();
+    for partition in 0..plan.output_partitioning().partition_count() {
+        let (plan, context, target) = (Arc::clone(&plan), Arc::clone(&context), Arc::clone(&target));
+        let what = what.clone();
+        let work = async move { write_partition(plan.as_ref(), partition, context, &target, &what).await };
+        tasks.spawn(work.instrument(tracing::Span::current()));
+    }
+    let mut staged = Staged { failed: vec![0; target.rules.len()], ..Staged::default() };
+    while let Some(done) = tasks.join_next().await {
+        let part = done.map_err(|error| {
+            EngineError::execution(format!("stage {what}"))(datafusion::error::DataFusionError::External(Box::new(error)))
+        })??;
+        staged.files.extend(part.files);
+        staged.refused.extend(part.refused);
+        staged.rows += part.rows;
+        staged.refused_rows += part.refused_rows;
+        staged.failed.iter_mut().zip(part.failed).for_each(|(sum, failed)| *sum += failed);
+    }
+    Ok(staged)
+}
+
+async fn physical_plan(
+    state: &SessionState,
+    plan: LogicalPlan,
+    buckets: u32,
+    schema: &SchemaRef,
+) -> Result<Arc<dyn ExecutionPlan>, datafusion::error::DataFusionError> {
+    if schema.field_with_name(CUSTOMER_BUCKET).is_err() {
+        return state.create_physical_plan(&plan).await;
+    }
+    let columns: Vec<_> = plan.schema().columns().into_iter().map(datafusion::logical_expr::Expr::Column).collect();
+    let key = columns
+        .iter()
+        .find(|expr| matches!(expr, datafusion::logical_expr::Expr::Column(column) if column.name == CUSTOMER_ID))
+        .cloned()
+        .unwrap_or_else(|| ident(CUSTOMER_ID));
+    let text = datafusion::logical_expr::cast(key, DataType::Utf8);
+    let bucket = customer_bucket_function(buckets).call(vec![text]).alias(CUSTOMER_BUCKET);
+    let plan = LogicalPlanBuilder::from(plan).project(columns.into_iter().chain([bucket]))?.build()?;
+    debug_assert!(plan.schema().field_with_unqualified_name(CUSTOMER_BUCKET).is_ok(), "{:?}", col(CUSTOMER_BUCKET));
+
+    let plan = state.create_physical_plan(&plan).await?;
+    let output = plan.schema();
+    let column = |name: &str| -> Result<Arc<dyn datafusion::physical_expr::PhysicalExpr>, datafusion::error::DataFusionError> {
+        Ok(Arc::new(Column::new_with_schema(name, &output)?))
+    };
+    let partitions = state.config().target_partitions();
+    let bucketed =
+        RepartitionExec::try_new(Arc::clone(&plan), Partitioning::Hash(vec![column(CUSTOMER_BUCKET)?], partitions))?;
+    let options = SortOptions { descending: false, nulls_first: true };
+    let mut order = vec![
+        PhysicalSortExpr::new(column(CUSTOMER_BUCKET)?, options),
+        PhysicalSortExpr::new(column(CUSTOMER_ID)?, options),
+    ];
+    if let Some(field) = output.fields().iter().find(|field| matches!(field.data_type(), DataType::Timestamp(_, _))) {
+        order.push(PhysicalSortExpr::new(column(field.name())?, options));
+    }
+    match LexOrdering::new(order) {
+        Some(order) => Ok(Arc::new(SortExec::new(order, Arc::new(bucketed)).with_preserve_partitioning(true))),
+        None => Ok(Arc::new(bucketed)),
+    }
+}
+
+async fn write_partition(
+    plan: &dyn ExecutionPlan,
+    partition: usize,
+    context: Arc<TaskContext>,
+    target: &Target,
+    what: &TableName,
+) -> Result<Staged> {
+    let failed = || EngineError::execution(format!("stage {what}"));
+    let mut stream = plan.execute(partition, context).map_err(failed())?;
+    let mut staged = Staged { failed: vec![0; target.rules.len()], ..Staged::default() };
+    let mut writer = TableWriter::with_schema(&target.table, Arc::clone(&target.schema), WriterSettings::default());
+    let mut quarantine = target.quarantine.as_ref().map(|table| {
+        TableWriter::with_schema(table, quarantine_schema(&target.schema), WriterSettings::default())
+    });
+    while let Some(batch) = stream.next().await {
+        let batch = batch.map_err(failed())?;
+        let batch = to_delta_compatible(&batch, &target.schema).map_err(|error| failed()(error.into()))?;
+        let judged = target.rules.judge(&batch, &mut staged.failed).map_err(failed())?;
+        staged.rows += judged.kept.num_rows() as u64;
+        writer.write(&judged.kept).await?;
+        if let (Some((rows, reasons)), Some(quarantine)) = (judged.refused, &mut quarantine) {
+            staged.refused_rows += rows.num_rows() as u64;
+            let columns: Vec<ArrayRef> = rows
+                .schema()
+                .fields()
+                .iter()
+                .zip(rows.columns())
+                .filter(|(field, _)| field.name() != CUSTOMER_BUCKET)
+                .map(|(_, column)| Arc::clone(column))
+                .chain([Arc::new(reasons) as ArrayRef])
+                .collect();
+            let rows = RecordBatch::try_new(quarantine_schema(&target.schema), columns)
+                .map_err(|error| failed()(error.into()))?;
+            quarantine.write(&rows).await?;
+        }
+    }
+    staged.files = writer.close().await?;
+    if let Some(quarantine) = quarantine {
+        staged.refused = quarantine.close().await?;
+    }
+    Ok(staged)
+}
+
+/// Replaces the rows of a table that is not a stage (an identity table, say) by `batches`, by the commit rule: step `version` of `app_id`.
+/// Creates the table where it is missing.
+///
+/// # Errors
+/// What the lake answers. May be repeated with the same step.
+pub async fn write_table(
+    lake: &Lake,
+    spec: &TableSpec,
+    kind: ChangeKind,
+    position: Position,
+    batches: &[RecordBatch],
+    notes: serde_json::Map<String, serde_json::Value>,
+) -> Result<CommitOutcome> {
+    let table = lake.ensure_table(spec).await?;
+    let mut writer = TableWriter::with_schema(&table, Arc::clone(table.schema()), WriterSettings::default());
+    for batch in batches {
+        writer.write(batch).await?;
+    }
+    let files = writer.close().await?;
+    Ok(lake
+        .commit(Change { table: &table, position, kind, files, schema: None, comment: None, metadata: notes })
+        .await?)
+}

@@ -1,0 +1,181 @@
+use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
+
+use arrow::datatypes::SchemaRef;
+use chrono::{DateTime, Utc};
+use datafusion::catalog::TableProvider;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::prelude::SessionContext;
+use futures::{StreamExt, TryStreamExt};
+use holdfast_lake::{Lake, Manifest, Table};
+use holdfast_types::TableName;
+
+use crate::Result;
+use crate::error::EngineError;
+use crate::run::pin_all;
+use crate::session::{SessionSettings, session_with};
+
+/// A table as a published run left it.
+#[derive(Debug, Clone)]
+pub struct PublishedTable {
+    /// Its name.
+    pub name: TableName,
+    /// Which version.
+    pub version: u64,
+    /// Its rows, when the log knows.
+    pub rows: Option<u64>,
+    /// The size of its files in bytes.
+    pub bytes: u64,
+    /// Its columns.
+    pub schema: SchemaRef,
+    /// One line about it.
+    pub comment: Option<String>,
+}
+
+/// All tables of the lake as one run saw them. Does not change.
+#[derive(Debug)]
+pub struct Published {
+    sequence: u64,
+    run_id: String,
+    as_of: DateTime<Utc>,
+    tables: Vec<PublishedTable>,
+    providers: BTreeMap<TableName, Arc<dyn TableProvider>>,
+    settings: SessionSettings,
+    runtime: Arc<RuntimeEnv>,
+    buckets: u32,
+}
+
+impl Published {
+    async fn read(lake: &Lake, settings: &SessionSettings, runtime: &Arc<RuntimeEnv>, manifest: &Manifest) -> Result<Self> {
+        let tables: Vec<Table> = futures::stream::iter(manifest.tables.clone())
+            .map(|entry| {
+                let lake = lake.clone();
+                async move { lake.table_at(&entry.name, entry.version).await }
+            })
+            .buffered(8)
+            .try_collect()
+            .await?;
+        Ok(Self::over(lake, settings, runtime, manifest, tables))
+    }
+
+    fn over(
+        lake: &Lake,
+        settings: &SessionSettings,
+        runtime: &Arc<RuntimeEnv>,
+        manifest: &Manifest,
+        tables: Vec<Table>,
+    ) -> Self {
+        Self {
+            sequence: manifest.sequence,
+            run_id: manifest.run_id.clone(),
+            as_of: manifest.as_of,
+            providers: tables.iter().map(|table| (table.name().clone(), table.provider())).collect(),
+            tables: tables
+                .iter()
+                .map(|table| PublishedTable {
+                    name: table.name().clone(),
+                    version: table.version(),
+                    rows: table.row_count(),
+                    bytes: table.byte_count(),
+                    schema: Arc::clone(table.schema()),
+                    comment: table.comment().map(str::to_owned),
+                })
+                .collect(),
+            settings: settings.clone(),
+            runtime: Arc::clone(runtime),
+            buckets: lake.settings().customer_buckets,
+        }
+    }
+
+    /// The run's place in the order of runs; 0 for what was never published.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// The run's name.
+    pub fn run_id(&self) -> &str {
+        &self.run_id
+    }
+
+    /// What `now()` was in the run's stages.
+    pub fn as_of(&self) -> DateTime<Utc> {
+        self.as_of
+    }
+
+    /// The tables, sorted by name.
+    pub fn tables(&self) -> &[PublishedTable] {
+        &self.tables
+    }
+
+    /// One table.
+    pub fn table(&self, name: &TableName) -> Option<&PublishedTable> {
+        self.tables.iter().find(|table| &table.name == name)
+    }
+
+    /// A fresh session over these versions. `now()` in it is the wall clock.
+    ///
+    /// # Errors
+    /// When the session cannot be built, which is a mistake of ours.
+    pub fn session(&self) -> Result<SessionContext> {
+        let tables = self.providers.iter().map(|(name, provider)| (name.clone(), Arc::clone(provider)));
+        session_with(&self.settings, &self.runtime, self.buckets, tables)
+    }
+}
+
+/// Follows the published runs of a lake. Readers get a whole run or the whole one before it, never half.
+#[derive(Debug)]
+pub struct LakeReader {
+    lake: Lake,
+    settings: SessionSettings,
+    runtime: Arc<RuntimeEnv>,
+    current: RwLock<Arc<Published>>,
+}
+
+impl LakeReader {
+    /// Opens the newest published run.
+    ///
+    /// # Errors
+    /// [`EngineError::NothingPublished`] when there is none.
+    pub async fn open(lake: Lake, settings: SessionSettings) -> Result<Self> {
+        let runtime = settings.runtime(&lake)?;
+        let manifest = lake
+            .latest_manifest()
+            .await?
+            .ok_or_else(|| EngineError::NothingPublished(lake.url().to_string()))?;
+        let published = Published::read(&lake, &settings, &runtime, &manifest).await?;
+        Ok(Self { lake, settings, runtime, current: RwLock::new(Arc::new(published)) })
+    }
+
+    /// The newest version of every table, published or not, pinned now: what a data engineer looks at between runs.
+    ///
+    /// # Errors
+    /// What the lake answers.
+    pub async fn newest(lake: &Lake, settings: &SessionSettings) -> Result<Published> {
+        let runtime = settings.runtime(lake)?;
+        let tables = pin_all(lake).await?.into_values().collect();
+        let now = lake.clock().now();
+        let manifest =
+            Manifest { sequence: 0, run_id: String::new(), as_of: now, published_at: now, tables: Vec::new() };
+        Ok(Published::over(lake, settings, &runtime, &manifest, tables))
+    }
+
+    /// The run that readers see now.
+    pub fn current(&self) -> Arc<Published> {
+        // A poisoned lock still holds a whole run: writers only ever swap the pointer.
+        Arc::clone(&self.current.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Looks for a newer run and switches to it. Answers whether it did. May be called again at any time; when it fails, readers keep what they have.
+    ///
+    /// # Errors
+    /// What the lake answers.
+    pub async fn refresh(&self) -> Result<bool> {
+        let Some(manifest) = self.lake.latest_manifest().await? else { return Ok(false) };
+        if manifest.sequence <= self.current().sequence() {
+            return Ok(false);
+        }
+        let published = Arc::new(Published::read(&self.lake, &self.settings, &self.runtime, &manifest).await?);
+        *self.current.write().unwrap_or_else(std::sync::PoisonError::into_inner) = published;
+        Ok(true)
+    }
+}

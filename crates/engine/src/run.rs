@@ -1,0 +1,616 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use chrono::{DateTime, NaiveDate, Utc};
+use datafusion::catalog::TableProvider;
+use datafusion::common::cast::as_boolean_array;
+use datafusion::datasource::empty::EmptyTable;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::prelude::DataFrame;
+use futures::{StreamExt, TryStreamExt};
+use holdfast_lake::{Change, ChangeKind, CommitOutcome, Lake, Manifest, ManifestEntry, Position, Table, TableSpec};
+use holdfast_types::{CUSTOMER_BUCKET, ErrorKind, Progress, Promise, TableName};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tracing::Instrument;
+
+use crate::Result;
+use crate::directive::{Expectation, Severity};
+use crate::error::EngineError;
+use crate::expectation::{self, ExpectationResult, quarantine_schema};
+use crate::output::{Staged, Target, stage_rows};
+use crate::project::{CheckedStage, Project, Selection};
+use crate::session::{SessionSettings, plan_as_of, session_with};
+use crate::stage::Stage;
+
+/// Changes whenever the engine would make other rows of the same query, so that every stage is refreshed once.
+const ENGINE_VERSION: &str = "1";
+
+/// The key of a stage's note in its commits.
+const STAGE_NOTE: &str = "holdfast.stage";
+
+/// How many commits back a stage's own note may be: others write to the table only for maintenance.
+const NOTE_COMMITS_MAX: usize = 20;
+
+/// What a run is about.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// The run's name, unique.
+    pub run_id: String,
+    /// What `now()` is in every stage.
+    pub as_of: DateTime<Utc>,
+    /// Which stages.
+    pub selection: Selection,
+    /// Refresh stages even when nothing changed.
+    pub refresh: bool,
+    /// Publish the result to readers.
+    pub publish: bool,
+    /// How many stages are built at once.
+    pub parallel_stages: usize,
+}
+
+/// Brings the tables of stages up to date.
+#[derive(Debug)]
+pub struct Runner {
+    lake: Lake,
+    project: Project,
+    settings: SessionSettings,
+}
+
+/// What a run did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunReport {
+    /// The run's name.
+    pub run_id: String,
+    /// What `now()` was.
+    pub as_of: DateTime<Utc>,
+    /// The run that readers see now, when this one published.
+    pub published: Option<u64>,
+    /// The stages, inputs first.
+    pub stages: Vec<StageReport>,
+    /// From start to end.
+    pub seconds: f64,
+}
+
+impl RunReport {
+    /// How many stages ended as `outcome`.
+    pub fn count(&self, outcome: fn(&StageOutcome) -> bool) -> usize {
+        self.stages.iter().filter(|stage| outcome(&stage.outcome)).count()
+    }
+
+    /// Whether every selected stage is up to date now.
+    pub fn succeeded(&self) -> bool {
+        self.stages
+            .iter()
+            .all(|stage| matches!(stage.outcome, StageOutcome::Built { .. } | StageOutcome::Fresh { .. }))
+    }
+}
+
+/// What a run did to one stage.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StageReport {
+    /// Which stage.
+    pub stage: TableName,
+    /// How it ended.
+    #[serde(flatten)]
+    pub outcome: StageOutcome,
+    /// How its rows did.
+    pub expectations: Vec<ExpectationResult>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// How a stage ended.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "outcome")]
+pub enum StageOutcome {
+    /// A new version was made.
+    Built {
+        /// Which.
+        version: u64,
+        /// Its rows.
+        rows: u64,
+        /// Rows that went to quarantine instead.
+        quarantined_rows: u64,
+    },
+    /// Inputs, query and (where it matters) day are those of the version that is there.
+    Fresh {
+        /// Which.
+        version: u64,
+    },
+    /// It failed; the table is as it was.
+    Failed {
+        /// Why.
+        error: String,
+        /// What to do about it.
+        kind: ErrorKind,
+    },
+    /// A stage it reads from failed.
+    Blocked {
+        /// Which.
+        by: TableName,
+    },
+}
+
+/// What a version of a stage's table was made from. Kept in the commit that made it, so that progress lives beside the data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct StageNote {
+    fingerprint: String,
+    inputs: BTreeMap<TableName, Option<u64>>,
+    /// The day of `now()`, for stages that depend on it.
+    day: Option<NaiveDate>,
+}
+
+struct Built {
+    outcome: StageOutcome,
+    expectations: Vec<ExpectationResult>,
+    table: Option<Table>,
+}
+
+impl Runner {
+    /// A runner for the stages of `project`.
+    pub fn new(lake: Lake, project: Project, settings: SessionSettings) -> Self {
+        Self { lake, project, settings }
+    }
+
+    /// The stages.
+    pub fn project(&self) -> &Project {
+        &self.project
+    }
+
+    /// Runs the selected stages, each when its inputs are up to date. A failed stage blocks those that read it and no others; readers see nothing of a
+    /// run with a failure. May be repeated: what is up to date already is left alone.
+    ///
+    /// # Errors
+    /// Mistakes in stage files, before anything runs. What happens to a single stage is in the report.
+    pub async fn run(&self, options: &RunOptions, progress: &dyn Progress) -> Result<RunReport> {
+        let started = Instant::now();
+        let span = tracing::info_span!("run", run_id = %options.run_id, as_of = %options.as_of);
+        async {
+            let checked = self.project.check(&self.lake, &self.settings, options.as_of).await?;
+            let selected = self.project.select(&options.selection)?;
+            let mut pinned = pin_all(&self.lake).await?;
+            let runtime = self.settings.runtime(&self.lake)?;
+
+            let stages = self.run_stages(options, checked, &selected, &mut pinned, &runtime, progress).await?;
+            let mut report = RunReport {
+                run_id: options.run_id.clone(),
+                as_of: options.as_of,
+                published: None,
+                stages,
+                seconds: 0.0,
+            };
+            if options.publish && report.succeeded() {
+                report.published = self.publish(options, &pinned).await?;
+            }
+            report.seconds = started.elapsed().as_secs_f64();
+            Ok(report)
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn run_stages(
+        &self,
+        options: &RunOptions,
+        checked: Vec<CheckedStage>,
+        selected: &BTreeSet<TableName>,
+        pinned: &mut BTreeMap<TableName, Table>,
+        runtime: &Arc<RuntimeEnv>,
+        progress: &dyn Progress,
+    ) -> Result<Vec<StageReport>> {
+        let total = selected.len() as u64;
+        let order: Vec<TableName> = checked.iter().map(|stage| stage.stage.name.clone()).collect();
+        let mut waiting: Vec<CheckedStage> =
+            checked.into_iter().filter(|stage| selected.contains(&stage.stage.name)).collect();
+        let mut running: BTreeSet<TableName> = BTreeSet::new();
+        let mut broken: BTreeSet<TableName> = BTreeSet::new();
+        let mut reports: BTreeMap<TableName, StageReport> = BTreeMap::new();
+        let mut tasks = tokio::task::JoinSet::new();
+        loop {
+            // A stage is ready once nothing it reads is waiting or running.
+            let pending: BTreeSet<TableName> =
+                waiting.iter().map(|stage| stage.stage.name.clone()).chain(running.iter().cloned()).collect();
+            let mut still = Vec::new();
+            for stage in waiting {
+                let name = stage.stage.name.clone();
+                if let Some(by) = stage.stage.inputs.keys().find(|input| broken.contains(*input)) {
+                    broken.insert(name.clone());
+                    progress.note(&format!("Blocked {name} by {by}"));
+                    let outcome = StageOutcome::Blocked { by: by.clone() };
+                    reports.insert(
+                        name.clone(),
+                        StageReport { stage: name, outcome, expectations: Vec::new(), seconds: 0.0 },
+                    );
+                } else if running.len() < options.parallel_stages.max(1)
+                    && stage.stage.inputs.keys().all(|input| !pending.contains(input))
+                {
+                    running.insert(name.clone());
+                    let work = StageWork {
+                        lake: self.lake.clone(),
+                        settings: self.settings.clone(),
+                        runtime: Arc::clone(runtime),
+                        inputs: stage
+                            .stage
+                            .inputs
+                            .keys()
+                            .map(|input| (input.clone(), pinned.get(input).cloned()))
+                            .collect(),
+                        declared: self.input_schemas(&stage.stage),
+                        current: pinned.get(&name).cloned(),
+                        quarantine: quarantine_name(&name).and_then(|name| pinned.get(&name).cloned()),
+                        checked: stage,
+                        as_of: options.as_of,
+                        refresh: options.refresh,
+                    };
+                    let span = tracing::info_span!("stage", stage = %name);
+                    tasks.spawn(
+                        async move {
+                            let started = Instant::now();
+                            let result = work.build().await;
+                            (name, result, started.elapsed().as_secs_f64())
+                        }
+                        .instrument(span),
+                    );
+                } else {
+                    still.push(stage);
+                }
+            }
+            waiting = still;
+            let Some(done) = tasks.join_next().await else {
+                if waiting.is_empty() {
+                    break;
+                }
+                continue;
+            };
+            let (name, result, seconds) = done.map_err(|error| {
+                EngineError::execution("a stage")(datafusion::error::DataFusionError::External(Box::new(error)))
+            })?;
+            running.remove(&name);
+            let built = match result {
+                Ok(built) => built,
+                Err(error) => Built {
+                    outcome: StageOutcome::Failed { error: error.to_string(), kind: error.kind() },
+                    expectations: Vec::new(),
+                    table: None,
+                },
+            };
+            record(&name, &built.outcome, seconds);
+            if matches!(built.outcome, StageOutcome::Failed { .. }) {
+                broken.insert(name.clone());
+            }
+            if let Some(table) = built.table {
+                pinned.insert(name.clone(), table);
+            }
+            progress.note(&line(&name, &built.outcome, seconds));
+            for failed in built.expectations.iter().filter(|result| result.failed_rows > 0 && result.severity == Severity::Warn)
+            {
+                progress.note(&format!(
+                    "   Warned {name} [{}] {} rows: {}",
+                    failed.name, failed.failed_rows, failed.condition
+                ));
+            }
+            reports.insert(
+                name.clone(),
+                StageReport { stage: name, outcome: built.outcome, expectations: built.expectations, seconds },
+            );
+            progress.advance("stages", reports.len() as u64, Some(total), "stages");
+        }
+        Ok(order.into_iter().filter_map(|name| reports.remove(&name)).collect())
+    }
+
+    /// The columns of inputs that may not be in the lake yet.
+    fn input_schemas(&self, stage: &Stage) -> BTreeMap<TableName, arrow::datatypes::SchemaRef> {
+        stage
+            .inputs
+            .keys()
+            .filter_map(|input| Some((input.clone(), Arc::clone(self.project.declared().get(input)?))))
+            .collect()
+    }
+
+    /// Publishes the versions that are pinned now, unless readers see exactly these already.
+    async fn publish(&self, options: &RunOptions, pinned: &BTreeMap<TableName, Table>) -> Result<Option<u64>> {
+        let tables: Vec<ManifestEntry> = pinned
+            .values()
+            .map(|table| ManifestEntry {
+                name: table.name().clone(),
+                version: table.version(),
+                rows: table.row_count(),
+            })
+            .collect();
+        let latest = self.lake.latest_manifest().await?;
+        if latest.as_ref().is_some_and(|manifest| manifest.tables == tables) {
+            return Ok(None);
+        }
+        let manifest = Manifest {
+            sequence: latest.map_or(0, |manifest| manifest.sequence) + 1,
+            run_id: options.run_id.clone(),
+            as_of: options.as_of,
+            published_at: self.lake.clock().now(),
+            tables,
+        };
+        Ok(Some(self.lake.publish(manifest).await?.sequence))
+    }
+}
+
+/// The newest version of every table of the lake, read side by side.
+pub(crate) async fn pin_all(lake: &Lake) -> Result<BTreeMap<TableName, Table>> {
+    let names = lake.tables().await?;
+    let tables: Vec<Option<Table>> = futures::stream::iter(names)
+        .map(|name| {
+            let lake = lake.clone();
+            async move { lake.table(&name).await }
+        })
+        .buffer_unordered(8)
+        .try_collect()
+        .await?;
+    Ok(tables.into_iter().flatten().map(|table| (table.name().clone(), table)).collect())
+}
+
+fn quarantine_name(stage: &TableName) -> Option<TableName> {
+    TableName::new("quarantine", &format!("{}_{}", stage.schema(), stage.table())).ok()
+}
+
+fn line(name: &TableName, outcome: &StageOutcome, seconds: f64) -> String {
+    match outcome {
+        StageOutcome::Built { version, rows, quarantined_rows: 0 } => {
+            format!("    Built {name}  {rows} rows  v{version}  {seconds:.1}s")
+        }
+        StageOutcome::Built { version, rows, quarantined_rows } => {
+            format!("    Built {name}  {rows} rows, {quarantined_rows} quarantined  v{version}  {seconds:.1}s")
+        }
+        StageOutcome::Fresh { version } => format!("    Fresh {name}  v{version}"),
+        StageOutcome::Failed { error, .. } => format!("   Failed {name}  {error}"),
+        StageOutcome::Blocked { by } => format!("  Blocked {name}  by {by}"),
+    }
+}
+
+fn record(name: &TableName, outcome: &StageOutcome, seconds: f64) {
+    match outcome {
+        StageOutcome::Built { rows, quarantined_rows, .. } => {
+            tracing::info!(
+                stage = %name,
+                monotonic_counter.holdfast_stage_rows = *rows,
+                monotonic_counter.holdfast_stage_quarantined_rows = *quarantined_rows,
+                histogram.holdfast_stage_seconds = seconds,
+                "stage built"
+            );
+        }
+        StageOutcome::Fresh { .. } => tracing::debug!(stage = %name, "stage fresh"),
+        StageOutcome::Failed { kind, .. } => {
+            tracing::error!(stage = %name, kind = kind.as_str(), monotonic_counter.holdfast_errors = 1_u64, "stage failed");
+        }
+        StageOutcome::Blocked { by } => tracing::warn!(stage = %name, %by, "stage blocked"),
+    }
+}
+
+/// All that building one stage needs, so that it can run on its own.
+struct StageWork {
+    lake: Lake,
+    settings: SessionSettings,
+    runtime: Arc<RuntimeEnv>,
+    inputs: BTreeMap<TableName, Option<Table>>,
+    declared: BTreeMap<TableName, arrow::datatypes::SchemaRef>,
+    current: Option<Table>,
+    quarantine: Option<Table>,
+    checked: CheckedStage,
+    as_of: DateTime<Utc>,
+    refresh: bool,
+}
+
+impl StageWork {
+    fn name(&self) -> &TableName {
+        &self.checked.stage.name
+    }
+
+    fn note(&self) -> StageNote {
+        let stage = &self.checked.stage;
+        let salt = format!("{ENGINE_VERSION}/{}/{}", self.lake.settings().customer_buckets, self.settings.salt);
+        StageNote {
+            fingerprint: stage.fingerprint(&salt),
+            inputs: self
+                .inputs
+                .iter()
+                .map(|(name, table)| (name.clone(), table.as_ref().map(Table::version)))
+                .collect(),
+            day: stage.depends_on_time.then(|| self.as_of.date_naive()),
+        }
+    }
+
+    async fn build(self) -> Result<Built> {
+        let note = self.note();
+        if !self.refresh
+            && let Some(current) = &self.current
+            && let Some(stored) = current.commit_note(STAGE_NOTE, NOTE_COMMITS_MAX).await?
+            && serde_json::from_value::<StageNote>(stored).is_ok_and(|stored| stored == note)
+        {
+            let outcome = StageOutcome::Fresh { version: current.version() };
+            return Ok(Built { outcome, expectations: Vec::new(), table: None });
+        }
+
+        let table = match &self.current {
+            Some(table) => table.clone(),
+            None => self.lake.ensure_table(&self.spec()).await?,
+        };
+        self.check_partitioning(&table)?;
+        let staged = self.stage(&table).await?;
+        let (staged, expectations) = staged;
+        if let Err(error) = self.judge(&staged, &expectations) {
+            self.lake.discard(staged.files.into_iter().chain(staged.refused).collect(), &table).await;
+            return Err(error);
+        }
+        self.commit(table, staged, expectations, &note).await
+    }
+
+    fn spec(&self) -> TableSpec {
+        let customers = self.checked.schema.field_with_name(CUSTOMER_BUCKET).is_ok();
+        TableSpec {
+            name: self.name().clone(),
+            schema: Arc::clone(&self.checked.schema),
+            partition_by: if customers { vec![CUSTOMER_BUCKET.to_owned()] } else { Vec::new() },
+            comment: self.checked.stage.directives.description.clone(),
+        }
+    }
+
+    fn check_partitioning(&self, table: &Table) -> Result<()> {
+        if table.partition_columns() == self.spec().partition_by {
+            return Ok(());
+        }
+        Err(EngineError::Query {
+            message: format!(
+                "{} gained or lost the column customer_id, which decides how the table is stored: give the stage another name",
+                self.name()
+            ),
+        })
+    }
+
+    /// Runs the query and leaves its rows in staged files, with what the expectations say about them.
+    async fn stage(&self, table: &Table) -> Result<(Staged, Vec<ExpectationResult>)> {
+        let stage = &self.checked.stage;
+        let tables = self.inputs.iter().filter_map(|(name, table)| {
+            let provider: Arc<dyn TableProvider> = match (table, self.declared.get(name)) {
+                (Some(table), _) => table.provider(),
+                (None, Some(schema)) => Arc::new(EmptyTable::new(Arc::clone(schema))),
+                (None, None) => return None,
+            };
+            Some((name.clone(), provider))
+        });
+        let buckets = self.lake.settings().customer_buckets;
+        let context = session_with(&self.settings, &self.runtime, buckets, tables)?;
+        let failed = || EngineError::execution(format!("stage {}", stage.name));
+        let (state, plan) =
+            plan_as_of(&context, stage.statement.clone(), self.as_of).await.map_err(failed())?;
+        let schema = Arc::clone(&self.checked.schema);
+        let (rules, whole) = expectation::split(&stage.directives.expectations, &schema, &state)
+            .map_err(|message| EngineError::Query { message: format!("{}: {message}", stage.name) })?;
+        let has_quarantine =
+            stage.directives.expectations.iter().any(|expectation| expectation.severity == Severity::Quarantine);
+        let quarantine = match (&self.quarantine, has_quarantine) {
+            (Some(table), true) => Some(table.clone()),
+            (None, true) => match quarantine_name(&stage.name) {
+                Some(name) => Some(self.lake.ensure_table(&self.quarantine_spec(name)).await?),
+                None => None,
+            },
+            (_, false) => None,
+        };
+        let target = Target { table: table.clone(), schema: Arc::clone(&schema), quarantine, rules: rules.clone() };
+        let staged = stage_rows(&state, plan, buckets, &stage.name, target).await?;
+
+        let mut results = rules.results(&staged.failed);
+        for expectation in whole {
+            results.push(self.judge_whole(&expectation, table, &staged, &schema).await?);
+        }
+        Ok((staged, results))
+    }
+
+    fn quarantine_spec(&self, name: TableName) -> TableSpec {
+        TableSpec {
+            comment: format!("Rows that {} did not publish, with the expectations they did not meet", self.name()),
+            name,
+            schema: quarantine_schema(&self.checked.schema),
+            partition_by: Vec::new(),
+        }
+    }
+
+    /// Asks a condition over the whole table of the staged files, before they are part of it.
+    async fn judge_whole(
+        &self,
+        expectation: &Expectation,
+        table: &Table,
+        staged: &Staged,
+        schema: &arrow::datatypes::SchemaRef,
+    ) -> Result<ExpectationResult> {
+        let failed = || EngineError::execution(format!("expectation {} of {}", expectation.name, self.name()));
+        let provider = table.staged_provider(Arc::clone(schema), &staged.files);
+        let buckets = self.lake.settings().customer_buckets;
+        let context = session_with(&self.settings, &self.runtime, buckets, [(self.name().clone(), provider)])?;
+        let mut state = context.state();
+        state.execution_props_mut().query_execution_start_time = Some(self.as_of);
+        let sql = format!("select ({}) as met from {}", expectation.condition, self.name());
+        let plan = state.create_logical_plan(&sql).await.map_err(failed())?;
+        let batches = DataFrame::new(state, plan).collect().await.map_err(failed())?;
+        let mut met = true;
+        for batch in &batches {
+            let values = as_boolean_array(batch.column(0)).map_err(failed())?;
+            met &= values.iter().all(|value| value.unwrap_or(true));
+        }
+        Ok(ExpectationResult {
+            name: expectation.name.clone(),
+            severity: expectation.severity,
+            condition: expectation.condition.clone(),
+            failed_rows: u64::from(!met),
+        })
+    }
+
+    fn judge(&self, staged: &Staged, results: &[ExpectationResult]) -> Result<()> {
+        match results.iter().find(|result| result.severity == Severity::Fail && result.failed_rows > 0) {
+            Some(result) => Err(EngineError::Expectation {
+                table: self.name().clone(),
+                expectation: result.name.clone(),
+                condition: result.condition.clone(),
+                rows: format!("{} of {} rows", result.failed_rows, staged.rows + staged.refused_rows),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    async fn commit(
+        &self,
+        table: Table,
+        staged: Staged,
+        expectations: Vec<ExpectationResult>,
+        note: &StageNote,
+    ) -> Result<Built> {
+        let failing = expectations.iter().any(|result| result.severity == Severity::Fail && result.failed_rows > 0);
+        Promise::Stg2.check(!failing, || format!("{} was about to be committed", self.name()))?;
+
+        let app_id = format!("stage/{}", self.name());
+        if let Some(name) = quarantine_name(self.name())
+            && let Some(quarantine) = self.lake.table(&name).await?
+            && (!staged.refused.is_empty() || quarantine.row_count() != Some(0))
+        {
+            let version = quarantine.position(&app_id).await?.unwrap_or(0) + 1;
+            let outcome = self
+                .lake
+                .commit(Change {
+                    table: &quarantine,
+                    position: Position { app_id: app_id.clone(), version },
+                    kind: ChangeKind::ReplaceAll,
+                    files: staged.refused,
+                    schema: Some(quarantine_schema(&self.checked.schema)),
+                    comment: None,
+                    metadata: Map::new(),
+                })
+                .await?;
+            if !matches!(outcome, CommitOutcome::Applied { .. }) {
+                return Err(EngineError::Concurrent { table: name });
+            }
+        }
+
+        let spec = self.spec();
+        let reshaped = table.schema() != &spec.schema || table.comment().unwrap_or_default() != spec.comment;
+        let version = table.position(&app_id).await?.unwrap_or(0) + 1;
+        let note = serde_json::to_value(note).unwrap_or(Value::Null);
+        let outcome = self
+            .lake
+            .commit(Change {
+                table: &table,
+                position: Position { app_id, version },
+                kind: ChangeKind::ReplaceAll,
+                files: staged.files,
+                schema: reshaped.then(|| Arc::clone(&spec.schema)),
+                comment: Some(spec.comment),
+                metadata: [(STAGE_NOTE.to_owned(), note)].into_iter().collect(),
+            })
+            .await?;
+        let CommitOutcome::Applied { version } = outcome else {
+            return Err(EngineError::Concurrent { table: self.name().clone() });
+        };
+        Ok(Built {
+            outcome: StageOutcome::Built { version, rows: staged.rows, quarantined_rows: staged.refused_rows },
+            expectations,
+            table: Some(self.lake.table_at(self.name(), version).await?),
+        })
+    }
+}

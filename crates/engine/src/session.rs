@@ -1,0 +1,180 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use datafusion::catalog::{
+    CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider,
+};
+use datafusion::execution::SessionState;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
+use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
+use datafusion::sql::parser::Statement;
+use holdfast_lake::Lake;
+use holdfast_types::TableName;
+
+use crate::Result;
+use crate::diagnostic::most_similar;
+use crate::error::{EngineError, describe};
+use crate::functions::customer_bucket_function;
+
+/// The catalogue's name in every session.
+pub(crate) const CATALOG: &str = "holdfast";
+
+/// Limits of a session, and the functions that other crates bring.
+#[derive(Debug, Clone)]
+pub struct SessionSettings {
+    /// The memory that all queries of a process share before they spill to disk, in bytes.
+    pub memory_bytes: usize,
+    /// How many parts of a plan run at once.
+    pub target_partitions: usize,
+    /// Functions known by name in stages and queries.
+    pub functions: Vec<Arc<ScalarUDF>>,
+    /// Changes whenever one of the functions would give other values, so that stages are refreshed.
+    pub salt: String,
+}
+
+impl Default for SessionSettings {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 1 << 30,
+            target_partitions: std::thread::available_parallelism().map_or(2, usize::from),
+            functions: Vec::new(),
+            salt: String::new(),
+        }
+    }
+}
+
+impl SessionSettings {
+    /// The memory pool and the spill folder that the sessions of a process share, with the lake's store in it.
+    ///
+    /// # Errors
+    /// When the spill folder cannot be made.
+    pub(crate) fn runtime(&self, lake: &Lake) -> Result<Arc<RuntimeEnv>> {
+        let consumers = std::num::NonZeroUsize::new(3).unwrap_or(std::num::NonZeroUsize::MIN);
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(TrackConsumersPool::new(FairSpillPool::new(self.memory_bytes), consumers)))
+            .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory))
+            .build_arc()
+            .map_err(EngineError::execution("preparing the engine"))?;
+        runtime.register_object_store(lake.store_url().as_ref(), Arc::clone(lake.store()));
+        Ok(runtime)
+    }
+
+    fn config(&self) -> SessionConfig {
+        SessionConfig::new()
+            .with_target_partitions(self.target_partitions)
+            .with_default_catalog_and_schema(CATALOG, "core")
+            .with_create_default_catalog_and_schema(false)
+            .with_information_schema(true)
+            .set_bool("datafusion.sql_parser.collect_spans", true)
+            // Views carry their whole buffers over the wire, slice by slice.
+            .set_bool("datafusion.optimizer.expand_views_at_output", true)
+            // Tables keep their history: an equal name later is another file.
+            .set_bool("datafusion.execution.collect_statistics", false)
+    }
+}
+
+/// A fresh session over the given tables.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that builds sessions")]
+pub fn session_with(
+    settings: &SessionSettings,
+    runtime: &Arc<RuntimeEnv>,
+    buckets: u32,
+    tables: impl IntoIterator<Item = (TableName, Arc<dyn TableProvider>)>,
+) -> Result<SessionContext> {
+    let context = SessionContext::new_with_config_rt(settings.config(), Arc::clone(runtime));
+    let mut schemas: BTreeMap<String, Arc<MemorySchemaProvider>> = BTreeMap::new();
+    for (name, provider) in tables {
+        schemas
+            .entry(name.schema().to_owned())
+            .or_insert_with(|| Arc::new(MemorySchemaProvider::new()))
+            .register_table(name.table().to_owned(), provider)
+            .map_err(EngineError::execution(format!("registering {name}")))?;
+    }
+    // The default schema must exist for unqualified names to give a sensible error.
+    schemas.entry("core".to_owned()).or_insert_with(|| Arc::new(MemorySchemaProvider::new()));
+    let catalog = MemoryCatalogProvider::new();
+    for (schema, provider) in schemas {
+        catalog
+            .register_schema(&schema, provider)
+            .map_err(EngineError::execution(format!("registering schema {schema}")))?;
+    }
+    context.register_catalog(CATALOG, Arc::new(catalog));
+    context.register_udf(customer_bucket_function(buckets));
+    for function in &settings.functions {
+        context.register_udf(function.as_ref().clone());
+    }
+    Ok(context)
+}
+
+/// Plans a statement with `now()` standing still at `as_of`. The state must be used to run the plan, too.
+///
+/// # Errors
+/// The planner's own, with spans where it knows them.
+pub async fn plan_as_of(
+    context: &SessionContext,
+    statement: Statement,
+    as_of: DateTime<Utc>,
+) -> Result<(SessionState, LogicalPlan), datafusion::error::DataFusionError> {
+    let mut state = context.state();
+    state.execution_props_mut().query_execution_start_time = Some(as_of);
+    let plan = state.statement_to_plan(statement).await?;
+    Ok((state, plan))
+}
+
+/// Plans a query for a reader: anything that is not a query is refused.
+///
+/// # Errors
+/// [`EngineError::Query`] with line and column when the text cannot be planned or is not a query.
+pub async fn plan_read_only(context: &SessionContext, sql: &str) -> Result<LogicalPlan> {
+    let state = context.state();
+    let plan = state.create_logical_plan(sql).await.map_err(|error| query_error(&error, context))?;
+    SQLOptions::new()
+        .with_allow_ddl(false)
+        .with_allow_dml(false)
+        .with_allow_statements(false)
+        .verify_plan(&plan)
+        .map_err(|_| EngineError::Query {
+            message: "only queries are allowed: tables are written by ingestion and stages".to_owned(),
+        })?;
+    if matches!(plan, LogicalPlan::Copy(_) | LogicalPlan::Dml(_) | LogicalPlan::Ddl(_) | LogicalPlan::Statement(_)) {
+        return Err(EngineError::Query {
+            message: "only queries are allowed: tables are written by ingestion and stages".to_owned(),
+        });
+    }
+    Ok(plan)
+}
+
+fn query_error(error: &datafusion::error::DataFusionError, context: &SessionContext) -> EngineError {
+    let mut message = describe(error);
+    if let Some(diagnostic) = error.diagnostic() {
+        message.clone_from(&diagnostic.message);
+        if let Some(span) = diagnostic.span {
+            message = format!("line {}, column {}: {message}", span.start.line, span.start.column);
+        }
+        for help in &diagnostic.helps {
+            message = format!("{message} ({})", help.message);
+        }
+    }
+    if let Some(wrong) = message.split('\'').nth(1).filter(|_| message.contains("table '"))
+        && let Some(catalog) = context.catalog(CATALOG)
+    {
+        let names: Vec<String> = catalog
+            .schema_names()
+            .into_iter()
+            .filter(|schema| schema != "information_schema")
+            .filter_map(|schema| Some((catalog.schema(&schema)?, schema)))
+            .flat_map(|(provider, schema)| {
+                provider.table_names().into_iter().map(move |table| format!("{schema}.{table}"))
+            })
+            .collect();
+        let wrong = wrong.strip_prefix(&format!("{CATALOG}.")).unwrap_or(wrong);
+        if let Some(name) = most_similar(wrong, names.iter().map(String::as_str)) {
+            message = format!("{message}: did you mean `{name}`?");
+        }
+    }
+    EngineError::Query { message }
+}

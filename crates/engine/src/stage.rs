@@ -1,0 +1,292 @@
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use datafusion::sql::parser::{DFParserBuilder, Statement};
+use datafusion::sql::resolve::resolve_table_references;
+use datafusion::sql::sqlparser::ast::{
+    Expr, ObjectName, ObjectNamePart, Query, SetExpr, Statement as SqlStatement, visit_expressions, visit_relations,
+};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use holdfast_types::TableName;
+
+use crate::diagnostic::{Diagnostic, line_and_column};
+use crate::directive::{self, Directives};
+
+/// One stage: a file with one `SELECT`, and the table of its name.
+#[derive(Debug, Clone)]
+pub struct Stage {
+    /// The table it makes: its path below the folder of stages.
+    pub name: TableName,
+    /// The file, as messages name it.
+    pub file: PathBuf,
+    /// The file's text.
+    pub text: String,
+    /// Its line directives.
+    pub directives: Directives,
+    /// The tables it reads, and where each is first named (line, column, width).
+    pub inputs: BTreeMap<TableName, (usize, usize, usize)>,
+    /// Documentation of output columns, from the comments behind them.
+    pub column_comments: BTreeMap<String, String>,
+    /// Whether the result depends on the moment of the run.
+    pub depends_on_time: bool,
+    pub(crate) statement: Statement,
+}
+
+/// Functions whose value is the moment of the run.
+const CLOCK_FUNCTIONS: [&str; 6] = ["now", "current_timestamp", "current_date", "current_time", "today", "localtimestamp"];
+
+/// Functions whose value differs from call to call: a stage with one cannot be repeated.
+const VOLATILE_FUNCTIONS: [&str; 3] = ["random", "uuid", "gen_random_uuid"];
+
+impl Stage {
+    /// Reads a stage. All mistakes are reported that can be seen in the file alone.
+    pub(crate) fn parse(name: TableName, file: &Path, text: String) -> Result<Self, Vec<Diagnostic>> {
+        let (directives, mut mistakes) = directive::parse(file, &text);
+        let statement = match parse_statement(file, &text) {
+            Ok(statement) => statement,
+            Err(mistake) => {
+                mistakes.push(*mistake);
+                return Err(mistakes);
+            }
+        };
+        let inputs = inputs(file, &text, &statement, &mut mistakes);
+        let mut depends_on_time = false;
+        if let Statement::Statement(sql) = &statement {
+            let _: ControlFlow<()> = visit_expressions(sql.as_ref(), |expr| {
+                if let Expr::Function(function) = expr {
+                    let called = function.name.to_string().to_lowercase();
+                    depends_on_time |= CLOCK_FUNCTIONS.contains(&called.as_str());
+                    if VOLATILE_FUNCTIONS.contains(&called.as_str()) {
+                        let (line, column) = place_of(&function.name).unwrap_or((0, 0));
+                        mistakes.push(
+                            Diagnostic::at(
+                                "E0208",
+                                format!("`{called}()` gives another value at every call"),
+                                file,
+                                &text,
+                                line,
+                                column,
+                                called.len(),
+                            )
+                            .with_help("a stage must be repeatable: derive the value from the row"),
+                        );
+                    }
+                }
+                ControlFlow::Continue(())
+            });
+        }
+        if mistakes.is_empty() {
+            let column_comments = column_comments(&text);
+            Ok(Self { name, file: file.to_owned(), text, directives, inputs, column_comments, depends_on_time, statement })
+        } else {
+            Err(mistakes)
+        }
+    }
+
+    /// What decides whether a refresh could give another result: the query without comments and layout, and the directives that
+    /// change rows.
+    pub(crate) fn fingerprint(&self, salt: &str) -> String {
+        let mut hasher = blake3::Hasher::new();
+        let mut part = |text: &str| {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        };
+        part(salt);
+        part(&self.statement.to_string());
+        for expectation in &self.directives.expectations {
+            part(expectation.severity.as_str());
+            part(&expectation.condition);
+        }
+        for (tag, columns) in &self.directives.tags {
+            part(tag);
+            part(&columns.join(","));
+        }
+        hasher.finalize().to_hex().chars().take(32).collect()
+    }
+}
+
+fn parse_statement(file: &Path, text: &str) -> Result<Statement, Box<Diagnostic>> {
+    let of_file = |message: &str| {
+        let mistake = Diagnostic::of_file("E0202", message, file);
+        Box::new(mistake.with_help("a stage is exactly one `select …`, without `create` or `insert`"))
+    };
+    let mut statements = DFParserBuilder::new(text)
+        .with_dialect(&GenericDialect {})
+        .build()
+        .and_then(|mut parser| parser.parse_statements())
+        .map_err(|error| Box::new(syntax_error(file, text, &error)))?;
+    let statement = match statements.len() {
+        1 => statements.pop_front(),
+        0 => None,
+        _ => return Err(of_file("the file holds more than one statement")),
+    };
+    match statement {
+        Some(statement) if is_query(&statement) => Ok(statement),
+        Some(_) => Err(of_file("the statement is not a query")),
+        None => Err(of_file("the file holds no statement")),
+    }
+}
+
+fn is_query(statement: &Statement) -> bool {
+    let Statement::Statement(statement) = statement else { return false };
+    let SqlStatement::Query(query) = statement.as_ref() else { return false };
+    fn reads_only(query: &Query) -> bool {
+        match query.body.as_ref() {
+            SetExpr::Select(select) => select.into.is_none(),
+            SetExpr::Query(inner) => reads_only(inner),
+            SetExpr::SetOperation { .. } | SetExpr::Values(_) => true,
+            _ => false,
+        }
+    }
+    reads_only(query)
+}
+
+/// The parser's message ends in `at Line: 3, Column: 7`.
+fn syntax_error(file: &Path, text: &str, error: &datafusion::error::DataFusionError) -> Diagnostic {
+    let message = match error.find_root() {
+        datafusion::error::DataFusionError::SQL(inner, _) => inner.to_string(),
+        other => other.strip_backtrace(),
+    };
+    let message = message.trim_start_matches("sql parser error: ").to_owned();
+    let number_after = |marker: &str| -> Option<usize> {
+        let start = message.rfind(marker)? + marker.len();
+        message[start..].trim_start().split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    let (line, column) = match (number_after("Line:"), number_after("Column:")) {
+        (Some(line), Some(column)) if line > 0 => (line, column),
+        _ => line_and_column(text, text.trim_end().len()),
+    };
+    let short = message.split(" at Line:").next().unwrap_or(&message).to_owned();
+    let width = text
+        .lines()
+        .nth(line - 1)
+        .map_or(1, |line| line.chars().skip(column - 1).take_while(|c| c.is_alphanumeric() || *c == '_').count());
+    Diagnostic::at("E0201", format!("SQL syntax: {short}"), file, text, line, column, width)
+}
+
+fn place_of(name: &ObjectName) -> Option<(usize, usize)> {
+    match name.0.first()? {
+        ObjectNamePart::Identifier(ident) => {
+            let start = ident.span.start;
+            Some((usize::try_from(start.line).ok()?, usize::try_from(start.column).ok()?))
+        }
+        ObjectNamePart::Function(_) => None,
+    }
+}
+
+fn inputs(
+    file: &Path,
+    text: &str,
+    statement: &Statement,
+    mistakes: &mut Vec<Diagnostic>,
+) -> BTreeMap<TableName, (usize, usize, usize)> {
+    let mut found = BTreeMap::new();
+    // Names of common table expressions are left out here; spans come from the walk below.
+    let references = match resolve_table_references(statement, true) {
+        Ok((references, _)) => references,
+        Err(error) => {
+            mistakes.push(Diagnostic::of_file("E0202", error.strip_backtrace(), file));
+            return found;
+        }
+    };
+    let mut places: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    if let Statement::Statement(sql) = statement {
+        let _: ControlFlow<()> = visit_relations(sql.as_ref(), |name| {
+            if let Some(place) = place_of(name) {
+                places.entry(name.to_string()).or_insert(place);
+            }
+            ControlFlow::Continue(())
+        });
+    }
+    for reference in references {
+        let shown = reference.to_string();
+        let (line, column) = places.get(&shown).copied().unwrap_or((0, 0));
+        let width = shown.chars().count();
+        match shown.parse::<TableName>() {
+            Ok(name) => {
+                found.insert(name, (line, column, width));
+            }
+            Err(_) => mistakes.push(
+                Diagnostic::at("E0204", format!("`{shown}` is not the name of a table"), file, text, line, column, width)
+                    .with_help("name tables as schema.table"),
+            ),
+        }
+    }
+    found
+}
+
+/// The comments behind output columns: `<expression> as name,  -- text`, one column a line. The last line that names a column
+/// counts, which is the final `select`'s.
+fn column_comments(text: &str) -> BTreeMap<String, String> {
+    let mut comments = BTreeMap::new();
+    for line in text.lines() {
+        let Some((code, comment)) = line.split_once("-- ") else { continue };
+        let code = code.trim_end().trim_end_matches(',').trim_end();
+        let name: String = code
+            .chars()
+            .rev()
+            .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+            .collect::<String>()
+            .chars()
+            .rev()
+            .collect();
+        if !name.is_empty() && !comment.trim().is_empty() {
+            comments.insert(name, comment.trim().to_owned());
+        }
+    }
+    comments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stage(text: &str) -> Result<Stage, Vec<Diagnostic>> {
+        Stage::parse("profile.a".parse().unwrap(), Path::new("sql/profile/a.sql"), text.to_owned())
+    }
+
+    #[test]
+    fn inputs_are_tables_and_not_common_table_expressions() {
+        let stage = stage("with orders as (select * from core.orders)\nselect * from orders\njoin core.events e on true").unwrap();
+        let inputs: Vec<_> = stage.inputs.iter().map(|(name, place)| (name.to_string(), place.0)).collect();
+        assert_eq!(inputs, [("core.events".to_owned(), 3), ("core.orders".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn comments_and_layout_do_not_change_the_fingerprint() {
+        let one = stage("select a, -- text\n b from core.x").unwrap();
+        let two = stage("-- another\nselect a,b\nfrom   core.x").unwrap();
+        let three = stage("select a, c from core.x").unwrap();
+        assert_eq!(one.fingerprint(""), two.fingerprint(""));
+        assert_ne!(one.fingerprint(""), three.fingerprint(""));
+        assert_ne!(one.fingerprint("1"), one.fingerprint("2"));
+    }
+
+    #[test]
+    fn a_syntax_error_has_a_place() {
+        let mistakes = stage("select a\nfrom core.x\nwhere and b").unwrap_err();
+        assert_eq!((mistakes[0].code, mistakes[0].line), ("E0201", 3));
+    }
+
+    #[test]
+    fn what_is_not_a_query_is_refused() {
+        for text in ["drop table core.x", "select 1; select 2", "", "create table a as select 1"] {
+            assert!(stage(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn volatile_functions_are_refused_and_now_is_noticed() {
+        assert_eq!(stage("select random() as r").unwrap_err()[0].code, "E0208");
+        assert!(stage("select now() as t").unwrap().depends_on_time);
+        assert!(!stage("select 'now()' as t").unwrap().depends_on_time);
+    }
+
+    #[test]
+    fn comments_document_columns() {
+        let stage = stage("select\n    a.b,        -- The b\n    sum(c) as d -- Total, CNY\nfrom core.x a group by b").unwrap();
+        assert_eq!(stage.column_comments["b"], "The b");
+        assert_eq!(stage.column_comments["d"], "Total, CNY");
+    }
+}

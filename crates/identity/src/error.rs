@@ -1,0 +1,70 @@
+use std::path::PathBuf;
+
+use holdfast_engine::EngineError;
+use holdfast_lake::LakeError;
+use holdfast_types::{BrokenPromise, ErrorKind};
+
+/// What can go wrong in identity resolution.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// A rule file that cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A rule file with a mistake.
+    #[error("{path}:{line}:{column}: {message}")]
+    Rules {
+        /// Which.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// From 1.
+        column: usize,
+        /// What is wrong, and what to do.
+        message: String,
+    },
+    /// The key is not 32 bytes in hexadecimal.
+    #[error("{0} does not hold an identity key: 64 hexadecimal digits are expected")]
+    Key(PathBuf),
+    /// An identifier's SQL expression does not fit its source.
+    #[error("identifiers of source {name}: {reason}")]
+    Source {
+        /// Which source.
+        name: String,
+        /// What the planner says.
+        reason: String,
+    },
+    /// Another process resolved identities at the same time.
+    #[error("identity was resolved by another process at the same time: run again")]
+    Concurrent,
+    /// The engine refused.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The lake refused.
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+    /// A promise did not hold.
+    #[error(transparent)]
+    Promise(#[from] BrokenPromise),
+    /// Stored tables that are not as this crate writes them.
+    #[error("identity tables are damaged: {0}")]
+    Damaged(String),
+}
+
+impl IdentityError {
+    /// What the caller should do.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unreadable { .. } | Self::Rules { .. } | Self::Key(_) | Self::Source { .. } => ErrorKind::InvalidConfig,
+            Self::Concurrent => ErrorKind::Conflict,
+            Self::Engine(error) => error.kind(),
+            Self::Lake(error) => error.kind(),
+            Self::Promise(_) => ErrorKind::Bug,
+            Self::Damaged(_) => ErrorKind::CorruptData,
+        }
+    }
+}

@@ -1,0 +1,316 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, StringBuilder};
+use arrow::datatypes::DataType;
+use datafusion::common::ScalarValue;
+use datafusion::common::cast::as_string_array;
+use datafusion::error::{DataFusionError, Result as DataFusionResult};
+use datafusion::logical_expr::{
+    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+};
+
+use crate::error::IdentityError;
+use crate::rules::IdentityRules;
+use crate::Result;
+
+/// The secret that identifiers are hashed with. Whoever has it can test guesses against tokens, so it lives outside the lake.
+#[derive(Clone, PartialEq, Eq)]
+pub struct IdentityKey([u8; 32]);
+
+impl std::fmt::Debug for IdentityKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("IdentityKey(…)")
+    }
+}
+
+impl IdentityKey {
+    /// A key from its bytes.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Reads a key: 64 hexadecimal digits.
+    ///
+    /// # Errors
+    /// [`IdentityError::Unreadable`], [`IdentityError::Key`].
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| IdentityError::Unreadable { path: path.to_owned(), source })?;
+        Self::from_hex(text.trim()).ok_or_else(|| IdentityError::Key(path.to_owned()))
+    }
+
+    fn from_hex(text: &str) -> Option<Self> {
+        blake3::Hash::from_hex(text).ok().map(|hash| Self(*hash.as_bytes()))
+    }
+
+    /// The key as [`IdentityKey::load`] reads it.
+    pub fn to_hex(&self) -> String {
+        blake3::Hash::from_bytes(self.0).to_hex().to_string()
+    }
+}
+
+/// Makes tokens: the keyed hash of a normalised identifier, one key a type, so that equal texts of different types differ.
+#[derive(Debug, Clone)]
+pub struct IdentifierTokens {
+    rules: Arc<IdentityRules>,
+    keys: Vec<(String, [u8; 32])>,
+    fingerprint: String,
+}
+
+impl IdentifierTokens {
+    /// Tokens under these rules and this key.
+    pub fn new(rules: IdentityRules, key: &IdentityKey) -> Self {
+        let keys = rules
+            .priority
+            .iter()
+            .map(|name| {
+                let mut hasher = blake3::Hasher::new_derive_key("holdfast identifier token v1");
+                hasher.update(&key.0);
+                hasher.update(name.as_bytes());
+                (name.clone(), *hasher.finalize().as_bytes())
+            })
+            .collect();
+        let check = blake3::keyed_hash(&key.0, b"fingerprint").to_hex();
+        let fingerprint = format!("{}-{}", rules.fingerprint(), &check[..8]);
+        Self { rules: Arc::new(rules), keys, fingerprint }
+    }
+
+    /// The rules.
+    pub fn rules(&self) -> &IdentityRules {
+        &self.rules
+    }
+
+    /// A text that changes with the rules and with the key, and gives neither away.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// The token of a value, 32 hexadecimal digits; `None` for what is no identifier: empty, malformed, blocked.
+    ///
+    /// # Errors
+    /// When there is no such type.
+    pub fn token(&self, identifier_type: &str, value: &str) -> Option<String> {
+        let key = self.key(identifier_type)?;
+        self.token_with(key, identifier_type, value)
+    }
+
+    fn key(&self, identifier_type: &str) -> Option<&[u8; 32]> {
+        self.keys.iter().find(|(name, _)| name == identifier_type).map(|(_, key)| key)
+    }
+
+    fn token_with(&self, key: &[u8; 32], identifier_type: &str, value: &str) -> Option<String> {
+        let value = normalise(&self.rules, identifier_type, value)?;
+        if self.rules.blocked.get(identifier_type).is_some_and(|blocked| blocked.contains(&value)) {
+            return None;
+        }
+        Some(blake3::keyed_hash(key, value.as_bytes()).to_hex()[..32].to_owned())
+    }
+
+    /// The SQL function `identifier_token(type, value)`.
+    pub fn function(&self) -> ScalarUDF {
+        ScalarUDF::from(IdentifierToken {
+            tokens: self.clone(),
+            signature: Signature::exact(vec![DataType::Utf8, DataType::Utf8], Volatility::Immutable),
+        })
+    }
+}
+
+/// A value as it is compared: two texts that mean the same identifier become equal. `None` when the text cannot be one.
+///
+/// Phones become E.164 (country default by rule), e-mails lowercase with the provider's own aliases undone, member ids uppercase without separators; the others
+/// are opaque and only trimmed.
+pub fn normalise(rules: &IdentityRules, identifier_type: &str, value: &str) -> Option<String> {
+    let value = value.trim();
+    if value.is_empty() {
+        return None;
+    }
+    match identifier_type {
+        "phone" => phone(rules.types.get("phone").and_then(|rule| rule.country.as_deref()), value),
+        "email" => email(value),
+        "member_id" => {
+            let id: String = half_width(value)
+                .chars()
+                .filter(|c| c.is_alphanumeric())
+                .flat_map(char::to_uppercase)
+                .collect();
+            meaningful(id)
+        }
+        _ => meaningful(value.to_owned()),
+    }
+}
+
+/// Texts that forms and exports put where nothing was known.
+fn meaningful(value: String) -> Option<String> {
+    const NOTHING: [&str; 8] = ["null", "none", "nan", "n/a", "na", "undefined", "anonymous", "-1"];
+    let only_filler = value.chars().all(|c| matches!(c, '0' | '-' | '.' | '*'));
+    (!value.is_empty() && !only_filler && !NOTHING.contains(&value.to_lowercase().as_str())).then_some(value)
+}
+
+/// Full-width digits, letters and signs, as East Asian keyboards write them, become their ASCII twins.
+fn half_width(text: &str) -> String {
+    text.chars()
+        .map(|c| match u32::from(c) {
+            code @ 0xff01..=0xff5e => char::from_u32(code - 0xfee0).unwrap_or(c),
+            0x3000 => ' ',
+            _ => c,
+        })
+        .collect()
+}
+
+fn phone(country: Option<&str>, value: &str) -> Option<String> {
+    let text: String = half_width(value).chars().filter(|c| c.is_ascii_digit() || *c == '+').collect();
+    let digits = text.trim_start_matches('+');
+    if digits.len() < 6 || digits.chars().all(|c| c == '0') {
+        return None;
+    }
+    let country = country.and_then(|country| country.parse::<phonenumber::country::Id>().ok());
+    let international = match digits.strip_prefix("00") {
+        Some(rest) => format!("+{rest}"),
+        None => text.clone(),
+    };
+    let number = phonenumber::parse(country, &international)
+        .ok()
+        .filter(phonenumber::is_valid)
+        // A country code is often written without its plus.
+        .or_else(|| phonenumber::parse(country, format!("+{digits}")).ok().filter(phonenumber::is_valid))?;
+    Some(number.format().mode(phonenumber::Mode::E164).to_string())
+}
+
+fn email(value: &str) -> Option<String> {
+    let text = half_width(value).trim().to_lowercase();
+    let (local, domain) = text.rsplit_once('@')?;
+    if local.is_empty() || !domain.contains('.') || domain.starts_with('.') || text.contains(char::is_whitespace) {
+        return None;
+    }
+    let domain = if domain == "googlemail.com" { "gmail.com" } else { domain };
+    // What these providers deliver to the same box.
+    let local = match domain {
+        "gmail.com" => local.split('+').next().unwrap_or(local).replace('.', ""),
+        "outlook.com" | "hotmail.com" | "live.com" | "icloud.com" | "me.com" | "fastmail.com" | "proton.me" => {
+            local.split('+').next().unwrap_or(local).to_owned()
+        }
+        _ => local.to_owned(),
+    };
+    meaningful(local).map(|local| format!("{local}@{domain}"))
+}
+
+#[derive(Debug)]
+struct IdentifierToken {
+    tokens: IdentifierTokens,
+    signature: Signature,
+}
+
+impl PartialEq for IdentifierToken {
+    fn eq(&self, other: &Self) -> bool {
+        self.tokens.fingerprint == other.tokens.fingerprint
+    }
+}
+
+impl Eq for IdentifierToken {}
+
+impl std::hash::Hash for IdentifierToken {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.tokens.fingerprint.hash(state);
+    }
+}
+
+impl ScalarUDFImpl for IdentifierToken {
+    fn name(&self) -> &'static str {
+        "identifier_token"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _arguments: &[DataType]) -> DataFusionResult<DataType> {
+        Ok(DataType::Utf8)
+    }
+
+    fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> DataFusionResult<ColumnarValue> {
+        let Some(ColumnarValue::Scalar(ScalarValue::Utf8(Some(identifier_type)))) = arguments.args.first() else {
+            return Err(DataFusionError::Execution(
+                "identifier_token(type, value): type must be a literal such as 'phone'".to_owned(),
+            ));
+        };
+        let Some(key) = self.tokens.key(identifier_type) else {
+            return Err(DataFusionError::Execution(format!(
+                "identifier_token: `{identifier_type}` is no identifier type; the pipeline's rules know {}",
+                self.tokens.rules.priority.join(", ")
+            )));
+        };
+        let values = ColumnarValue::values_to_arrays(&arguments.args[1..])?;
+        let values = as_string_array(&values[0])?;
+        let mut tokens = StringBuilder::with_capacity(values.len(), values.len() * 32);
+        // Neighbouring rows often carry the same identifier.
+        let mut last: Option<(&str, Option<String>)> = None;
+        for value in values {
+            let Some(value) = value else {
+                tokens.append_null();
+                continue;
+            };
+            if last.as_ref().is_none_or(|(seen, _)| *seen != value) {
+                last = Some((value, self.tokens.token_with(key, identifier_type, value)));
+            }
+            tokens.append_option(last.as_ref().and_then(|(_, token)| token.as_deref()));
+        }
+        Ok(ColumnarValue::Array(Arc::new(tokens.finish()) as ArrayRef))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::rules::TypeRule;
+
+    fn rules() -> IdentityRules {
+        let rule = |country: Option<&str>| TypeRule { unique: false, shared_above: 1, country: country.map(str::to_owned) };
+        let types: BTreeMap<String, TypeRule> = [("phone", Some("CN")), ("email", None), ("member_id", None), ("device", None)]
+            .into_iter()
+            .map(|(name, country)| (name.to_owned(), rule(country)))
+            .collect();
+        IdentityRules { priority: types.keys().cloned().collect(), types, blocked: BTreeMap::new() }
+    }
+
+    #[test]
+    fn the_same_phone_in_any_notation_is_one_value() {
+        for text in ["138 1234 5678", "+86-138-1234-5678", "0086 13812345678", "8613812345678", "１３８１２３４５６７８", "(+86) 138.1234.5678"] {
+            assert_eq!(normalise(&rules(), "phone", text).as_deref(), Some("+8613812345678"), "{text}");
+        }
+        for text in ["", "12345", "00000000000", "abc"] {
+            assert_eq!(normalise(&rules(), "phone", text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn mail_providers_own_aliases_are_undone_and_no_others() {
+        let of = |text: &str| normalise(&rules(), "email", text);
+        assert_eq!(of(" Wei.Zhang+shop@GMail.com"), of("weizhang@googlemail.com"));
+        assert_ne!(of("wei.zhang@qq.com"), of("weizhang@qq.com"));
+        assert_eq!(of("not a mail"), None);
+        assert_eq!(of("none@"), None);
+    }
+
+    #[test]
+    fn fillers_are_nobody() {
+        for text in ["0", "-1", "null", "N/A", "anonymous", "0000-0000"] {
+            assert_eq!(normalise(&rules(), "device", text), None, "{text}");
+        }
+        assert_eq!(normalise(&rules(), "member_id", " m-001 234"), Some("M001234".to_owned()));
+    }
+
+    #[test]
+    fn tokens_differ_by_type_and_key_and_hide_the_value() {
+        let one = IdentifierTokens::new(rules(), &IdentityKey::new([1; 32]));
+        let two = IdentifierTokens::new(rules(), &IdentityKey::new([2; 32]));
+        let token = one.token("device", "abc").unwrap();
+        assert_eq!(token.len(), 32);
+        assert_ne!(Some(&token), one.token("member_id", "abc").as_ref());
+        assert_ne!(Some(&token), two.token("device", "abc").as_ref());
+        assert_eq!(one.token("fax", "abc"), None);
+        assert!(!format!("{:?}", IdentityKey::new([1; 32])).contains('1'));
+    }
+}

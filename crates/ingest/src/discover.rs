@@ -1,0 +1,118 @@
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures::{Stream, StreamExt, TryStreamExt};
+use holdfast_lake::ObjectLocation;
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectStore};
+
+use crate::error::IngestError;
+use crate::spec::SourceSpec;
+use crate::Result;
+
+/// How much is asked of the store at once, and how many such requests are under way for one file.
+const RANGE_BYTES: u64 = 8 << 20;
+const RANGES_AHEAD: usize = 2;
+
+/// A file of a source as the store shows it.
+#[derive(Debug, Clone)]
+pub(crate) struct FoundFile {
+    /// Relative to the ingested folder.
+    pub(crate) path: String,
+    pub(crate) location: Path,
+    pub(crate) size: u64,
+    pub(crate) etag: Option<String>,
+    pub(crate) modified: DateTime<Utc>,
+}
+
+impl FoundFile {
+    /// The file's bytes. A file that changes meanwhile ends the stream with [`IngestError::ChangedWhileRead`].
+    pub(crate) fn bytes(&self, store: &Arc<dyn ObjectStore>) -> impl Stream<Item = Result<Bytes>> + Send + use<> {
+        let (store, file, size) = (Arc::clone(store), self.clone(), self.size);
+        let starts = (0..size).step_by(usize::try_from(RANGE_BYTES).unwrap_or(usize::MAX));
+        futures::stream::iter(starts)
+            .map(move |start| {
+                let (store, file) = (Arc::clone(&store), file.clone());
+                async move { file.range(&store, start..size.min(start + RANGE_BYTES)).await }
+            })
+            .buffered(RANGES_AHEAD)
+    }
+
+    /// A part of the file, as long as the file is the one that was found.
+    pub(crate) async fn range(&self, store: &Arc<dyn ObjectStore>, range: Range<u64>) -> Result<Bytes> {
+        let wanted = range.end - range.start;
+        let options =
+            GetOptions { if_match: self.etag.clone(), range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
+        let failed = IngestError::store(&self.path);
+        let bytes = store.get_opts(&self.location, options).await.map_err(&failed)?.bytes().await.map_err(&failed)?;
+        if u64::try_from(bytes.len()).unwrap_or(0) == wanted {
+            Ok(bytes)
+        } else {
+            Err(IngestError::ChangedWhileRead { file: self.path.clone() })
+        }
+    }
+
+    /// BLAKE3 of its bytes, in hexadecimal.
+    pub(crate) async fn content_hash(&self, store: &Arc<dyn ObjectStore>) -> Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        let mut bytes = std::pin::pin!(self.bytes(store));
+        while let Some(chunk) = bytes.try_next().await? {
+            hasher.update(&chunk);
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+}
+
+/// The files of a source, sorted by path. Names that begin with a dot are left out: they are other programs' unfinished
+/// work.
+///
+/// # Errors
+/// [`IngestError::MissingFolder`], and what the store answers.
+pub(crate) async fn discover(from: &ObjectLocation, spec: &SourceSpec) -> Result<Vec<FoundFile>> {
+    let mut prefix = from.path.clone();
+    for part in spec.folder().split('/').filter(|part| !part.is_empty()) {
+        prefix = prefix.join(part);
+    }
+    let shown = format!("{}/{}", from.url.as_str().trim_end_matches('/'), spec.folder());
+    let missing =
+        || IngestError::MissingFolder { source_name: spec.name.clone(), folder: shown.trim_end_matches('/').to_owned() };
+    if let Ok(base) = from.url.to_file_path() {
+        let folder = base.join(spec.folder());
+        match tokio::fs::metadata(&folder).await {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => return Err(missing()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(missing()),
+            Err(source) => return Err(IngestError::Io { what: format!("cannot read {}", folder.display()), source }),
+        }
+    }
+    let listed: Vec<object_store::ObjectMeta> =
+        from.store.list(Some(&prefix)).try_collect().await.map_err(IngestError::store(&shown))?;
+    // An object store has no folders: one that holds nothing is as good as missing.
+    if listed.is_empty() && from.url.scheme() != "file" && is_empty(from).await? {
+        return Err(missing());
+    }
+    let mut files: Vec<FoundFile> = listed
+        .into_iter()
+        .filter_map(|object| {
+            let parts: Vec<String> = object.location.prefix_match(&from.path)?.map(|part| part.as_ref().to_owned()).collect();
+            let path = parts.join("/");
+            let hidden = parts.iter().any(|part| part.starts_with('.'));
+            (!hidden && spec.glob.is_match(&path)).then_some(FoundFile {
+                path,
+                location: object.location,
+                size: object.size,
+                etag: object.e_tag,
+                modified: object.last_modified,
+            })
+        })
+        .collect();
+    files.sort_by(|left, right| left.path.cmp(&right.path));
+    Ok(files)
+}
+
+async fn is_empty(from: &ObjectLocation) -> Result<bool> {
+    let mut objects = from.store.list(Some(&from.path));
+    Ok(objects.try_next().await.map_err(IngestError::store(from.url.as_str()))?.is_none())
+}

@@ -1,0 +1,727 @@
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use chrono::{DateTime, Utc};
+use futures::{StreamExt, TryStreamExt};
+use holdfast_lake::{
+    Change, ChangeKind, CommitOutcome, Lake, ObjectLocation, Position, StagedFile, Table, TableSpec, TableWriter,
+    WriterSettings,
+};
+use holdfast_types::{COMMENT_KEY, PII_KEY, Progress, Promise, TableName};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use tracing::Instrument;
+
+use crate::Result;
+use crate::batch::{HashedFile, Staged, Staging, stage};
+use crate::discover::{FoundFile, discover};
+use crate::error::IngestError;
+use crate::json::UnknownFields;
+use crate::ledger::{
+    Arrival, BatchTotals, Ledger, Outcome, PlannedFile, batch_row, batches_table, files_rows, files_table, widen,
+};
+use crate::spec::{SourceSpec, lineage_fields};
+
+/// How often a batch is planned anew because other workers took its number.
+const PLAN_ATTEMPTS_MAX: usize = 20;
+/// How often an append is tried again because another commit came in between.
+const COMMIT_ATTEMPTS_MAX: usize = 20;
+/// How far back the mark of an abandoned batch is looked for. It is looked for by the next run of its source.
+const ABANDONED_COMMITS_MAX: usize = 1_000;
+/// Files that are hashed at the same time.
+const HASHES_AHEAD: usize = 4;
+/// Names of unknown fields that a warning shows.
+const NAMES_SHOWN_MAX: usize = 8;
+
+/// Limits of ingestion.
+#[derive(Clone)]
+pub struct IngestSettings {
+    /// Tasks that decode and write.
+    pub threads: usize,
+    /// Files of a batch.
+    pub batch_files_max: usize,
+    /// Bytes of a batch; a bigger file is a batch of its own.
+    pub batch_bytes_max: u64,
+    /// Text that is decoded at once. Memory grows with this times `threads`.
+    pub block_bytes: usize,
+    /// The longest record.
+    pub record_bytes_max: usize,
+    /// Where the original text of a refused row is cut.
+    pub original_bytes_max: usize,
+    /// Called after each step of a batch, for tests that stop there.
+    pub on_step: Option<Arc<dyn Fn(IngestStep) + Send + Sync>>,
+}
+
+impl Default for IngestSettings {
+    fn default() -> Self {
+        Self {
+            threads: 2,
+            batch_files_max: 1_000,
+            batch_bytes_max: 512 << 20,
+            block_bytes: 4 << 20,
+            record_bytes_max: 64 << 20,
+            original_bytes_max: 64 << 10,
+            on_step: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for IngestSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IngestSettings")
+            .field("threads", &self.threads)
+            .field("batch_files_max", &self.batch_files_max)
+            .field("batch_bytes_max", &self.batch_bytes_max)
+            .field("block_bytes", &self.block_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The steps of a batch, in their order. Between any two of them a worker may die.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum IngestStep {
+    /// Rows for `raw` are written, invisible.
+    RawStaged,
+    /// Rows for `quarantine` are written, invisible. Not reached when none was refused.
+    QuarantineStaged,
+    /// Which files are the batch is durable.
+    Planned,
+    /// The refused rows are committed. Not reached when none was refused.
+    QuarantineCommitted,
+    /// The rows are committed.
+    RawCommitted,
+    /// The end of the batch is recorded.
+    BatchRecorded,
+}
+
+impl IngestStep {
+    /// All of them, in their order.
+    pub const ALL: [Self; 6] = [
+        Self::RawStaged,
+        Self::QuarantineStaged,
+        Self::Planned,
+        Self::QuarantineCommitted,
+        Self::RawCommitted,
+        Self::BatchRecorded,
+    ];
+
+    /// The name used on command lines.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RawStaged => "raw_staged",
+            Self::QuarantineStaged => "quarantine_staged",
+            Self::Planned => "planned",
+            Self::QuarantineCommitted => "quarantine_committed",
+            Self::RawCommitted => "raw_committed",
+            Self::BatchRecorded => "batch_recorded",
+        }
+    }
+}
+
+impl std::str::FromStr for IngestStep {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|step| step.as_str() == text).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.into_iter().map(Self::as_str).collect();
+            format!("`{text}` is not a step of ingestion; the steps are {}", names.join(", "))
+        })
+    }
+}
+
+/// What a call of [`ingest_source`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct SourceReport {
+    /// The source.
+    pub source: String,
+    /// Files that match the source's glob.
+    pub files_found: u64,
+    /// Files that were in `raw` already.
+    pub files_known: u64,
+    /// Files whose content came under another path before; nothing of them was stored.
+    pub files_copied: u64,
+    /// Files that were read into `raw`.
+    pub files_stored: u64,
+    /// Batches that were committed, those of an earlier run that had died included.
+    pub batches: u64,
+    /// Batches that an earlier run had left open and this one finished.
+    pub batches_recovered: u64,
+    /// Bytes of the files that were read.
+    pub bytes: u64,
+    /// Records read: stored plus quarantined.
+    pub rows_read: u64,
+    /// Records stored in `raw`.
+    pub rows_stored: u64,
+    /// Records put into quarantine.
+    pub rows_quarantined: u64,
+    /// The earliest event time of what was stored.
+    pub event_time_min: Option<DateTime<Utc>>,
+    /// The latest event time of what was stored.
+    pub event_time_max: Option<DateTime<Utc>>,
+    /// What somebody should look at: fields outside the contract, copies, abandoned batches.
+    pub warnings: Vec<String>,
+}
+
+/// Brings the new files of one source from the folder or bucket `from` into `raw.<source>` and `quarantine.<source>`.
+///
+/// Each record is stored once (ING-2) and durable once this returns (ING-1); what is read is stored or quarantined
+/// (ING-3). With nothing new, nothing is committed. May be called again at any time, also after a crash, and by several
+/// workers at once; dropping the future leaves at most an open batch, which the next call finishes.
+///
+/// # Errors
+/// The first thing that is wrong with a file, its contract, the store or the lake, by [`IngestError::kind`]. The batches
+/// committed before stay; nothing of the failing one does.
+pub async fn ingest_source(
+    lake: &Lake,
+    pipeline: &str,
+    spec: &SourceSpec,
+    from: &ObjectLocation,
+    settings: &IngestSettings,
+    progress: &dyn Progress,
+) -> Result<SourceReport> {
+    let span = tracing::info_span!(
+        "ingest_source",
+        pipeline,
+        source = %spec.name,
+        files = tracing::field::Empty,
+        rows = tracing::field::Empty,
+        bytes = tracing::field::Empty,
+    );
+    let ended = Box::pin(run(lake, pipeline, spec, from, settings, progress)).instrument(span.clone()).await;
+    match &ended {
+        Ok(report) => {
+            span.record("files", report.files_stored).record("rows", report.rows_read).record("bytes", report.bytes);
+            progress.finish(&format!("ingest {}", spec.name), &summary(report));
+        }
+        Err(error) => {
+            let kind = error.kind().as_str();
+            tracing::info!(monotonic_counter.holdfast_ingest_errors = 1_u64, source = %spec.name, kind);
+        }
+    }
+    ended
+}
+
+fn summary(report: &SourceReport) -> String {
+    match report.files_stored {
+        0 if report.files_found == 0 => "no files".to_owned(),
+        0 => format!("nothing new in {} files", report.files_found),
+        files => format!(
+            "{} rows from {files} files{}",
+            report.rows_stored,
+            if report.rows_quarantined > 0 {
+                format!(", {} in quarantine", report.rows_quarantined)
+            } else {
+                String::new()
+            }
+        ),
+    }
+}
+
+async fn run(
+    lake: &Lake,
+    pipeline: &str,
+    spec: &SourceSpec,
+    from: &ObjectLocation,
+    settings: &IngestSettings,
+    progress: &dyn Progress,
+) -> Result<SourceReport> {
+    // Looked at first: a folder that is not there must not leave tables behind.
+    let found = discover(from, spec).await?;
+    let tables = Tables::ensure(lake, spec).await?;
+    let ledger = Ledger::load(lake, &tables.files, &tables.batches, pipeline, &spec.name).await?;
+    let mut source = Source {
+        lake,
+        pipeline,
+        spec: Arc::new(spec.clone()),
+        from,
+        settings,
+        progress,
+        tables,
+        ledger,
+        unknown: UnknownFields::default(),
+        unknown_columns: Vec::new(),
+        event_times: None,
+        report: SourceReport { source: spec.name.clone(), files_found: count(found.len()), ..SourceReport::default() },
+    };
+    if found.is_empty() {
+        progress.note(&format!("source {}: no file matches {}", spec.name, spec.path));
+    }
+    source.finish_open_batches(&found).await?;
+    source.ingest_new(&found).await?;
+    Ok(source.into_report())
+}
+
+struct Tables {
+    raw: Table,
+    quarantine: Table,
+    files: Table,
+    batches: Table,
+}
+
+impl Tables {
+    async fn ensure(lake: &Lake, spec: &SourceSpec) -> Result<Self> {
+        let comment = spec.description.clone().unwrap_or_else(|| format!("What arrived from {} ({})", spec.name, spec.kind));
+        let raw = TableSpec {
+            name: TableName::new("raw", &spec.name)?,
+            schema: spec.raw_schema(),
+            partition_by: Vec::new(),
+            comment,
+        };
+        let quarantine = TableSpec {
+            name: TableName::new("quarantine", &spec.name)?,
+            schema: quarantine_schema(),
+            partition_by: Vec::new(),
+            comment: format!("What was refused from {} ({}), and why", spec.name, spec.kind),
+        };
+        Ok(Self {
+            raw: lake.ensure_table(&raw).await?,
+            quarantine: lake.ensure_table(&quarantine).await?,
+            files: lake.ensure_table(&files_table()?).await?,
+            batches: lake.ensure_table(&batches_table()?).await?,
+        })
+    }
+}
+
+fn quarantine_schema() -> SchemaRef {
+    let field = |name: &str, comment: &str, pii: bool| {
+        let mut metadata = std::collections::HashMap::from([(COMMENT_KEY.to_owned(), comment.to_owned())]);
+        if pii {
+            metadata.insert(PII_KEY.to_owned(), "true".to_owned());
+        }
+        Field::new(name, DataType::Utf8, true).with_metadata(metadata)
+    };
+    let fields = vec![
+        field("reason", "Why the row was refused", false),
+        field("column_name", "The column at fault, with dots into structs; null when the row as a whole is", false),
+        field("original", "The row as it arrived; for Parquet as JSON", true),
+    ];
+    Arc::new(Schema::new(fields.into_iter().chain(lineage_fields()).collect::<Vec<_>>()))
+}
+
+struct Source<'a> {
+    lake: &'a Lake,
+    pipeline: &'a str,
+    spec: Arc<SourceSpec>,
+    from: &'a ObjectLocation,
+    settings: &'a IngestSettings,
+    progress: &'a dyn Progress,
+    tables: Tables,
+    ledger: Ledger,
+    unknown: UnknownFields,
+    unknown_columns: Vec<String>,
+    event_times: Option<(i64, i64)>,
+    report: SourceReport,
+}
+
+impl Source<'_> {
+    /// Batches that were planned and whose end is not recorded: their worker died, or is still at work. Oldest first,
+    /// since a position only grows.
+    async fn finish_open_batches(&mut self, found: &[FoundFile]) -> Result<()> {
+        for batch in self.ledger.open_batches() {
+            let planned = self.ledger.files_of(batch).to_vec();
+            let stored = self.raw_reached(batch).await?;
+            if stored {
+                let outcome = if self.was_abandoned(batch).await? { Outcome::Abandoned } else { Outcome::Stored };
+                self.record_batch(batch, outcome, &planned).await?;
+                continue;
+            }
+            match self.as_planned(&planned, found).await? {
+                Ok(files) => {
+                    let staged = self.stage(&files, batch).await?;
+                    self.check_same(&planned, &staged)?;
+                    self.commit_rows(batch, &planned, staged).await?;
+                    self.report.batches_recovered += 1;
+                }
+                Err(path) => self.abandon(batch, &planned, &path).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn raw_reached(&self, batch: i64) -> Result<bool> {
+        let raw = self.lake.table(self.tables.raw.name()).await?;
+        let position = match &raw {
+            Some(raw) => raw.position(&self.app_id("raw")).await?,
+            None => None,
+        };
+        Ok(position.is_some_and(|position| position >= batch))
+    }
+
+    async fn was_abandoned(&self, batch: i64) -> Result<bool> {
+        let raw = self.lake.table(self.tables.raw.name()).await?;
+        Ok(match raw {
+            Some(raw) => raw.commit_note(&self.abandoned_key(batch), ABANDONED_COMMITS_MAX).await?.is_some(),
+            None => false,
+        })
+    }
+
+    /// The planned files as they are now, or the path of the first that is another or gone.
+    async fn as_planned(&self, planned: &[PlannedFile], found: &[FoundFile]) -> Result<Result<Vec<HashedFile>, String>> {
+        let mut files = Vec::with_capacity(planned.len());
+        for plan in planned {
+            let Some(file) = found.iter().find(|file| file.path == plan.path) else { return Ok(Err(plan.path.clone())) };
+            let same = file.size == plan.size
+                && (file.etag.is_some() && file.etag == plan.etag
+                    || file.content_hash(&self.from.store).await? == plan.content_hash);
+            if !same {
+                return Ok(Err(plan.path.clone()));
+            }
+            files.push(HashedFile { found: file.clone(), content_hash: plan.content_hash.clone() });
+        }
+        Ok(Ok(files))
+    }
+
+    /// The same bytes must give the same rows, else quarantine and raw would not fit together.
+    fn check_same(&self, planned: &[PlannedFile], staged: &Staged) -> Result<()> {
+        for (plan, now) in planned.iter().zip(&staged.files) {
+            let same = plan.rows_stored == now.stored && plan.rows_quarantined == now.quarantined;
+            if !same {
+                return Err(IngestError::Layout {
+                    file: plan.path.clone(),
+                    message: format!(
+                        "an interrupted batch planned {} rows and {} refused ones, reading again gives {} and {}: \
+                         the source's contract was changed meanwhile; put it back, run once, then change it",
+                        plan.rows_stored, plan.rows_quarantined, now.stored, now.quarantined
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes a batch whose files are not what was planned. The empty commit at the batch's position keeps a worker
+    /// that may still have the old files from storing them; its files then count as never seen.
+    async fn abandon(&mut self, batch: i64, planned: &[PlannedFile], path: &str) -> Result<()> {
+        let notes = Map::from_iter([(self.abandoned_key(batch), json!(true))]);
+        let outcome = self.commit("raw", &self.tables.raw, batch, Vec::new(), notes).await?;
+        let outcome = match outcome {
+            CommitOutcome::Applied { .. } => Outcome::Abandoned,
+            // Somebody finished it, or abandoned it, at the last moment.
+            _ if self.was_abandoned(batch).await? => Outcome::Abandoned,
+            _ => Outcome::Stored,
+        };
+        if outcome == Outcome::Abandoned {
+            self.warn(format!(
+                "source {}: {path} changed after batch {batch} was planned and before its rows were stored; \
+                 the batch was abandoned and its files are read again",
+                self.spec.name
+            ));
+        }
+        self.record_batch(batch, outcome, planned).await
+    }
+
+    async fn ingest_new(&mut self, found: &[FoundFile]) -> Result<()> {
+        for _ in 0..PLAN_ATTEMPTS_MAX {
+            if self.ingest_until_overtaken(found).await? {
+                return Ok(());
+            }
+            let Tables { files, batches, .. } = Tables::ensure(self.lake, &self.spec).await?;
+            (self.tables.files, self.tables.batches) = (files, batches);
+            self.ledger =
+                Ledger::load(self.lake, &self.tables.files, &self.tables.batches, self.pipeline, &self.spec.name).await?;
+            self.finish_open_batches(found).await?;
+        }
+        Err(IngestError::Contended { source_name: self.spec.name.clone(), attempts: PLAN_ATTEMPTS_MAX })
+    }
+
+    /// Whether all was done; if not, another worker planned a batch under our number and the books must be read again.
+    async fn ingest_until_overtaken(&mut self, found: &[FoundFile]) -> Result<bool> {
+        let unseen: Vec<FoundFile> = {
+            let index = self.ledger.index();
+            found
+                .iter()
+                .filter(|file| {
+                    let modified = file.modified.timestamp_micros();
+                    !index.by_sight(&file.path, file.size, file.etag.as_deref(), modified)
+                })
+                .cloned()
+                .collect()
+        };
+        self.report.files_known = count(found.len() - unseen.len());
+        self.report.files_copied = 0;
+        let mut rest = unseen.as_slice();
+        while !rest.is_empty() {
+            let (group, after) = rest.split_at(self.batch_end(rest));
+            rest = after;
+            let files = self.arrivals(group).await?;
+            if files.is_empty() {
+                continue;
+            }
+            let batch = self.ledger.next_batch();
+            let span = tracing::info_span!(
+                "ingest_batch",
+                source = %self.spec.name,
+                batch,
+                files = files.len(),
+                rows = tracing::field::Empty,
+                bytes = tracing::field::Empty,
+            );
+            if !Box::pin(self.ingest_batch(batch, &files)).instrument(span).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// How many of the next files make a batch.
+    fn batch_end(&self, files: &[FoundFile]) -> usize {
+        let mut bytes = 0_u64;
+        let fitting = files
+            .iter()
+            .take(self.settings.batch_files_max.max(1))
+            .take_while(|file| {
+                bytes = bytes.saturating_add(file.size);
+                bytes <= self.settings.batch_bytes_max
+            })
+            .count();
+        fitting.max(1)
+    }
+
+    /// Looks into the files: what is known under this path or another is left out.
+    async fn arrivals(&mut self, files: &[FoundFile]) -> Result<Vec<HashedFile>> {
+        let store = &self.from.store;
+        let hashed: Vec<HashedFile> = futures::stream::iter(files.to_vec())
+            .map(|found| async move {
+                let content_hash = found.content_hash(store).await?;
+                Ok::<_, IngestError>(HashedFile { found, content_hash })
+            })
+            .buffered(HASHES_AHEAD)
+            .try_collect()
+            .await?;
+        let mut arrivals: Vec<HashedFile> = Vec::with_capacity(hashed.len());
+        let mut notes = Vec::new();
+        let mut known = 0;
+        {
+            let index = self.ledger.index();
+            for file in hashed {
+                let twin = arrivals.iter().find(|other| other.content_hash == file.content_hash);
+                let arrival = match twin {
+                    Some(twin) => Arrival::CopyOf(&twin.found.path),
+                    None => index.by_content(&file.found.path, &file.content_hash),
+                };
+                match arrival {
+                    Arrival::Known => known += 1,
+                    Arrival::CopyOf(other) => {
+                        notes.push(format!(
+                            "source {}: {} has the same content as {other} and is left out",
+                            self.spec.name, file.found.path
+                        ));
+                    }
+                    Arrival::New => arrivals.push(file),
+                }
+            }
+        }
+        self.report.files_known += known;
+        self.report.files_copied += count(notes.len());
+        for note in notes {
+            self.warn(note);
+        }
+        Ok(arrivals)
+    }
+
+    async fn ingest_batch(&mut self, batch: i64, files: &[HashedFile]) -> Result<bool> {
+        let staged = self.stage(files, batch).await?;
+        let planned_at = self.now();
+        let planned: Vec<PlannedFile> = files
+            .iter()
+            .zip(&staged.files)
+            .map(|(file, outcome)| PlannedFile {
+                batch,
+                path: file.found.path.clone(),
+                size: file.found.size,
+                etag: file.found.etag.clone(),
+                modified: file.found.modified.timestamp_micros(),
+                content_hash: file.content_hash.clone(),
+                rows_read: outcome.read,
+                rows_stored: outcome.stored,
+                rows_quarantined: outcome.quarantined,
+                event_times: outcome.event_times,
+                planned_at,
+            })
+            .collect();
+        let rows = files_rows(self.pipeline, &self.spec.name, &planned)?;
+        let plan = write(&self.tables.files, &rows).await?;
+        match self.commit("plan", &self.tables.files, batch, plan, Map::new()).await? {
+            CommitOutcome::Applied { .. } => {}
+            CommitOutcome::AlreadyApplied { .. } | CommitOutcome::Conflicted { .. } => return Ok(false),
+        }
+        self.reached(IngestStep::Planned);
+        self.ledger.add(planned.clone());
+        self.commit_rows(batch, &planned, staged).await?;
+        Ok(true)
+    }
+
+    async fn stage(&self, files: &[HashedFile], batch: i64) -> Result<Staged> {
+        let staging = Staging {
+            spec: Arc::clone(&self.spec),
+            store: Arc::clone(&self.from.store),
+            raw: self.tables.raw.clone(),
+            quarantine: self.tables.quarantine.clone(),
+            batch,
+            ingested_at: self.now(),
+            settings: self.settings.clone(),
+        };
+        let staged = Box::pin(stage(&staging, files, self.progress)).await?;
+        self.reached(IngestStep::RawStaged);
+        if !staged.quarantine.is_empty() {
+            self.reached(IngestStep::QuarantineStaged);
+        }
+        Ok(staged)
+    }
+
+    /// Commits a planned batch: what was refused, what was stored, that it is done. Each at most once.
+    async fn commit_rows(&mut self, batch: i64, planned: &[PlannedFile], staged: Staged) -> Result<()> {
+        let totals = BatchTotals::of(planned);
+        Promise::Ing3.check(totals.rows_read == totals.rows_stored + totals.rows_quarantined, || {
+            format!("source {} batch {batch}: {totals:?}", self.spec.name)
+        })?;
+        let notes = || Map::from_iter([("holdfast_batch".to_owned(), json!(batch))]);
+        if !staged.quarantine.is_empty() {
+            let outcome = self.commit("quarantine", &self.tables.quarantine, batch, staged.quarantine, notes()).await?;
+            tracing::debug!(source = %self.spec.name, batch, ?outcome, "refused rows committed");
+            self.reached(IngestStep::QuarantineCommitted);
+        }
+        let outcome = self.commit("raw", &self.tables.raw, batch, staged.raw, notes()).await?;
+        let outcome = match outcome {
+            CommitOutcome::Applied { .. } => Outcome::Stored,
+            // Another worker did the same batch, or closed it because it found other files.
+            _ if self.was_abandoned(batch).await? => Outcome::Abandoned,
+            _ => Outcome::Stored,
+        };
+        self.reached(IngestStep::RawCommitted);
+        self.unknown.merge(staged.unknown);
+        for name in staged.unknown_columns {
+            if !self.unknown_columns.contains(&name) {
+                self.unknown_columns.push(name);
+            }
+        }
+        self.record_batch(batch, outcome, planned).await
+    }
+
+    async fn record_batch(&mut self, batch: i64, outcome: Outcome, planned: &[PlannedFile]) -> Result<()> {
+        let totals = match outcome {
+            Outcome::Stored => BatchTotals::of(planned),
+            Outcome::Abandoned => BatchTotals::of(planned).without_rows(),
+        };
+        let started_at = planned.first().map_or_else(|| self.now(), |file| file.planned_at);
+        let finished_at = self.now();
+        let row = batch_row(self.pipeline, &self.spec.name, batch, outcome, &totals, started_at, finished_at)?;
+        let files = write(&self.tables.batches, &row).await?;
+        let recorded = self.commit("batch", &self.tables.batches, batch, files, Map::new()).await?;
+        tracing::debug!(source = %self.spec.name, batch, ?recorded, "batch recorded");
+        self.ledger.record(batch, outcome);
+        if outcome == Outcome::Stored {
+            self.count_batch(&totals, finished_at);
+        }
+        self.reached(IngestStep::BatchRecorded);
+        Ok(())
+    }
+
+    fn count_batch(&mut self, totals: &BatchTotals, finished_at: i64) {
+        let report = &mut self.report;
+        report.batches += 1;
+        report.files_stored += totals.files;
+        report.bytes += totals.bytes;
+        report.rows_read += totals.rows_read;
+        report.rows_stored += totals.rows_stored;
+        report.rows_quarantined += totals.rows_quarantined;
+        self.event_times = match (self.event_times, totals.event_times) {
+            (Some(left), Some(right)) => Some(widen(left, right)),
+            (left, right) => left.or(right),
+        };
+        let source = self.spec.name.as_str();
+        tracing::Span::current().record("rows", totals.rows_read).record("bytes", totals.bytes);
+        tracing::info!(
+            monotonic_counter.holdfast_ingest_rows = totals.rows_stored,
+            monotonic_counter.holdfast_ingest_rows_quarantined = totals.rows_quarantined,
+            monotonic_counter.holdfast_ingest_bytes = totals.bytes,
+            monotonic_counter.holdfast_ingest_files = totals.files,
+            source,
+        );
+        if let Some((_, latest)) = totals.event_times {
+            #[expect(clippy::cast_precision_loss, reason = "seconds for a chart")]
+            let lag_seconds = (finished_at - latest) as f64 / 1e6;
+            tracing::info!(histogram.holdfast_ingest_lag_seconds = lag_seconds, source);
+        }
+    }
+
+    async fn commit(
+        &self,
+        role: &str,
+        table: &Table,
+        batch: i64,
+        files: Vec<StagedFile>,
+        metadata: Map<String, Value>,
+    ) -> Result<CommitOutcome> {
+        let mut outcome = CommitOutcome::Conflicted { version: table.version() };
+        for _ in 0..COMMIT_ATTEMPTS_MAX {
+            outcome = self
+                .lake
+                .commit(Change {
+                    table,
+                    position: Position { app_id: self.app_id(role), version: batch },
+                    kind: ChangeKind::Append,
+                    files: files.clone(),
+                    schema: None,
+                    comment: None,
+                    metadata: metadata.clone(),
+                })
+                .await?;
+            // An append was decided on nothing that another commit could change: only try again.
+            if !matches!(outcome, CommitOutcome::Conflicted { .. }) {
+                return Ok(outcome);
+            }
+        }
+        tracing::debug!(table = %table.name(), ?outcome, "gave up after conflicts");
+        Err(IngestError::Contended { source_name: self.spec.name.clone(), attempts: COMMIT_ATTEMPTS_MAX })
+    }
+
+    fn app_id(&self, role: &str) -> String {
+        format!("{role}/{}/{}", self.pipeline, self.spec.name)
+    }
+
+    fn abandoned_key(&self, batch: i64) -> String {
+        format!("holdfast_abandoned/{}/{}/{batch}", self.pipeline, self.spec.name)
+    }
+
+    fn now(&self) -> i64 {
+        self.lake.clock().now().timestamp_micros()
+    }
+
+    fn reached(&self, step: IngestStep) {
+        if let Some(on_step) = &self.settings.on_step {
+            on_step(step);
+        }
+    }
+
+    fn warn(&mut self, warning: String) {
+        self.progress.note(&warning);
+        self.report.warnings.push(warning);
+    }
+
+    fn into_report(mut self) -> SourceReport {
+        let mut names: Vec<String> = std::mem::take(&mut self.unknown_columns);
+        names.extend(self.unknown.iter().map(|(name, times)| format!("{name} ({times} times)")));
+        if !names.is_empty() {
+            let more = names.len().saturating_sub(NAMES_SHOWN_MAX);
+            names.truncate(NAMES_SHOWN_MAX);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            self.warn(format!("source {}: fields outside the contract are left out: {}{more}", self.spec.name, names.join(", ")));
+        }
+        let moment = |micros: i64| DateTime::from_timestamp_micros(micros);
+        self.report.event_time_min = self.event_times.and_then(|(earliest, _)| moment(earliest));
+        self.report.event_time_max = self.event_times.and_then(|(_, latest)| moment(latest));
+        self.report
+    }
+}
+
+async fn write(table: &Table, rows: &RecordBatch) -> Result<Vec<StagedFile>> {
+    let mut writer = TableWriter::new(table, WriterSettings::default());
+    writer.write(rows).await?;
+    Ok(writer.close().await?)
+}
+
+fn count(length: usize) -> u64 {
+    u64::try_from(length).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,425 @@
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
+use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::physical_plan::execute_stream;
+use futures::TryStreamExt;
+use holdfast_lake::{Lake, Table, TableSpec};
+use holdfast_types::{COMMENT_KEY, TableName};
+
+use crate::error::IngestError;
+use crate::spec::timestamp_type;
+use crate::Result;
+
+const FILES: &str = "metric.ingest_files";
+const BATCHES: &str = "metric.ingest_batches";
+
+/// How a batch ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Its rows are in `raw` and `quarantine`.
+    Stored,
+    /// A file changed before its rows were stored: nothing of it is in `raw`, its files were planned anew.
+    Abandoned,
+}
+
+impl Outcome {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Abandoned => "abandoned",
+        }
+    }
+}
+
+/// A file of a planned batch, with what reading it gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PlannedFile {
+    pub(crate) batch: i64,
+    pub(crate) path: String,
+    pub(crate) size: u64,
+    pub(crate) etag: Option<String>,
+    /// UTC microseconds.
+    pub(crate) modified: i64,
+    pub(crate) content_hash: String,
+    pub(crate) rows_read: u64,
+    pub(crate) rows_stored: u64,
+    pub(crate) rows_quarantined: u64,
+    /// UTC microseconds.
+    pub(crate) event_times: Option<(i64, i64)>,
+    /// UTC microseconds.
+    pub(crate) planned_at: i64,
+}
+
+/// What is known of the files of one source.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    /// In the order of batches.
+    files: BTreeMap<i64, Vec<PlannedFile>>,
+    outcomes: HashMap<i64, Outcome>,
+}
+
+/// What the ledger says about a file that was found.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Arrival<'a> {
+    /// This content under this path is in `raw`.
+    Known,
+    /// This content came under another path.
+    CopyOf(&'a str),
+    /// A path or content not seen before.
+    New,
+}
+
+impl Ledger {
+    /// Reads the books of one source.
+    pub(crate) async fn load(lake: &Lake, files: &Table, batches: &Table, pipeline: &str, source: &str) -> Result<Self> {
+        let mut ledger = Self::default();
+        for rows in read(lake, files).await? {
+            let text = |name: &str| column(&rows, FILES, name).map(|array| array.as_string::<i32>().clone());
+            let number = |name: &str| column(&rows, FILES, name).map(|array| array.as_primitive::<Int64Type>().clone());
+            let time = |name: &str| {
+                column(&rows, FILES, name).map(|array| array.as_primitive::<TimestampMicrosecondType>().clone())
+            };
+            let (pipelines, sources) = (text("pipeline")?, text("source")?);
+            let (paths, etags, hashes) = (text("path")?, text("etag")?, text("content_hash")?);
+            let (batch_numbers, sizes) = (number("batch")?, number("size")?);
+            let (read, stored, quarantined) =
+                (number("rows_read")?, number("rows_stored")?, number("rows_quarantined")?);
+            let (modified, planned_at) = (time("modified")?, time("planned_at")?);
+            let (earliest, latest) = (time("event_time_min")?, time("event_time_max")?);
+            let count = |array: &Int64Array, row: usize| u64::try_from(array.value(row)).unwrap_or(0);
+            for row in 0..rows.num_rows() {
+                if pipelines.value(row) != pipeline || sources.value(row) != source {
+                    continue;
+                }
+                let batch = batch_numbers.value(row);
+                ledger.files.entry(batch).or_default().push(PlannedFile {
+                    batch,
+                    path: paths.value(row).to_owned(),
+                    size: count(&sizes, row),
+                    etag: etags.is_valid(row).then(|| etags.value(row).to_owned()),
+                    modified: modified.value(row),
+                    content_hash: hashes.value(row).to_owned(),
+                    rows_read: count(&read, row),
+                    rows_stored: count(&stored, row),
+                    rows_quarantined: count(&quarantined, row),
+                    event_times: earliest.is_valid(row).then(|| (earliest.value(row), latest.value(row))),
+                    planned_at: planned_at.value(row),
+                });
+            }
+        }
+        for rows in read(lake, batches).await? {
+            let text = |name: &str| column(&rows, BATCHES, name).map(|array| array.as_string::<i32>().clone());
+            let (pipelines, sources, outcomes) = (text("pipeline")?, text("source")?, text("outcome")?);
+            let numbers = column(&rows, BATCHES, "batch")?.as_primitive::<Int64Type>().clone();
+            for row in 0..rows.num_rows() {
+                if pipelines.value(row) == pipeline && sources.value(row) == source {
+                    let outcome =
+                        if outcomes.value(row) == "abandoned" { Outcome::Abandoned } else { Outcome::Stored };
+                    ledger.outcomes.insert(numbers.value(row), outcome);
+                }
+            }
+        }
+        for files in ledger.files.values_mut() {
+            files.sort_by(|left, right| left.path.cmp(&right.path));
+        }
+        Ok(ledger)
+    }
+
+    pub(crate) fn add(&mut self, files: Vec<PlannedFile>) {
+        for file in files {
+            self.files.entry(file.batch).or_default().push(file);
+        }
+    }
+
+    pub(crate) fn record(&mut self, batch: i64, outcome: Outcome) {
+        self.outcomes.insert(batch, outcome);
+    }
+
+    pub(crate) fn next_batch(&self) -> i64 {
+        self.files.keys().next_back().map_or(1, |last| last + 1)
+    }
+
+    /// Planned batches whose end is not recorded, oldest first.
+    pub(crate) fn open_batches(&self) -> Vec<i64> {
+        self.files.keys().copied().filter(|batch| !self.outcomes.contains_key(batch)).collect()
+    }
+
+    pub(crate) fn files_of(&self, batch: i64) -> &[PlannedFile] {
+        self.files.get(&batch).map_or(&[], Vec::as_slice)
+    }
+
+    /// Newest first, without those of abandoned batches.
+    fn stored(&self) -> impl Iterator<Item = &PlannedFile> {
+        self.files
+            .iter()
+            .rev()
+            .filter(|(batch, _)| self.outcomes.get(batch) != Some(&Outcome::Abandoned))
+            .flat_map(|(_, files)| files)
+    }
+
+    /// An index for [`Index::by_sight`] and [`Index::by_content`].
+    pub(crate) fn index(&self) -> Index<'_> {
+        let mut index = Index::default();
+        for file in self.stored() {
+            // The newest comes first and stays.
+            index.newest.entry(&file.path).or_insert(file);
+            index.contents.entry(&file.content_hash).or_insert(file);
+        }
+        index
+    }
+}
+
+/// The newest state of each path and content.
+#[derive(Debug, Default)]
+pub(crate) struct Index<'a> {
+    newest: HashMap<&'a str, &'a PlannedFile>,
+    contents: HashMap<&'a str, &'a PlannedFile>,
+}
+
+impl<'a> Index<'a> {
+    /// Whether the file can be left alone without looking into it.
+    pub(crate) fn by_sight(&self, path: &str, size: u64, etag: Option<&str>, modified: i64) -> bool {
+        self.newest.get(path).is_some_and(|known| {
+            known.size == size
+                && match (&known.etag, etag) {
+                    (Some(known), Some(etag)) => known == etag,
+                    _ => known.modified == modified,
+                }
+        })
+    }
+
+    /// What the file is, by its content.
+    pub(crate) fn by_content(&self, path: &str, content_hash: &str) -> Arrival<'a> {
+        match (self.newest.get(path), self.contents.get(content_hash)) {
+            (Some(known), _) if known.content_hash == content_hash => Arrival::Known,
+            // The path had this content before, and another since: its records count again.
+            (Some(_), Some(earlier)) if earlier.path == path => Arrival::New,
+            (_, Some(other)) => Arrival::CopyOf(&other.path),
+            (_, None) => Arrival::New,
+        }
+    }
+}
+
+/// Every row of a small table. Reading goes through the table's own provider, without SQL.
+async fn read(lake: &Lake, table: &Table) -> Result<Vec<RecordBatch>> {
+    if table.file_count() == 0 {
+        return Ok(Vec::new());
+    }
+    let name = if table.name().table() == "ingest_files" { FILES } else { BATCHES };
+    let failed = |error: datafusion::error::DataFusionError| IngestError::Ledger {
+        table: name,
+        message: format!("cannot be read: {error}"),
+    };
+    let state = SessionStateBuilder::new().build();
+    state.runtime_env().register_object_store(lake.store_url().as_ref(), Arc::clone(lake.store()));
+    let plan = table.provider().scan(&state, None, &[], None).await.map_err(failed)?;
+    let stream = execute_stream(plan, state.task_ctx()).map_err(failed)?;
+    stream.try_collect().await.map_err(failed)
+}
+
+fn column<'a>(rows: &'a RecordBatch, table: &'static str, name: &str) -> Result<&'a ArrayRef> {
+    let ledger = |message: String| IngestError::Ledger { table, message };
+    let array = rows.column_by_name(name).ok_or_else(|| ledger(format!("has no column {name}")))?;
+    let schema = if table == FILES { files_schema() } else { batches_schema() };
+    match schema.field_with_name(name) {
+        Ok(field) if field.data_type() == array.data_type() => Ok(array),
+        _ => Err(ledger(format!("column {name} has an unexpected type"))),
+    }
+}
+
+fn field(name: &str, data_type: DataType, comment: &str) -> Field {
+    Field::new(name, data_type, true).with_metadata(HashMap::from([(COMMENT_KEY.to_owned(), comment.to_owned())]))
+}
+
+fn files_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        field("pipeline", DataType::Utf8, "Pipeline of the source"),
+        field("source", DataType::Utf8, "Source of the file"),
+        field("batch", DataType::Int64, "Batch of the file, counted per source from 1"),
+        field("path", DataType::Utf8, "File, relative to the ingested folder"),
+        field("size", DataType::Int64, "Size in bytes"),
+        field("etag", DataType::Utf8, "The store's mark of the file's version, where it has one"),
+        field("modified", timestamp_type(), "When the file was last changed"),
+        field("content_hash", DataType::Utf8, "BLAKE3 of the bytes"),
+        field("rows_read", DataType::Int64, "Records in the file"),
+        field("rows_stored", DataType::Int64, "Records for raw"),
+        field("rows_quarantined", DataType::Int64, "Records for quarantine"),
+        field("event_time_min", timestamp_type(), "Earliest event time"),
+        field("event_time_max", timestamp_type(), "Latest event time"),
+        field("planned_at", timestamp_type(), "When the batch was planned"),
+    ]))
+}
+
+fn batches_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        field("pipeline", DataType::Utf8, "Pipeline of the source"),
+        field("source", DataType::Utf8, "Source of the batch"),
+        field("batch", DataType::Int64, "Batch, counted per source from 1"),
+        field("outcome", DataType::Utf8, "stored, or abandoned when a file changed before its rows were stored"),
+        field("files", DataType::Int64, "Files of the batch"),
+        field("bytes", DataType::Int64, "Bytes of the files"),
+        field("rows_read", DataType::Int64, "Records read: stored plus quarantined"),
+        field("rows_stored", DataType::Int64, "Records in raw"),
+        field("rows_quarantined", DataType::Int64, "Records in quarantine"),
+        field("event_time_min", timestamp_type(), "Earliest event time"),
+        field("event_time_max", timestamp_type(), "Latest event time"),
+        field("started_at", timestamp_type(), "When reading began"),
+        field("finished_at", timestamp_type(), "When the rows were committed"),
+    ]))
+}
+
+/// `metric.ingest_files`.
+pub(crate) fn files_table() -> Result<TableSpec> {
+    Ok(TableSpec {
+        name: TableName::new("metric", "ingest_files")?,
+        schema: files_schema(),
+        partition_by: Vec::new(),
+        comment: "Every file that was planned for ingestion, one row a file and batch".to_owned(),
+    })
+}
+
+/// `metric.ingest_batches`.
+pub(crate) fn batches_table() -> Result<TableSpec> {
+    Ok(TableSpec {
+        name: TableName::new("metric", "ingest_batches")?,
+        schema: batches_schema(),
+        partition_by: Vec::new(),
+        comment: "Every batch that was ingested, one row a batch".to_owned(),
+    })
+}
+
+/// Rows of `metric.ingest_files`.
+pub(crate) fn files_rows(pipeline: &str, source: &str, files: &[PlannedFile]) -> Result<RecordBatch> {
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::new_repeated(pipeline, files.len())),
+        Arc::new(StringArray::new_repeated(source, files.len())),
+        Arc::new(Int64Array::from_iter_values(files.iter().map(|file| file.batch))),
+        Arc::new(StringArray::from_iter_values(files.iter().map(|file| &file.path))),
+        counts(files.iter().map(|file| file.size)),
+        Arc::new(StringArray::from_iter(files.iter().map(|file| file.etag.as_deref()))),
+        times(files.iter().map(|file| Some(file.modified))),
+        Arc::new(StringArray::from_iter_values(files.iter().map(|file| &file.content_hash))),
+        counts(files.iter().map(|file| file.rows_read)),
+        counts(files.iter().map(|file| file.rows_stored)),
+        counts(files.iter().map(|file| file.rows_quarantined)),
+        times(files.iter().map(|file| file.event_times.map(|(earliest, _)| earliest))),
+        times(files.iter().map(|file| file.event_times.map(|(_, latest)| latest))),
+        times(files.iter().map(|file| Some(file.planned_at))),
+    ];
+    RecordBatch::try_new(files_schema(), columns).map_err(IngestError::internal)
+}
+
+/// What `metric.ingest_batches` says of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BatchTotals {
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+    pub(crate) rows_read: u64,
+    pub(crate) rows_stored: u64,
+    pub(crate) rows_quarantined: u64,
+    pub(crate) event_times: Option<(i64, i64)>,
+}
+
+impl BatchTotals {
+    pub(crate) fn of(files: &[PlannedFile]) -> Self {
+        let sum = |value: fn(&PlannedFile) -> u64| files.iter().map(value).sum();
+        Self {
+            files: u64::try_from(files.len()).unwrap_or(u64::MAX),
+            bytes: sum(|file| file.size),
+            rows_read: sum(|file| file.rows_read),
+            rows_stored: sum(|file| file.rows_stored),
+            rows_quarantined: sum(|file| file.rows_quarantined),
+            event_times: files.iter().filter_map(|file| file.event_times).reduce(widen),
+        }
+    }
+
+    /// The row of an abandoned batch: its files are known, nothing of them is in `raw`.
+    pub(crate) fn without_rows(self) -> Self {
+        Self { rows_read: 0, rows_stored: 0, rows_quarantined: 0, event_times: None, ..self }
+    }
+}
+
+/// The range that covers both.
+pub(crate) fn widen(left: (i64, i64), right: (i64, i64)) -> (i64, i64) {
+    (left.0.min(right.0), left.1.max(right.1))
+}
+
+/// A row of `metric.ingest_batches`. Times in UTC microseconds.
+pub(crate) fn batch_row(
+    pipeline: &str,
+    source: &str,
+    batch: i64,
+    outcome: Outcome,
+    totals: &BatchTotals,
+    started_at: i64,
+    finished_at: i64,
+) -> Result<RecordBatch> {
+    let one = std::iter::once::<u64>;
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from(vec![pipeline])),
+        Arc::new(StringArray::from(vec![source])),
+        Arc::new(Int64Array::from(vec![batch])),
+        Arc::new(StringArray::from(vec![outcome.as_str()])),
+        counts(one(totals.files)),
+        counts(one(totals.bytes)),
+        counts(one(totals.rows_read)),
+        counts(one(totals.rows_stored)),
+        counts(one(totals.rows_quarantined)),
+        times(std::iter::once(totals.event_times.map(|(earliest, _)| earliest))),
+        times(std::iter::once(totals.event_times.map(|(_, latest)| latest))),
+        times(std::iter::once(Some(started_at))),
+        times(std::iter::once(Some(finished_at))),
+    ];
+    RecordBatch::try_new(batches_schema(), columns).map_err(IngestError::internal)
+}
+
+fn counts(values: impl Iterator<Item = u64>) -> ArrayRef {
+    Arc::new(Int64Array::from_iter_values(values.map(|value| i64::try_from(value).unwrap_or(i64::MAX))))
+}
+
+fn times(values: impl Iterator<Item = Option<i64>>) -> ArrayRef {
+    Arc::new(TimestampMicrosecondArray::from_iter(values).with_timezone("UTC"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(batch: i64, path: &str, content_hash: &str) -> PlannedFile {
+        PlannedFile {
+            batch,
+            path: path.to_owned(),
+            size: 1,
+            etag: Some(format!("{path}{content_hash}")),
+            modified: 0,
+            content_hash: content_hash.to_owned(),
+            rows_read: 1,
+            rows_stored: 1,
+            rows_quarantined: 0,
+            event_times: None,
+            planned_at: 0,
+        }
+    }
+
+    #[test]
+    fn a_file_is_known_by_path_and_content() {
+        let mut ledger = Ledger::default();
+        ledger.add(vec![file(1, "a", "x"), file(1, "b", "y"), file(2, "a", "z"), file(3, "c", "w")]);
+        ledger.record(3, Outcome::Abandoned);
+        let index = ledger.index();
+        assert!(index.by_sight("a", 1, Some("az"), 0));
+        assert!(!index.by_sight("a", 1, Some("ax"), 0), "an older state of the path");
+        assert_eq!(index.by_content("a", "z"), Arrival::Known);
+        assert_eq!(index.by_content("a", "x"), Arrival::New, "the path went back to what it was");
+        assert_eq!(index.by_content("d", "y"), Arrival::CopyOf("b"));
+        assert_eq!(index.by_content("a", "y"), Arrival::CopyOf("b"));
+        assert_eq!(index.by_content("c", "w"), Arrival::New, "an abandoned batch stored nothing");
+        assert_eq!(ledger.open_batches(), [1, 2]);
+        assert_eq!(ledger.next_batch(), 4);
+    }
+}

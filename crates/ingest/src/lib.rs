@@ -1,0 +1,39 @@
+//! Files in, rows out: what arrived stands once in `raw.<source>`, what was refused in `quarantine.<source>`.
+//!
+//! A source is described by a contract ([`SourceSpec`], one TOML file) and read by [`ingest_source`]. This crate ends at
+//! `raw`, `quarantine` and its own books in `metric`; it must not know stages, customers or what the rows mean.
+//!
+//! # How a record gets in once
+//!
+//! ```text
+//! list ─► hash ─► read, stage ─► plan ─► quarantine ─► raw ─► batch record
+//!                 (invisible)    └───── four commits, each at position `batch` ─────┘
+//! ```
+//!
+//! The plan (`metric.ingest_files`) says durably which files are which batch, so a worker that dies between any two
+//! commits is followed by one that does exactly the same batch again, and the commit rule of the lake lets each commit
+//! happen once. Rows are staged before the plan: a file that cannot be read leaves the lake as it was.
+//!
+//! Memory is bounded by blocks in flight, not by the size of a file or the number of files.
+
+mod batch;
+mod block;
+mod column;
+mod delimited;
+mod discover;
+mod error;
+mod grammar;
+mod ingest;
+mod json;
+mod ledger;
+mod parquet_rows;
+mod refusal;
+mod spec;
+mod value;
+
+pub use error::IngestError;
+pub use ingest::{IngestSettings, IngestStep, SourceReport, ingest_source};
+pub use spec::{ColumnSpec, EpochUnit, FileFormat, IdentifierSpec, SourceSpec, load_sources};
+
+/// A result of this crate.
+pub type Result<T, E = IngestError> = std::result::Result<T, E>;

@@ -1,0 +1,394 @@
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, Int64Array, ListArray, RecordBatch, StructArray, UInt32Array, new_null_array,
+};
+use arrow::compute::{CastOptions, cast, cast_with_options, take};
+use arrow::datatypes::{DataType, Int64Type, Schema, TimeUnit, TimestampMicrosecondType};
+use arrow::error::ArrowError;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use object_store::ObjectStore;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ArrowReaderOptions;
+use parquet::arrow::async_reader::{AsyncFileReader, ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+
+use crate::column::{Column, TextRules};
+use crate::discover::FoundFile;
+use crate::error::IngestError;
+use crate::grammar::{suggest, type_name};
+use crate::refusal::{Refusal, RefusedRow, original_text};
+use crate::spec::{ColumnSpec, EpochUnit, SourceSpec};
+use crate::Result;
+
+const MAGIC: &[u8] = b"PAR1";
+const BATCH_ROWS: usize = 16_384;
+/// Column chunks that are fetched at the same time.
+const RANGES_AHEAD: usize = 4;
+
+/// The rows of a Parquet file as a stream, and the columns it has beyond the contract.
+pub(crate) struct ParquetFile {
+    pub(crate) stream: ParquetRecordBatchStream<FileRanges>,
+    pub(crate) unknown: Vec<String>,
+    /// What the file's own footer says.
+    pub(crate) rows: u64,
+}
+
+/// Opens a Parquet file for the columns of a contract. `None` for an empty object.
+///
+/// # Errors
+/// [`IngestError::Truncated`], [`IngestError::Unreadable`], or [`IngestError::Layout`] when a column is missing or
+/// cannot be read as the contract's type.
+pub(crate) async fn open(store: &Arc<dyn ObjectStore>, file: &FoundFile, spec: &SourceSpec) -> Result<Option<ParquetFile>> {
+    let (size, name) = (file.size, file.path.as_str());
+    if size == 0 {
+        return Ok(None);
+    }
+    let unreadable = |message: String| IngestError::Unreadable { file: name.to_owned(), message };
+    let magic = u64::try_from(MAGIC.len()).unwrap_or(4);
+    let begin = file.range(store, 0..magic.min(size)).await?;
+    let end = file.range(store, size.saturating_sub(magic)..size).await?;
+    if !MAGIC.starts_with(&begin) {
+        return Err(unreadable("not a Parquet file: check the source's path and format".to_owned()));
+    }
+    if end.as_ref() != MAGIC || size < 3 * magic {
+        return Err(IngestError::Truncated {
+            file: name.to_owned(),
+            offset: size,
+            message: "a Parquet file ends with its footer, which is missing".to_owned(),
+        });
+    }
+    let reader = FileRanges { store: Arc::clone(store), file: file.clone() };
+    // The schema that pyarrow embeds may ask for types that nobody needs here; the file's own is enough.
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options)
+        .await
+        .map_err(|error| decode_error(name, "the Parquet footer cannot be read", error))?;
+
+    let schema = Arc::clone(builder.schema());
+    check_columns(&schema, spec).map_err(|message| IngestError::Layout { file: name.to_owned(), message })?;
+    let declared = |column: &str| spec.columns.iter().any(|spec| spec.source_name == column);
+    let (known, unknown): (Vec<_>, Vec<_>) =
+        schema.fields().iter().enumerate().partition(|(_, field)| declared(field.name()));
+    let mask = ProjectionMask::roots(builder.parquet_schema(), known.into_iter().map(|(index, _)| index));
+    let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
+    let stream = builder
+        .with_projection(mask)
+        .with_batch_size(BATCH_ROWS)
+        .build()
+        .map_err(|error| unreadable(format!("cannot be read as Parquet: {error}")))?;
+    Ok(Some(ParquetFile { stream, unknown: unknown.into_iter().map(|(_, field)| field.name().clone()).collect(), rows }))
+}
+
+/// What went wrong while Parquet was read: the store's own answer where there is one.
+pub(crate) fn decode_error(file: &str, what: &str, error: ParquetError) -> IngestError {
+    let error = match error {
+        ParquetError::External(cause) => match cause.downcast::<IngestError>() {
+            Ok(error) => return *error,
+            Err(cause) => ParquetError::External(cause),
+        },
+        error => error,
+    };
+    IngestError::Unreadable { file: file.to_owned(), message: format!("{what}: {error}; deliver the file again") }
+}
+
+/// Reads the parts of a file that Parquet asks for.
+pub(crate) struct FileRanges {
+    store: Arc<dyn ObjectStore>,
+    file: FoundFile,
+}
+
+impl AsyncFileReader for FileRanges {
+    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, ParquetError>> {
+        async move { self.file.range(&self.store, range).await.map_err(|error| ParquetError::External(Box::new(error))) }
+            .boxed()
+    }
+
+    fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>, ParquetError>> {
+        let (store, file) = (&self.store, &self.file);
+        futures::stream::iter(ranges)
+            .map(move |range| file.range(store, range))
+            .buffered(RANGES_AHEAD)
+            .map_err(|error| ParquetError::External(Box::new(error)))
+            .try_collect()
+            .boxed()
+    }
+
+    fn get_metadata<'a>(
+        &'a mut self,
+        options: Option<&'a ArrowReaderOptions>,
+    ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>, ParquetError>> {
+        let size = self.file.size;
+        let options = options.map(|options| options.metadata_options().clone());
+        async move {
+            let reader = ParquetMetaDataReader::new().with_metadata_options(options);
+            reader.load_and_finish(self, size).await.map(Arc::new)
+        }
+        .boxed()
+    }
+}
+
+fn check_columns(schema: &Schema, spec: &SourceSpec) -> Result<(), String> {
+    let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    for column in &spec.columns {
+        let Ok(field) = schema.field_with_name(&column.source_name) else {
+            let hint = match suggest(&column.source_name, &names) {
+                Some(near) => format!("it has `{near}`: if that is the column, add from = {near:?} in the source's contract"),
+                None => format!("it has {}", names.join(", ")),
+            };
+            return Err(format!("the file has no column `{}`; {hint}", column.source_name));
+        };
+        if !is_natural(field.data_type(), column) {
+            return Err(format!(
+                "column `{}` holds {} and the contract says {}: change the type in the source's contract",
+                column.source_name,
+                field.data_type(),
+                type_name(&column.data_type)
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a value of type `from` means the same in the contract's type.
+fn is_natural(from: &DataType, column: &ColumnSpec) -> bool {
+    if let DataType::Dictionary(_, values) = from {
+        return is_natural(values, column);
+    }
+    let text = matches!(from, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
+    if from.is_null() {
+        return true;
+    }
+    match &column.data_type {
+        DataType::Utf8 => text || from.is_integer(),
+        DataType::Int32 | DataType::Int64 => from.is_integer(),
+        DataType::Float64 => from.is_numeric() && !is_decimal(from),
+        DataType::Decimal128(_, _) => from.is_numeric() || text,
+        DataType::Boolean => *from == DataType::Boolean,
+        DataType::Date32 => matches!(from, DataType::Date32 | DataType::Date64) || text,
+        DataType::Timestamp(_, _) => {
+            matches!(from, DataType::Timestamp(_, _) | DataType::Date32)
+                || text
+                || (column.epoch.is_some() && from.is_integer())
+        }
+        DataType::List(_) => matches!(from, DataType::List(_)),
+        DataType::Struct(_) => matches!(from, DataType::Struct(_)),
+        _ => false,
+    }
+}
+
+fn is_decimal(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Decimal128(_, _) | DataType::Decimal256(_, _) | DataType::Decimal32(_, _) | DataType::Decimal64(_, _))
+}
+
+/// Rows of a Parquet file in the contract's types.
+pub(crate) struct ParquetRows {
+    /// In the contract's order.
+    pub(crate) columns: Vec<ArrayRef>,
+    /// The row number of each, from 1.
+    pub(crate) lines: Vec<i64>,
+    pub(crate) refused: Vec<RefusedRow>,
+}
+
+/// Converts rows; one with a value that does not fit its column is refused.
+pub(crate) fn convert(
+    batch: &RecordBatch,
+    first_row: u64,
+    name: &str,
+    spec: &SourceSpec,
+    original_bytes_max: usize,
+) -> Result<ParquetRows> {
+    let rules = TextRules { zone: spec.zone, null_values: spec.null_values.clone() };
+    let mut reasons: Vec<Option<Refusal>> = vec![None; batch.num_rows()];
+    let mut columns = Vec::with_capacity(spec.columns.len());
+    for column in &spec.columns {
+        let Some(values) = batch.column_by_name(&column.source_name) else {
+            return Err(IngestError::internal(format!("column {} was not projected", column.source_name)));
+        };
+        let converted = to_contract(values, column, &rules, &mut reasons).map_err(|error| IngestError::Layout {
+            file: name.to_owned(),
+            message: format!(
+                "column `{}` cannot be read as {}: {error}",
+                column.source_name,
+                type_name(&column.data_type)
+            ),
+        })?;
+        columns.push(converted);
+    }
+    let line = |row: usize| first_row + u64::try_from(row).unwrap_or(0);
+    let good: Vec<usize> = (0..batch.num_rows()).filter(|row| reasons[*row].is_none()).collect();
+    let lines = good.iter().map(|row| i64::try_from(line(*row)).unwrap_or(i64::MAX)).collect();
+    if good.len() < batch.num_rows() {
+        let indexes = UInt32Array::from_iter_values(good.iter().map(|row| u32::try_from(*row).unwrap_or(u32::MAX)));
+        columns = columns
+            .iter()
+            .map(|column| take(column, &indexes, None))
+            .collect::<Result<_, _>>()
+            .map_err(IngestError::internal)?;
+    }
+    let mut refused = Vec::new();
+    for (row, refusal) in reasons.into_iter().enumerate() {
+        if let Some(refusal) = refusal {
+            let text = row_text(batch, row).map_err(IngestError::internal)?;
+            refused.push(RefusedRow { line: line(row), refusal, original: original_text(&text, original_bytes_max) });
+        }
+    }
+    Ok(ParquetRows { columns, lines, refused })
+}
+
+/// A row as a line of JSON.
+fn row_text(batch: &RecordBatch, row: usize) -> Result<Vec<u8>, ArrowError> {
+    let mut text = Vec::new();
+    let mut writer = arrow::json::LineDelimitedWriter::new(&mut text);
+    writer.write(&batch.slice(row, 1))?;
+    writer.finish()?;
+    drop(writer);
+    text.truncate(text.trim_ascii_end().len());
+    Ok(text)
+}
+
+fn to_contract(
+    values: &ArrayRef,
+    column: &ColumnSpec,
+    rules: &TextRules,
+    reasons: &mut [Option<Refusal>],
+) -> Result<ArrayRef, ArrowError> {
+    let values = match values.data_type() {
+        DataType::Dictionary(_, inner) => cast(values, inner)?,
+        _ => Arc::clone(values),
+    };
+    let is_text = matches!(values.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
+    if is_text && (column.data_type != DataType::Utf8 || !rules.null_values.is_empty()) {
+        return from_text(&cast(&values, &DataType::Utf8)?, column, rules, reasons);
+    }
+    let converted = match (&column.data_type, values.data_type()) {
+        (DataType::Struct(_) | DataType::List(_), _) => return nested(&values, &column.data_type, rules),
+        (DataType::Timestamp(_, _), DataType::Timestamp(_, None) | DataType::Date32) => local_to_utc(&values, rules)?,
+        (DataType::Timestamp(_, _), from) if from.is_integer() => from_epoch(&values, column.epoch)?,
+        (wanted, _) => cast_with_options(&values, wanted, &CastOptions { safe: true, ..CastOptions::default() })?,
+    };
+    for (row, reason) in reasons.iter_mut().enumerate() {
+        if reason.is_none() && converted.is_null(row) && !values.is_null(row) && !values.data_type().is_null() {
+            let wanted = type_name(&column.data_type);
+            *reason = Some(Refusal::row(format!("out of range for {wanted}")).within(&column.source_name));
+        }
+    }
+    Ok(converted)
+}
+
+fn from_text(
+    texts: &ArrayRef,
+    column: &ColumnSpec,
+    rules: &TextRules,
+    reasons: &mut [Option<Refusal>],
+) -> Result<ArrayRef, ArrowError> {
+    let mut builder = Column::new(&column.source_name, &column.data_type, column.epoch)?;
+    for (text, reason) in texts.as_string::<i32>().iter().zip(reasons) {
+        match text {
+            None => builder.push_null(),
+            Some(text) => {
+                if let Err(why) = builder.push_text(text, rules) {
+                    builder.push_null();
+                    reason.get_or_insert_with(|| Refusal::row(why).within(&column.source_name));
+                }
+            }
+        }
+    }
+    builder.finish()
+}
+
+/// A moment that the clocks of the zone skipped becomes null.
+fn local_to_utc(values: &ArrayRef, rules: &TextRules) -> Result<ArrayRef, ArrowError> {
+    let local = cast_with_options(
+        values,
+        &DataType::Timestamp(TimeUnit::Microsecond, None),
+        &CastOptions { safe: true, ..CastOptions::default() },
+    )?;
+    let utc = local
+        .as_primitive::<TimestampMicrosecondType>()
+        .unary_opt::<_, TimestampMicrosecondType>(|value| rules.zone.to_utc(value));
+    Ok(Arc::new(utc.with_timezone("UTC")))
+}
+
+fn from_epoch(values: &ArrayRef, epoch: Option<EpochUnit>) -> Result<ArrayRef, ArrowError> {
+    let digits = epoch.map_or(0, EpochUnit::digits_to_micros);
+    let factor = 10_i64.pow(u32::try_from(digits).unwrap_or(0));
+    let counts: ArrayRef = cast(values, &DataType::Int64)?;
+    let micros: Int64Array = counts.as_primitive::<Int64Type>().unary_opt(|value| value.checked_mul(factor));
+    cast(&micros, &crate::spec::timestamp_type())
+}
+
+/// Structs by the names of their fields, lists by their items; what does not fit inside them fails the file.
+fn nested(values: &ArrayRef, wanted: &DataType, rules: &TextRules) -> Result<ArrayRef, ArrowError> {
+    match (wanted, values.data_type()) {
+        (DataType::Struct(fields), DataType::Struct(_)) => {
+            let source = values.as_struct();
+            let children = fields
+                .iter()
+                .map(|field| match source.column_by_name(field.name()) {
+                    Some(child) => nested(child, field.data_type(), rules),
+                    None => Ok(new_null_array(field.data_type(), source.len())),
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            Ok(Arc::new(StructArray::try_new_with_length(
+                fields.clone(),
+                children,
+                source.nulls().cloned(),
+                source.len(),
+            )?))
+        }
+        (DataType::List(item), DataType::List(_)) => {
+            let source = values.as_list::<i32>();
+            let items = nested(source.values(), item.data_type(), rules)?;
+            Ok(Arc::new(ListArray::try_new(
+                Arc::clone(item),
+                source.offsets().clone(),
+                items,
+                source.nulls().cloned(),
+            )?))
+        }
+        (DataType::Timestamp(_, _), DataType::Timestamp(_, None)) => local_to_utc(values, rules),
+        (wanted, _) => {
+            cast_with_options(values, wanted, &CastOptions { safe: false, ..CastOptions::default() }).map_err(|_| {
+                ArrowError::CastError(format!("a value of type {} does not fit {}", values.data_type(), type_name(wanted)))
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Float32Array, Int32Array, StringArray, TimestampNanosecondArray};
+    use arrow::datatypes::Int32Type;
+
+    use super::*;
+
+    #[test]
+    fn rows_that_do_not_fit_are_refused_one_by_one() {
+        let spec = SourceSpec::parse(
+            "s.toml",
+            "kind = \"k\"\npath = \"*\"\nformat = \"parquet\"\ntimezone = \"+08:00\"\n[columns]\nn = \"int32\"\nat = \"timestamp\"\nday = { type = \"date\", from = \"d\" }\nx = \"float64\"\n",
+        )
+        .unwrap();
+        let batch = RecordBatch::try_from_iter(vec![
+            ("x", Arc::new(Float32Array::from(vec![0.5, 0.25, 0.125])) as ArrayRef),
+            ("n", Arc::new(Int64Array::from(vec![Some(1), Some(1 << 40), None])) as ArrayRef),
+            ("at", Arc::new(TimestampNanosecondArray::from(vec![28_800_000_000_000, 0, 0])) as ArrayRef),
+            ("d", Arc::new(StringArray::from(vec!["2026-01-31", "2026-01-31", "tomorrow"])) as ArrayRef),
+        ])
+        .unwrap();
+        check_columns(&batch.schema(), &spec).unwrap();
+        let rows = convert(&batch, 101, "f", &spec, 1024).unwrap();
+        assert_eq!(rows.lines, [101]);
+        assert_eq!(rows.columns[0].as_primitive::<Int32Type>(), &Int32Array::from(vec![1]));
+        assert_eq!(rows.columns[1].as_primitive::<TimestampMicrosecondType>().value(0), 0);
+        let refused: Vec<_> =
+            rows.refused.iter().map(|row| (row.line, row.refusal.column.as_deref().unwrap())).collect();
+        assert_eq!(refused, [(102, "n"), (103, "d")]);
+        assert!(rows.refused[1].original.contains("tomorrow"));
+    }
+}

@@ -1,0 +1,558 @@
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use globset::{GlobBuilder, GlobMatcher};
+use holdfast_types::{COMMENT_KEY, PII_KEY, TableName};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::error::IngestError;
+use crate::grammar::{parse_type, suggest};
+use crate::value::Zone;
+use crate::Result;
+
+/// The file that a raw row came from, relative to the folder that was ingested.
+pub(crate) const SOURCE_FILE: &str = "_source_file";
+/// The 1-based line of the row in its file; for Parquet the 1-based row.
+pub(crate) const SOURCE_LINE: &str = "_source_line";
+/// The batch that brought the row.
+pub(crate) const BATCH: &str = "_batch";
+/// When the row was read, UTC.
+pub(crate) const INGESTED_AT: &str = "_ingested_at";
+
+const RESERVED: [&str; 4] = [SOURCE_FILE, SOURCE_LINE, BATCH, INGESTED_AT];
+const SOURCE_KEYS: [&str; 14] = [
+    "kind", "description", "path", "format", "timezone", "event_time", "delimiter", "header", "compression",
+    "quoted_newlines", "null_values", "max_quarantine_share", "columns", "identifiers",
+];
+const COLUMN_KEYS: [&str; 5] = ["type", "from", "pii", "comment", "epoch"];
+const IDENTIFIER_KEYS: [&str; 2] = ["type", "value"];
+const QUARANTINE_SHARE_DEFAULT: f64 = 0.2;
+/// Characters that Delta readers do not accept in a column's name.
+const NAME_FORBIDS: &[char] = &[' ', ',', ';', '{', '}', '(', ')', '\n', '\t', '=', '`'];
+
+/// The contract of one source: where its files are, what they look like and what its rows hold.
+#[derive(Debug, Clone)]
+pub struct SourceSpec {
+    /// The stem of the contract's file, and of the tables `raw.<name>` and `quarantine.<name>`.
+    pub name: String,
+    /// What kind of system it is, such as `crm` or `orders`.
+    pub kind: String,
+    /// One line about it.
+    pub description: Option<String>,
+    /// A glob, relative to the folder or bucket that is ingested.
+    pub path: String,
+    /// How the files are written.
+    pub format: FileFormat,
+    /// The zone of timestamps that have no offset, as written; `None` is UTC.
+    pub timezone: Option<String>,
+    /// The column that says when the thing happened.
+    pub event_time: Option<String>,
+    /// The columns, in the order of the contract.
+    pub columns: Vec<ColumnSpec>,
+    /// What in a record points at a person.
+    pub identifiers: Vec<IdentifierSpec>,
+    /// What separates the fields of a CSV record.
+    pub delimiter: u8,
+    /// Whether a CSV file begins with the names of its columns.
+    pub header: bool,
+    /// Whether every file is gzip-compressed; `None` goes by the suffix `.gz`.
+    pub gzip: Option<bool>,
+    /// Whether a quoted CSV field may hold line ends.
+    pub quoted_newlines: bool,
+    /// Texts that stand for no value, beside the empty CSV field.
+    pub null_values: Vec<String>,
+    /// The share of refused rows above which a file as a whole is refused.
+    pub max_quarantine_share: f64,
+    pub(crate) glob: GlobMatcher,
+    pub(crate) zone: Zone,
+}
+
+/// How files are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileFormat {
+    /// One record a line, fields separated by a character.
+    Csv,
+    /// One JSON object a line.
+    Ndjson,
+    /// Apache Parquet.
+    Parquet,
+}
+
+/// One column of a contract.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ColumnSpec {
+    /// Its name in `raw`.
+    pub name: String,
+    /// The header, field or Parquet column it is read from.
+    pub source_name: String,
+    /// Its type: one that Delta knows, timestamps as UTC microseconds.
+    pub data_type: DataType,
+    /// Whether it holds personal data.
+    pub pii: bool,
+    /// One line about it.
+    pub comment: Option<String>,
+    /// For timestamps that are written as a number: what it counts since 1970.
+    pub epoch: Option<EpochUnit>,
+}
+
+/// What a number that stands for a moment counts since 1970-01-01T00:00:00Z.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EpochUnit {
+    /// Seconds.
+    Seconds,
+    /// Milliseconds.
+    Milliseconds,
+    /// Microseconds.
+    Microseconds,
+}
+
+impl EpochUnit {
+    pub(crate) fn digits_to_micros(self) -> i8 {
+        match self {
+            Self::Seconds => 6,
+            Self::Milliseconds => 3,
+            Self::Microseconds => 0,
+        }
+    }
+}
+
+/// One thing in a record that points at a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentifierSpec {
+    /// Which type of identifier, as identity's rules name it.
+    pub identifier_type: String,
+    /// A SQL expression over the source's columns.
+    pub value: String,
+}
+
+impl SourceSpec {
+    /// Reads one contract. `file` is its name in messages; its stem is the source's name.
+    ///
+    /// # Errors
+    /// [`IngestError::Contract`] with the place of the first mistake.
+    pub fn parse(file: &str, text: &str) -> Result<Self> {
+        Contract { file, text }.source()
+    }
+
+    /// The columns of `raw.<name>`: those of the contract, all nullable, then where each row came from.
+    pub fn raw_schema(&self) -> SchemaRef {
+        let declared = self.columns.iter().map(|column| {
+            let mut metadata = HashMap::new();
+            if let Some(comment) = &column.comment {
+                metadata.insert(COMMENT_KEY.to_owned(), comment.clone());
+            }
+            if column.pii {
+                metadata.insert(PII_KEY.to_owned(), "true".to_owned());
+            }
+            Field::new(&column.name, column.data_type.clone(), true).with_metadata(metadata)
+        });
+        Arc::new(Schema::new(declared.chain(lineage_fields()).collect::<Vec<_>>()))
+    }
+
+    /// The part of the glob before its first wildcard, down to whole folders. Empty for the folder itself.
+    pub(crate) fn folder(&self) -> &str {
+        let wildcard = self.path.find(['*', '?', '[', '{']).unwrap_or(self.path.len());
+        self.path[..wildcard].rfind('/').map_or("", |end| &self.path[..end])
+    }
+
+    pub(crate) fn is_gzip(&self, path: &str) -> bool {
+        self.format != FileFormat::Parquet && self.gzip.unwrap_or_else(|| path.to_ascii_lowercase().ends_with(".gz"))
+    }
+}
+
+/// Where a row of `raw` or `quarantine` came from.
+pub(crate) fn lineage_fields() -> Vec<Field> {
+    let field = |name: &str, data_type, comment: &str| {
+        Field::new(name, data_type, true)
+            .with_metadata(HashMap::from([(COMMENT_KEY.to_owned(), comment.to_owned())]))
+    };
+    vec![
+        field(SOURCE_FILE, DataType::Utf8, "File the row was read from, relative to the ingested folder"),
+        field(SOURCE_LINE, DataType::Int64, "Line of the row in its file, from 1; for Parquet the row"),
+        field(BATCH, DataType::Int64, "Batch that brought the row: see metric.ingest_batches"),
+        field(INGESTED_AT, timestamp_type(), "When the row was read"),
+    ]
+}
+
+pub(crate) fn timestamp_type() -> DataType {
+    DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from("UTC")))
+}
+
+/// Reads every `*.toml` of a folder, sorted by name.
+///
+/// # Errors
+/// [`IngestError::Io`] when the folder or a file cannot be read or holds no contract, [`IngestError::Contract`] with
+/// file, line and column of the first mistake.
+pub fn load_sources(folder: &Path) -> Result<Vec<SourceSpec>> {
+    let shown = folder.display();
+    let io = |what: String| move |source| IngestError::Io { what, source };
+    let entries = std::fs::read_dir(folder).map_err(io(format!("cannot read the folder of sources {shown}")))?;
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(io(format!("cannot read the folder of sources {shown}")))?.path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            files.push(path);
+        }
+    }
+    if files.is_empty() {
+        return Err(IngestError::Io {
+            what: format!("no source in {shown}: write one TOML file for each source"),
+            source: std::io::Error::from(std::io::ErrorKind::NotFound),
+        });
+    }
+    files.sort();
+    files
+        .iter()
+        .map(|path| {
+            let text =
+                std::fs::read_to_string(path).map_err(io(format!("cannot read the contract {}", path.display())))?;
+            SourceSpec::parse(&path.display().to_string(), &text)
+        })
+        .collect()
+}
+
+struct Contract<'a> {
+    file: &'a str,
+    text: &'a str,
+}
+
+type Key<'a> = Spanned<std::borrow::Cow<'a, str>>;
+type Value<'a> = Spanned<DeValue<'a>>;
+
+impl Contract<'_> {
+    fn source(&self) -> Result<SourceSpec> {
+        let name = Path::new(self.file).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
+        TableName::new("raw", &name).map_err(|error| {
+            self.error(0, format!("the file's name becomes the name of a table, and {error}"))
+        })?;
+        let table = DeTable::parse(self.text)
+            .map_err(|error| self.error(error.span().map_or(0, |span| span.start), error.message().to_owned()))?;
+        let table = table.get_ref();
+        self.known_keys(table, &SOURCE_KEYS, "a source")?;
+
+        let format_at = self.required(table, "format", 0)?;
+        let format = match self.string(format_at)? {
+            "csv" => FileFormat::Csv,
+            "ndjson" => FileFormat::Ndjson,
+            "parquet" => FileFormat::Parquet,
+            other => return Err(self.unknown_word(format_at, "format", other, &["csv", "ndjson", "parquet"])),
+        };
+        let path_at = self.required(table, "path", 0)?;
+        let path = self.string(path_at)?.to_owned();
+        if path.starts_with('/') || path.contains("://") || path.split('/').any(|part| part == "..") {
+            return Err(self.error_at(
+                path_at,
+                "path is a glob relative to the ingested folder: no leading `/`, no `..`, no scheme".to_owned(),
+            ));
+        }
+        let glob = GlobBuilder::new(&path)
+            .literal_separator(true)
+            .build()
+            .map_err(|error| self.error_at(path_at, format!("not a glob: {}", error.kind())))?
+            .compile_matcher();
+        let timezone = self.optional(table, "timezone", Self::string)?.map(str::to_owned);
+        let zone = match table.get("timezone") {
+            None => Zone::UTC,
+            Some(value) => Zone::parse(self.string(value)?).ok_or_else(|| {
+                self.error_at(
+                    value,
+                    "unknown time zone; write an offset such as +08:00, or a name such as Europe/London".to_owned(),
+                )
+            })?,
+        };
+        let columns = self.columns(table, format)?;
+        let event_time = self.optional(table, "event_time", Self::string)?.map(str::to_owned);
+        if let (Some(event_time), Some(value)) = (&event_time, table.get("event_time")) {
+            self.check_event_time(event_time, value, &columns)?;
+        }
+        let csv_only = ["delimiter", "header", "quoted_newlines"];
+        if format != FileFormat::Csv
+            && let Some((key, _)) = table.iter().find(|(key, _)| csv_only.contains(&key.get_ref().as_ref()))
+        {
+            return Err(self.error(key.span().start, format!("`{}` is for format = \"csv\" only", key.get_ref())));
+        }
+        Ok(SourceSpec {
+            name,
+            kind: self.string(self.required(table, "kind", 0)?)?.to_owned(),
+            description: self.optional(table, "description", Self::string)?.map(str::to_owned),
+            path,
+            format,
+            timezone,
+            event_time,
+            columns,
+            identifiers: self.identifiers(table)?,
+            delimiter: self.optional(table, "delimiter", Self::delimiter)?.unwrap_or(b','),
+            header: self.optional(table, "header", Self::boolean)?.unwrap_or(true),
+            gzip: self.optional(table, "compression", Self::compression)?,
+            quoted_newlines: self.optional(table, "quoted_newlines", Self::boolean)?.unwrap_or(false),
+            null_values: self.optional(table, "null_values", Self::strings)?.unwrap_or_default(),
+            max_quarantine_share: self
+                .optional(table, "max_quarantine_share", Self::share)?
+                .unwrap_or(QUARANTINE_SHARE_DEFAULT),
+            glob,
+            zone,
+        })
+    }
+
+    fn columns(&self, table: &DeTable<'_>, format: FileFormat) -> Result<Vec<ColumnSpec>> {
+        let value = self.required(table, "columns", 0)?;
+        let declared = self.table(value)?;
+        // The table sorts its keys by name; their places in the text give back the order of the contract.
+        let mut entries: Vec<(&Key<'_>, &Value<'_>)> = declared.iter().collect();
+        entries.sort_by_key(|(key, _)| key.span().start);
+        if entries.is_empty() {
+            return Err(self.error_at(value, "a source has at least one column".to_owned()));
+        }
+        let mut columns: Vec<ColumnSpec> = Vec::with_capacity(entries.len());
+        for (key, value) in entries {
+            let column = self.column(key, value, format)?;
+            if let Some(other) = columns.iter().find(|other| other.name.eq_ignore_ascii_case(&column.name)) {
+                return Err(self.error(
+                    key.span().start,
+                    format!("`{}` and `{}` differ in case only, which many readers of tables do not see", column.name, other.name),
+                ));
+            }
+            if let Some(other) = columns.iter().find(|other| other.source_name == column.source_name) {
+                return Err(self.error(
+                    key.span().start,
+                    format!("`{}` is read from `{}`, as is `{}`", column.name, column.source_name, other.name),
+                ));
+            }
+            columns.push(column);
+        }
+        Ok(columns)
+    }
+
+    fn column(&self, key: &Key<'_>, value: &Value<'_>, format: FileFormat) -> Result<ColumnSpec> {
+        let name = key.get_ref().to_string();
+        let at_key = |message: String| self.error(key.span().start, message);
+        if name.is_empty() || name.contains(NAME_FORBIDS) {
+            return Err(at_key(format!(
+                "`{name}` cannot name a column of a Delta table; choose a plain name and write from = {name:?}"
+            )));
+        }
+        if RESERVED.contains(&name.as_str()) {
+            return Err(at_key(format!("`{name}` is a column that ingestion adds by itself; choose another name")));
+        }
+        let (type_at, options) = match value.get_ref() {
+            DeValue::Table(options) => {
+                self.known_keys(options, &COLUMN_KEYS, "a column")?;
+                (self.required(options, "type", key.span().start)?, Some(options))
+            }
+            _ => (value, None),
+        };
+        let spelled = self.string(type_at)?;
+        let data_type = parse_type(spelled).map_err(|error| {
+            // One byte further: the opening quote.
+            self.error(type_at.span().start + 1 + error.offset, error.message)
+        })?;
+        if format == FileFormat::Csv && matches!(data_type, DataType::List(_) | DataType::Struct(_)) {
+            return Err(self.error_at(type_at, "a CSV field cannot hold a list or a struct".to_owned()));
+        }
+        let mut column =
+            ColumnSpec { source_name: name.clone(), name, data_type, pii: false, comment: None, epoch: None };
+        if let Some(options) = options {
+            if let Some(from) = self.optional(options, "from", Self::string)? {
+                column.source_name = from.to_owned();
+            }
+            column.pii = self.optional(options, "pii", Self::boolean)?.unwrap_or(false);
+            column.comment = self.optional(options, "comment", Self::string)?.map(str::to_owned);
+            column.epoch = self.optional(options, "epoch", Self::epoch)?;
+            if let (Some(_), Some(at)) = (column.epoch, options.get("epoch"))
+                && !matches!(column.data_type, DataType::Timestamp(_, _))
+            {
+                return Err(self.error_at(at, "`epoch` is for columns of type timestamp".to_owned()));
+            }
+        }
+        Ok(column)
+    }
+
+    fn identifiers(&self, table: &DeTable<'_>) -> Result<Vec<IdentifierSpec>> {
+        let Some(value) = table.get("identifiers") else { return Ok(Vec::new()) };
+        let DeValue::Array(items) = value.get_ref() else {
+            return Err(self.error_at(value, "write each identifier as a section [[identifiers]]".to_owned()));
+        };
+        items
+            .iter()
+            .map(|item| {
+                let fields = self.table(item)?;
+                self.known_keys(fields, &IDENTIFIER_KEYS, "an identifier")?;
+                let at = item.span().start;
+                Ok(IdentifierSpec {
+                    identifier_type: self.string(self.required(fields, "type", at)?)?.to_owned(),
+                    value: self.string(self.required(fields, "value", at)?)?.to_owned(),
+                })
+            })
+            .collect()
+    }
+
+    fn check_event_time(&self, event_time: &str, value: &Value<'_>, columns: &[ColumnSpec]) -> Result<()> {
+        match columns.iter().find(|column| column.name == event_time) {
+            Some(column) if matches!(column.data_type, DataType::Timestamp(_, _) | DataType::Date32) => Ok(()),
+            Some(_) => Err(self.error_at(value, format!("`{event_time}` is not a timestamp or date"))),
+            None => {
+                let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+                Err(self.unknown_word(value, "column", event_time, &names))
+            }
+        }
+    }
+
+    fn known_keys(&self, table: &DeTable<'_>, known: &[&str], what: &str) -> Result<()> {
+        for (key, _) in table.iter() {
+            let name = key.get_ref().as_ref();
+            if !known.contains(&name) {
+                let hint = match suggest(name, known) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("{what} has {}", known.join(", ")),
+                };
+                return Err(self.error(key.span().start, format!("unknown key `{name}`; {hint}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn required<'t, 'i>(&self, table: &'t DeTable<'i>, key: &str, at: usize) -> Result<&'t Value<'i>> {
+        table.get(key).ok_or_else(|| self.error(at, format!("the key `{key}` is missing")))
+    }
+
+    fn optional<'t, T>(
+        &self,
+        table: &'t DeTable<'_>,
+        key: &str,
+        read: impl FnOnce(&Self, &'t Value<'_>) -> Result<T>,
+    ) -> Result<Option<T>> {
+        table.get(key).map(|value| read(self, value)).transpose()
+    }
+
+    fn string<'t>(&self, value: &'t Value<'_>) -> Result<&'t str> {
+        value.get_ref().as_str().ok_or_else(|| self.wrong_type(value, "a text in quotes"))
+    }
+
+    fn strings(&self, value: &Value<'_>) -> Result<Vec<String>> {
+        let DeValue::Array(items) = value.get_ref() else { return Err(self.wrong_type(value, "a list of texts")) };
+        items.iter().map(|item| self.string(item).map(str::to_owned)).collect()
+    }
+
+    fn boolean(&self, value: &Value<'_>) -> Result<bool> {
+        value.get_ref().as_bool().ok_or_else(|| self.wrong_type(value, "true or false"))
+    }
+
+    fn table<'t, 'i>(&self, value: &'t Value<'i>) -> Result<&'t DeTable<'i>> {
+        value.get_ref().as_table().ok_or_else(|| self.wrong_type(value, "a section"))
+    }
+
+    fn delimiter(&self, value: &Value<'_>) -> Result<u8> {
+        match self.string(value)?.as_bytes() {
+            [byte] if byte.is_ascii() && !matches!(byte, b'"' | b'\n' | b'\r') => Ok(*byte),
+            _ => Err(self.error_at(value, "a delimiter is one ASCII character, such as \";\" or \"\\t\"".to_owned())),
+        }
+    }
+
+    fn compression(&self, value: &Value<'_>) -> Result<bool> {
+        match self.string(value)? {
+            "gzip" => Ok(true),
+            "none" => Ok(false),
+            other => Err(self.unknown_word(value, "compression", other, &["gzip", "none"])),
+        }
+    }
+
+    fn epoch(&self, value: &Value<'_>) -> Result<EpochUnit> {
+        match self.string(value)? {
+            "s" => Ok(EpochUnit::Seconds),
+            "ms" => Ok(EpochUnit::Milliseconds),
+            "us" => Ok(EpochUnit::Microseconds),
+            other => Err(self.unknown_word(value, "epoch unit", other, &["s", "ms", "us"])),
+        }
+    }
+
+    fn share(&self, value: &Value<'_>) -> Result<f64> {
+        let text = match value.get_ref() {
+            DeValue::Float(number) => number.as_str(),
+            DeValue::Integer(number) => number.as_str(),
+            _ => return Err(self.wrong_type(value, "a number from 0 to 1")),
+        };
+        text.parse()
+            .ok()
+            .filter(|share| (0.0..=1.0).contains(share))
+            .ok_or_else(|| self.error_at(value, "a share is a number from 0 to 1".to_owned()))
+    }
+
+    fn wrong_type(&self, value: &Value<'_>, wanted: &str) -> IngestError {
+        self.error_at(value, format!("{wanted} is expected here, not a {}", value.get_ref().type_str()))
+    }
+
+    fn unknown_word(&self, value: &Value<'_>, what: &str, given: &str, known: &[&str]) -> IngestError {
+        let hint = match suggest(given, known) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("known: {}", known.join(", ")),
+        };
+        self.error_at(value, format!("unknown {what} `{given}`; {hint}"))
+    }
+
+    fn error_at(&self, value: &Value<'_>, message: String) -> IngestError {
+        self.error(value.span().start, message)
+    }
+
+    fn error(&self, offset: usize, message: String) -> IngestError {
+        let mut offset = offset.min(self.text.len());
+        while !self.text.is_char_boundary(offset) {
+            offset -= 1;
+        }
+        let before = &self.text[..offset];
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        IngestError::Contract {
+            file: self.file.to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+            message,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONTRACT: &str = "kind = \"orders\"\npath = \"orders/*.csv\"\nformat = \"csv\"\nevent_time = \"at\"\n\n[columns]\nid = { type = \"string\", from = \"Id\", pii = true, comment = \"an id\" }\nat = \"timestamp\"\namount = \"decimal(12,2)\"\n\n[[identifiers]]\ntype = \"member_id\"\nvalue = \"id\"\n";
+
+    #[test]
+    fn a_contract_gives_the_columns_in_its_own_order() {
+        let spec = SourceSpec::parse("pipelines/p/sources/orders.toml", CONTRACT).unwrap();
+        let schema = spec.raw_schema();
+        let names: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+        assert_eq!(names, ["id", "at", "amount", "_source_file", "_source_line", "_batch", "_ingested_at"]);
+        assert_eq!(schema.field(0).metadata().get("pii").map(String::as_str), Some("true"));
+        assert_eq!(spec.columns[0].source_name, "Id");
+        assert_eq!(spec.identifiers[0].identifier_type, "member_id");
+        assert_eq!(spec.folder(), "orders");
+        assert!(spec.glob.is_match("orders/1.csv") && !spec.glob.is_match("orders/x/1.csv"));
+    }
+
+    #[test]
+    fn every_mistake_has_a_place_and_a_remedy() {
+        for (from, to, place, remedy) in [
+            ("event_time", "evnt_time", "4:1", "did you mean `event_time`?"),
+            ("\"timestamp\"", "\"timestmp\"", "8:7", "did you mean `timestamp`?"),
+            ("pii = true", "pii = \"yes\"", "7:48", "true or false"),
+            ("pii =", "pi =", "7:42", "did you mean `pii`?"),
+            ("format = \"csv\"", "format = \"cvs\"", "3:10", "did you mean `csv`?"),
+            ("= \"at\"", "= \"att\"", "4:14", "did you mean `at`?"),
+            ("decimal(12,2)", "decimal(2,12)", "9:19", "no more decimals than digits"),
+            ("decimal(12,2)", "list<string>", "9:10", "cannot hold a list"),
+            ("orders/*.csv", "../orders/*.csv", "2:8", "relative to the ingested folder"),
+            ("value = \"id\"", "", "11:1", "`value` is missing"),
+            ("[columns]", "[columns", "6:9", ""),
+            ("at = \"timestamp\"", "at = \"timestamp\"\nAt = \"string\"", "9:1", "differ in case only"),
+            ("kind = \"orders\"", "kind = \"orders\"\ntimezone = \"Shanghai\"", "2:12", "+08:00"),
+        ] {
+            assert!(CONTRACT.contains(from), "{from}");
+            let text = CONTRACT.replacen(from, to, 1);
+            let message = SourceSpec::parse("orders.toml", &text).unwrap_err().to_string();
+            assert!(message.starts_with(&format!("orders.toml:{place}: ")), "{place}: {message}");
+            assert!(message.contains(remedy), "{message}");
+        }
+    }
+}

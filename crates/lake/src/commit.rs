@@ -1,0 +1,179 @@
+use std::collections::HashMap;
+
+use arrow::datatypes::SchemaRef;
+use deltalake_core::DeltaTableError;
+use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
+use deltalake_core::kernel::{Action, MetadataExt, Transaction};
+use deltalake_core::protocol::{DeltaOperation, SaveMode};
+use object_store::ObjectStoreExt;
+use serde_json::{Map, Value};
+
+use crate::error::LakeError;
+use crate::lake::{Lake, kernel_schema};
+use crate::table::{StagedFile, Table};
+use crate::Result;
+
+/// How far a writer has come: `app_id` is a source's partition or a stage, `version` only ever grows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// Who writes.
+    pub app_id: String,
+    /// Which of its steps this is.
+    pub version: i64,
+}
+
+/// What a commit does to the rows that are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// Adds the files.
+    Append,
+    /// Puts the files in the place of all there are.
+    ReplaceAll,
+}
+
+/// A commit to be.
+#[derive(Debug)]
+pub struct Change<'a> {
+    /// The version it was decided on.
+    pub table: &'a Table,
+    /// Who commits, and its step.
+    pub position: Position,
+    /// What happens to the rows that are there.
+    pub kind: ChangeKind,
+    /// The files it brings.
+    pub files: Vec<StagedFile>,
+    /// The new columns, with [`ChangeKind::ReplaceAll`] only; `None` keeps them.
+    pub schema: Option<SchemaRef>,
+    /// The table's new one-line description, together with `schema`.
+    pub comment: Option<String>,
+    /// Notes for the commit, readable through [`Table::commit_note`]. Never personal data.
+    pub metadata: Map<String, Value>,
+}
+
+/// What became of a commit. Never a guess.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a conflicted commit did not happen"]
+pub enum CommitOutcome {
+    /// It is in the table now, by this call.
+    Applied {
+        /// The version it made.
+        version: u64,
+    },
+    /// The table was at or past this position already: by an earlier try, or by another worker with the same work.
+    AlreadyApplied {
+        /// The newest version of the table.
+        version: u64,
+    },
+    /// Somebody else changed what this change was decided on: read again, then decide again.
+    Conflicted {
+        /// The newest version of the table.
+        version: u64,
+    },
+}
+
+impl Lake {
+    /// Commits `change` by the commit rule: look, commit, and on any error look again.
+    ///
+    /// May be repeated with the same position as often as wanted; it is applied once. The files of a change that was
+    /// not applied stay behind unreferenced until vacuum.
+    ///
+    /// # Errors
+    /// Only when the commit certainly did not land and nobody else's is the reason: the store refused it.
+    pub async fn commit(&self, change: Change<'_>) -> Result<CommitOutcome> {
+        let name = change.table.name().clone();
+        let position = change.position.clone();
+
+        let current = self.table(&name).await?.ok_or_else(|| LakeError::NoTable(name.clone()))?;
+        if reached(&current, &position).await? {
+            return Ok(CommitOutcome::AlreadyApplied { version: current.version() });
+        }
+        if change.kind == ChangeKind::ReplaceAll && current.version() != change.table.version() {
+            return Ok(CommitOutcome::Conflicted { version: current.version() });
+        }
+
+        let marker = change.files.first().map(|file| file.add.path.clone());
+        let error = match self.try_commit(&current, change).await {
+            Ok(version) => return Ok(CommitOutcome::Applied { version }),
+            Err(error) => error,
+        };
+
+        let after = self.table(&name).await?.ok_or_else(|| LakeError::NoTable(name.clone()))?;
+        if reached(&after, &position).await? {
+            let ours = marker.is_some_and(|path| after.files().iter().any(|add| add.path == path));
+            tracing::debug!(table = %name, ours, "a commit reported an error but its position is in the table");
+            return Ok(if ours {
+                CommitOutcome::Applied { version: after.version() }
+            } else {
+                CommitOutcome::AlreadyApplied { version: after.version() }
+            });
+        }
+        match error {
+            DeltaTableError::Transaction { .. } | DeltaTableError::VersionAlreadyExists(_)
+                if after.version() > current.version() =>
+            {
+                Ok(CommitOutcome::Conflicted { version: after.version() })
+            }
+            other => Err(LakeError::delta(&name)(other)),
+        }
+    }
+
+    /// Deletes staged files that will not be committed. What cannot be deleted stays behind unreferenced until vacuum.
+    pub async fn discard(&self, files: Vec<StagedFile>, table: &Table) {
+        for file in files {
+            let location =
+                file.add.path.split('/').fold(table.prefix().clone(), |path, part| path.join(part));
+            if let Err(error) = self.store().delete(&location).await {
+                tracing::debug!(%location, %error, "a staged file stays behind");
+            }
+        }
+    }
+
+    async fn try_commit(&self, table: &Table, change: Change<'_>) -> Result<u64, DeltaTableError> {
+        let delta = table.delta();
+        let snapshot = delta.snapshot()?;
+        let mut actions = Vec::with_capacity(change.files.len() + 1);
+        let partition_by = Some(table.partition_columns().to_vec()).filter(|columns| !columns.is_empty());
+        let operation = match change.kind {
+            ChangeKind::Append => DeltaOperation::Write { mode: SaveMode::Append, partition_by, predicate: None },
+            ChangeKind::ReplaceAll => {
+                actions.extend(
+                    snapshot.log_data().iter().map(|file| Action::Remove(file.remove_action(true))),
+                );
+                if let Some(schema) = &change.schema {
+                    let schema = kernel_schema(table.name(), schema)
+                        .map_err(|error| DeltaTableError::generic(error.to_string()))?;
+                    let mut metadata = snapshot.metadata().clone().with_schema(&schema)?;
+                    if let Some(comment) = change.comment {
+                        metadata = metadata.with_description(comment)?;
+                    }
+                    actions.push(Action::Metadata(metadata));
+                }
+                // Without a predicate delta-rs would not notice a concurrent rewrite of the same rows.
+                DeltaOperation::Write {
+                    mode: SaveMode::Overwrite,
+                    partition_by,
+                    predicate: Some("true".to_owned()),
+                }
+            }
+        };
+        actions.extend(change.files.into_iter().map(|file| Action::Add(file.add)));
+
+        let properties = CommitProperties::default()
+            .with_metadata(change.metadata.into_iter().collect::<HashMap<_, _>>())
+            .with_application_transaction(Transaction {
+                app_id: change.position.app_id,
+                version: change.position.version,
+                last_updated: Some(self.clock().now().timestamp_millis()),
+            })
+            .with_cleanup_expired_logs(Some(false));
+        let finalized = CommitBuilder::from(properties)
+            .with_actions(actions)
+            .build(Some(snapshot), delta.log_store(), operation)
+            .await?;
+        Ok(finalized.version())
+    }
+}
+
+async fn reached(table: &Table, position: &Position) -> Result<bool> {
+    Ok(table.position(&position.app_id).await?.is_some_and(|stored| stored >= position.version))
+}

@@ -1,0 +1,168 @@
+use deltalake_core::DeltaTableError;
+use holdfast_types::{BrokenPromise, ErrorKind, InvalidTableName, TableName};
+
+use crate::store::describe_store_error;
+
+/// What can go wrong in the lake.
+#[derive(Debug, thiserror::Error)]
+pub enum LakeError {
+    /// The folder or bucket is not a lake.
+    #[error("no lake at {url}: {reason}")]
+    NoLake {
+        /// Where it was looked for.
+        url: String,
+        /// What is missing there, and what to do.
+        reason: String,
+    },
+    /// The lake was written by a newer version of Holdfast.
+    #[error(
+        "the lake at {url} has format {found}, this version of holdfast knows up to {known}: use the version that wrote it, or a newer one"
+    )]
+    NewerLake {
+        /// Which lake.
+        url: String,
+        /// The format it has.
+        found: u32,
+        /// The newest format known here.
+        known: u32,
+    },
+    /// A URL that no store answers to.
+    #[error("cannot open the object store at {url}: {reason}")]
+    InvalidUrl {
+        /// The URL as given.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+    /// The table does not exist in the lake.
+    #[error("table {0} does not exist in the lake")]
+    NoTable(TableName),
+    /// The version asked for is not there (any more).
+    #[error("table {table} has no version {version}")]
+    NoVersion {
+        /// Which table.
+        table: TableName,
+        /// Which version.
+        version: u64,
+    },
+    /// The rows do not fit the table.
+    #[error("table {table}: {reason}")]
+    Schema {
+        /// Which table.
+        table: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A name that is not a table name.
+    #[error(transparent)]
+    Name(#[from] InvalidTableName),
+    /// The object store refused.
+    #[error("{what}: {}", describe_store_error(source))]
+    Store {
+        /// What was being done, on which object.
+        what: String,
+        /// The store's answer.
+        source: object_store::Error,
+    },
+    /// The Delta log refused or could not be read.
+    #[error("table {table}: {}", describe_delta_error(source))]
+    Delta {
+        /// Which table.
+        table: String,
+        /// The library's answer.
+        source: Box<DeltaTableError>,
+    },
+    /// A data file could not be written or read.
+    #[error("table {table}: cannot write a data file: {}", describe_parquet_error(source))]
+    Parquet {
+        /// Which table.
+        table: String,
+        /// The library's answer.
+        source: parquet::errors::ParquetError,
+    },
+    /// A file of the lake's own that cannot be understood.
+    #[error("{path} in the lake is damaged: {reason}")]
+    Damaged {
+        /// Which object.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A promise did not hold.
+    #[error(transparent)]
+    Promise(#[from] BrokenPromise),
+}
+
+impl LakeError {
+    /// What the caller should do.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoLake { .. } | Self::NoTable(_) | Self::NoVersion { .. } => ErrorKind::NotFound,
+            Self::NewerLake { .. } | Self::Damaged { .. } => ErrorKind::CorruptData,
+            Self::InvalidUrl { .. } => ErrorKind::InvalidConfig,
+            Self::Schema { .. } | Self::Name(_) => ErrorKind::InvalidInput,
+            Self::Store { source, .. } => store_kind(source),
+            Self::Delta { source, .. } => match source.as_ref() {
+                DeltaTableError::ObjectStore { source } => store_kind(source),
+                DeltaTableError::Transaction { .. } | DeltaTableError::VersionAlreadyExists(_) => ErrorKind::Conflict,
+                DeltaTableError::NotATable(_) => ErrorKind::NotFound,
+                DeltaTableError::InvalidJsonLog { .. } | DeltaTableError::InvalidStatsJson { .. } => {
+                    ErrorKind::CorruptData
+                }
+                _ => ErrorKind::Retry,
+            },
+            Self::Parquet { .. } => ErrorKind::Retry,
+            Self::Promise(_) => ErrorKind::Bug,
+        }
+    }
+
+    pub(crate) fn delta(table: impl std::fmt::Display) -> impl FnOnce(DeltaTableError) -> Self {
+        move |source| Self::Delta { table: table.to_string(), source: Box::new(source) }
+    }
+
+    pub(crate) fn store(what: impl Into<String>) -> impl FnOnce(object_store::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Store { what, source }
+    }
+}
+
+fn store_kind(error: &object_store::Error) -> ErrorKind {
+    match error {
+        object_store::Error::NotFound { .. } => ErrorKind::NotFound,
+        object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => ErrorKind::Conflict,
+        object_store::Error::PermissionDenied { .. }
+        | object_store::Error::Unauthenticated { .. }
+        | object_store::Error::UnknownConfigurationKey { .. }
+        | object_store::Error::InvalidPath { .. }
+        | object_store::Error::NotSupported { .. } => ErrorKind::InvalidConfig,
+        _ => ErrorKind::Retry,
+    }
+}
+
+fn describe_delta_error(error: &DeltaTableError) -> String {
+    match error {
+        DeltaTableError::ObjectStore { source } => describe_store_error(source),
+        other => innermost(other),
+    }
+}
+
+fn describe_parquet_error(error: &parquet::errors::ParquetError) -> String {
+    innermost(error)
+}
+
+/// The message of the last error in the chain that adds something, after the first one's.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let message = cause.to_string();
+        if !text.contains(&message) {
+            text = format!("{text}: {message}");
+        }
+        next = cause.source();
+    }
+    if text.contains("No space left on device") || text.contains("StorageFull") {
+        text.push_str(" (the disk is full: free some space and run the same command again, nothing was committed)");
+    }
+    text
+}

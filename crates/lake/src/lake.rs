@@ -1,0 +1,469 @@
+use std::path::Path;
+use std::sync::{Arc, Once};
+
+use arrow::datatypes::SchemaRef;
+use datafusion::datasource::object_store::ObjectStoreUrl;
+use deltalake_core::kernel::transaction::CommitProperties;
+use deltalake_core::kernel::StructType;
+use deltalake_core::logstore::{LogStore, LogStoreFactory, StorageConfig, default_logstore, logstore_factories};
+use deltalake_core::operations::create::CreateBuilder;
+use deltalake_core::{DeltaResult, DeltaTable, DeltaTableBuilder, DeltaTableError};
+use futures::TryStreamExt;
+use holdfast_types::{Clock, TableName};
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::error::LakeError;
+use crate::schema::delta_compatible;
+use crate::store::{StoreOptions, open_store};
+use crate::table::Table;
+use crate::{Result, manifest};
+
+/// The format written today. A lake with a higher number was written by a newer version and is left alone.
+const FORMAT_VERSION: u32 = 1;
+
+/// Where the lake's own files are; no table name begins with an underscore.
+pub(crate) const SYSTEM_FOLDER: &str = "_holdfast";
+
+/// What is decided once, when a lake is created.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LakeSettings {
+    /// The format of the lake's own files.
+    pub format_version: u32,
+    /// The number of buckets of `customer_id` that partition every customer-keyed table.
+    pub customer_buckets: u32,
+}
+
+impl Default for LakeSettings {
+    fn default() -> Self {
+        Self { format_version: FORMAT_VERSION, customer_buckets: 4 }
+    }
+}
+
+/// A table to be: what [`Lake::ensure_table`] creates.
+#[derive(Debug, Clone)]
+pub struct TableSpec {
+    /// Its name.
+    pub name: TableName,
+    /// Its columns, partition columns last. Metadata keys `comment` and `pii` are kept in the Delta schema.
+    pub schema: SchemaRef,
+    /// The names of the columns it is partitioned by.
+    pub partition_by: Vec<String>,
+    /// One line about it for catalogues.
+    pub comment: String,
+}
+
+/// A lake: a folder or bucket of Delta tables, `schema/table`. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Lake {
+    inner: Arc<LakeInner>,
+}
+
+#[derive(Debug)]
+struct LakeInner {
+    url: Url,
+    store: Arc<dyn ObjectStore>,
+    root: ObjectPath,
+    store_url: ObjectStoreUrl,
+    settings: LakeSettings,
+    clock: Arc<dyn Clock>,
+}
+
+impl Lake {
+    /// Opens the lake at `location`, creating it with `settings` where there is none.
+    ///
+    /// May be called by several processes at once: one of them creates, the others open.
+    ///
+    /// # Errors
+    /// [`LakeError::NewerLake`], [`LakeError::Damaged`] and what the store answers.
+    pub async fn create_or_open(
+        location: &str,
+        relative_to: &Path,
+        options: &StoreOptions,
+        settings: LakeSettings,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self> {
+        let place = open_store(location, relative_to, options)?;
+        let path = place.path.clone().join(SYSTEM_FOLDER).join("lake.json");
+        let body = serde_json::to_vec_pretty(&settings).map_err(|error| LakeError::Damaged {
+            path: path.to_string(),
+            reason: error.to_string(),
+        })?;
+        if place.url.scheme() == "file"
+            && let Ok(folder) = place.url.to_file_path()
+        {
+            std::fs::create_dir_all(&folder).map_err(|error| LakeError::InvalidUrl {
+                url: location.to_owned(),
+                reason: format!("cannot create the folder: {error}"),
+            })?;
+        }
+        let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match place.store.put_opts(&path, body.into(), create).await {
+            Ok(_) | Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
+            Err(source) => return Err(LakeError::store(format!("cannot create the lake at {}", place.url))(source)),
+        }
+        Self::open(location, relative_to, options, clock).await
+    }
+
+    /// Opens the lake at `location`.
+    ///
+    /// # Errors
+    /// [`LakeError::NoLake`] when there is none, [`LakeError::NewerLake`] when a newer version wrote it.
+    pub async fn open(
+        location: &str,
+        relative_to: &Path,
+        options: &StoreOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self> {
+        register_log_stores();
+        let place = open_store(location, relative_to, options)?;
+        let path = place.path.clone().join(SYSTEM_FOLDER).join("lake.json");
+        let damaged = |reason: String| LakeError::Damaged { path: path.to_string(), reason };
+        let body = match place.store.get(&path).await {
+            Ok(found) => found.bytes().await.map_err(LakeError::store(format!("cannot read {path}")))?,
+            Err(object_store::Error::NotFound { .. }) => {
+                return Err(LakeError::NoLake {
+                    url: place.url.to_string(),
+                    reason: "there is no _holdfast/lake.json: check the path, or create a lake with `holdfast ingest`"
+                        .to_owned(),
+                });
+            }
+            Err(source) => return Err(LakeError::store(format!("cannot read {path}"))(source)),
+        };
+        // The version is looked at before the rest: a newer format may have other fields.
+        #[derive(Deserialize)]
+        struct Version {
+            format_version: u32,
+        }
+        let Version { format_version } =
+            serde_json::from_slice(&body).map_err(|error| damaged(error.to_string()))?;
+        if format_version > FORMAT_VERSION {
+            return Err(LakeError::NewerLake {
+                url: place.url.to_string(),
+                found: format_version,
+                known: FORMAT_VERSION,
+            });
+        }
+        let settings: LakeSettings = serde_json::from_slice(&body).map_err(|error| damaged(error.to_string()))?;
+        if settings.customer_buckets == 0 {
+            return Err(damaged("customer_buckets is 0".to_owned()));
+        }
+        let store_url = store_url(&place.url)?;
+        Ok(Self {
+            inner: Arc::new(LakeInner {
+                url: place.url,
+                store: place.store,
+                root: place.path,
+                store_url,
+                settings,
+                clock,
+            }),
+        })
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> &Url {
+        &self.inner.url
+    }
+
+    /// What was decided when it was created.
+    pub fn settings(&self) -> &LakeSettings {
+        &self.inner.settings
+    }
+
+    /// The clock it was opened with.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.inner.clock
+    }
+
+    /// The store it is in, from the store's root.
+    pub fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.inner.store
+    }
+
+    /// The name under which an engine session must know [`Lake::store`].
+    pub fn store_url(&self) -> &ObjectStoreUrl {
+        &self.inner.store_url
+    }
+
+    pub(crate) fn root(&self) -> &ObjectPath {
+        &self.inner.root
+    }
+
+    /// The tables that exist, sorted by name. One LIST for the lake and one a schema.
+    ///
+    /// # Errors
+    /// What the store answers.
+    pub async fn tables(&self) -> Result<Vec<TableName>> {
+        let root = self.inner.root.clone();
+        let mut tables = Vec::new();
+        for schema in self.folders(&root).await? {
+            for table in self.folders(&root.clone().join(schema.as_str())).await? {
+                if let Ok(name) = TableName::new(&schema, &table) {
+                    tables.push(name);
+                }
+            }
+        }
+        tables.sort();
+        Ok(tables)
+    }
+
+    async fn folders(&self, prefix: &ObjectPath) -> Result<Vec<String>> {
+        let listed = self
+            .inner
+            .store
+            .list_with_delimiter(Some(prefix))
+            .await
+            .map_err(LakeError::store(format!("cannot list {prefix}")))?;
+        Ok(listed
+            .common_prefixes
+            .iter()
+            .filter_map(|path| path.filename().map(str::to_owned))
+            .filter(|name| !name.starts_with('_'))
+            .collect())
+    }
+
+    /// The newest version of a table, or `None` when it does not exist.
+    ///
+    /// # Errors
+    /// What the store or the Delta log answers.
+    pub async fn table(&self, name: &TableName) -> Result<Option<Table>> {
+        match self.builder(name)?.load().await {
+            Ok(table) => Ok(Some(self.pinned(name, table)?)),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(LakeError::delta(name)(error)),
+        }
+    }
+
+    /// A table as it was at `version`.
+    ///
+    /// # Errors
+    /// [`LakeError::NoVersion`] when that version is not (or no longer) there.
+    pub async fn table_at(&self, name: &TableName, version: u64) -> Result<Table> {
+        match self.builder(name)?.with_version(version).load().await {
+            Ok(table) => self.pinned(name, table),
+            Err(DeltaTableError::InvalidVersion(_)) => {
+                Err(LakeError::NoVersion { table: name.clone(), version })
+            }
+            Err(error) if is_missing(&error) => Err(LakeError::NoVersion { table: name.clone(), version }),
+            Err(error) => Err(LakeError::delta(name)(error)),
+        }
+    }
+
+    /// The table, created where it is missing, and widened by the nullable columns that only `spec` has.
+    ///
+    /// May be called by several processes at once.
+    ///
+    /// # Errors
+    /// [`LakeError::Schema`] when a column exists with another type, or the partitioning differs.
+    pub async fn ensure_table(&self, spec: &TableSpec) -> Result<Table> {
+        let table = match self.table(&spec.name).await? {
+            Some(table) => table,
+            None => self.create_table(spec).await?,
+        };
+        let mismatch = |reason: String| LakeError::Schema { table: spec.name.to_string(), reason };
+        if table.partition_columns() != spec.partition_by {
+            return Err(mismatch(format!(
+                "is partitioned by {:?}, not by {:?}",
+                table.partition_columns(),
+                spec.partition_by
+            )));
+        }
+        let mut missing = Vec::new();
+        for field in spec.schema.fields() {
+            let wanted = delta_compatible(field.data_type()).map_err(|reason| {
+                mismatch(format!("column {} has type {reason}", field.name()))
+            })?;
+            match table.schema().field_with_name(field.name()) {
+                Ok(have) if same_shape(have.data_type(), &wanted) => {}
+                Ok(have) => {
+                    return Err(mismatch(format!(
+                        "column {} is {} in the lake and {wanted} in the source: a column keeps its type; give the new one another name",
+                        field.name(),
+                        have.data_type()
+                    )));
+                }
+                Err(_) => missing.push(Arc::clone(field)),
+            }
+        }
+        if missing.is_empty() { Ok(table) } else { self.add_columns(&table, missing).await }
+    }
+
+    async fn create_table(&self, spec: &TableSpec) -> Result<Table> {
+        let schema = kernel_schema(&spec.name, &spec.schema)?;
+        let table = self.builder(&spec.name)?.build().map_err(LakeError::delta(&spec.name))?;
+        let created = CreateBuilder::new()
+            .with_log_store(table.log_store())
+            .with_table_name(spec.name.to_string())
+            .with_comment(spec.comment.clone())
+            .with_columns(schema.fields().cloned())
+            .with_partition_columns(spec.partition_by.clone())
+            // Logs are cleaned by maintenance: left to a commit, every commit lists the whole log folder.
+            .with_configuration([("delta.enableExpiredLogCleanup".to_owned(), Some("false".to_owned()))])
+            .with_commit_properties(CommitProperties::default().with_cleanup_expired_logs(Some(false)))
+            .await;
+        if let Err(error) = created {
+            // Another process may have created it meanwhile, or ours landed and the answer was lost: look.
+            return match self.table(&spec.name).await? {
+                Some(table) => Ok(table),
+                None => Err(LakeError::delta(&spec.name)(error)),
+            };
+        }
+        self.table(&spec.name).await?.ok_or_else(|| LakeError::NoTable(spec.name.clone()))
+    }
+
+    async fn add_columns(&self, table: &Table, fields: Vec<Arc<arrow::datatypes::Field>>) -> Result<Table> {
+        let name = table.name().clone();
+        let added = kernel_schema(&name, &Arc::new(arrow::datatypes::Schema::new(fields)))?;
+        let result = table
+            .delta()
+            .clone()
+            .add_columns()
+            .with_fields(added.fields().cloned().collect::<Vec<_>>())
+            .with_commit_properties(CommitProperties::default().with_cleanup_expired_logs(Some(false)))
+            .await;
+        match result {
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(table = %name, "adding columns failed, looking again");
+                let now = self.table(&name).await?.ok_or_else(|| LakeError::NoTable(name.clone()))?;
+                if added.fields().all(|field| now.schema().field_with_name(field.name()).is_ok()) {
+                    return Ok(now);
+                }
+                return Err(LakeError::delta(&name)(error));
+            }
+        }
+        self.table(&name).await?.ok_or(LakeError::NoTable(name))
+    }
+
+    fn builder(&self, name: &TableName) -> Result<DeltaTableBuilder> {
+        let url = self.table_url(name)?;
+        Ok(DeltaTableBuilder::from_url(url.clone())
+            .map_err(LakeError::delta(name))?
+            .with_storage_backend(Arc::clone(&self.inner.store), url))
+    }
+
+    fn table_url(&self, name: &TableName) -> Result<Url> {
+        let mut url = self.inner.url.clone();
+        url.path_segments_mut()
+            .map_err(|()| LakeError::InvalidUrl {
+                url: self.inner.url.to_string(),
+                reason: "it has no path".to_owned(),
+            })?
+            .pop_if_empty()
+            .push(name.schema())
+            .push(name.table());
+        Ok(url)
+    }
+
+    fn pinned(&self, name: &TableName, table: DeltaTable) -> Result<Table> {
+        let prefix = self.inner.root.clone().join(name.schema()).join(name.table());
+        let inner = &self.inner;
+        Table::new(name.clone(), table, prefix, inner.store_url.clone(), Arc::clone(&inner.store), Arc::clone(&inner.clock))
+    }
+
+    /// The newest published run, or `None` before the first.
+    ///
+    /// # Errors
+    /// What the store answers; [`LakeError::Damaged`] when the manifest cannot be read.
+    pub async fn latest_manifest(&self) -> Result<Option<manifest::Manifest>> {
+        manifest::latest(self).await
+    }
+
+    /// Publishes a run under the next sequence number, which this call finds. Readers switch to it as a whole.
+    ///
+    /// # Errors
+    /// [`LakeError::Store`] of kind `Conflict` when another run published first: plan again from its manifest.
+    pub async fn publish(&self, manifest: manifest::Manifest) -> Result<manifest::Manifest> {
+        manifest::publish(self, manifest).await
+    }
+
+    pub(crate) async fn list_names(&self, prefix: &ObjectPath) -> Result<Vec<String>> {
+        let mut names: Vec<String> = self
+            .inner
+            .store
+            .list(Some(prefix))
+            .map_ok(|object| object.location.filename().unwrap_or_default().to_owned())
+            .try_collect()
+            .await
+            .map_err(LakeError::store(format!("cannot list {prefix}")))?;
+        names.sort();
+        Ok(names)
+    }
+}
+
+pub(crate) fn kernel_schema(name: &TableName, schema: &SchemaRef) -> Result<StructType> {
+    use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
+
+    let fields = schema
+        .fields()
+        .iter()
+        .map(|field| {
+            let data_type = delta_compatible(field.data_type()).map_err(|reason| LakeError::Schema {
+                table: name.to_string(),
+                reason: format!("column {} has type {reason}", field.name()),
+            })?;
+            Ok(arrow::datatypes::Field::new(field.name(), data_type, field.is_nullable())
+                .with_metadata(field.metadata().clone()))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let schema = arrow::datatypes::Schema::new(fields);
+    (&schema).try_into_kernel().map_err(|error: arrow::error::ArrowError| LakeError::Schema {
+        table: name.to_string(),
+        reason: error.to_string(),
+    })
+}
+
+/// Equal but for names of list items and nullability, which Delta renames and widens.
+fn same_shape(left: &arrow::datatypes::DataType, right: &arrow::datatypes::DataType) -> bool {
+    left.equals_datatype(right)
+}
+
+fn is_missing(error: &DeltaTableError) -> bool {
+    match error {
+        DeltaTableError::NotATable(_) => true,
+        DeltaTableError::ObjectStore { source } => matches!(source, object_store::Error::NotFound { .. }),
+        DeltaTableError::KernelError(kernel) => {
+            let text = kernel.to_string();
+            text.contains("No files in log segment") || text.contains("No table version found")
+        }
+        _ => false,
+    }
+}
+
+/// The part of a URL that names a store: scheme and authority.
+fn store_url(url: &Url) -> Result<ObjectStoreUrl> {
+    ObjectStoreUrl::parse(&url[..url::Position::BeforePath]).map_err(|error| LakeError::InvalidUrl {
+        url: url.to_string(),
+        reason: error.to_string(),
+    })
+}
+
+/// delta-rs knows `file` and `memory` by itself. Cloud stores whose conditional PUT is atomic need no other log store.
+fn register_log_stores() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for scheme in ["s3", "s3a", "gs", "az", "abfs", "abfss"] {
+            if let Ok(url) = Url::parse(&format!("{scheme}://")) {
+                logstore_factories().insert(url, Arc::new(ConditionalPutLogStores));
+            }
+        }
+    });
+}
+
+#[derive(Debug)]
+struct ConditionalPutLogStores;
+
+impl LogStoreFactory for ConditionalPutLogStores {
+    fn with_options(
+        &self,
+        prefixed_store: Arc<dyn ObjectStore>,
+        root_store: Arc<dyn ObjectStore>,
+        location: &Url,
+        options: &StorageConfig,
+    ) -> DeltaResult<Arc<dyn LogStore>> {
+        Ok(default_logstore(prefixed_store, root_store, location, options))
+    }
+}

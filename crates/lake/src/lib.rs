@@ -1,0 +1,34 @@
+//! The lake: Delta tables on an object store, pinned snapshots of them, and the one way to commit.
+//!
+//! This crate is the only one that builds an object store or commits to Delta. It must not know SQL, stages, sources or
+//! what a customer is; it knows tables, versions, files and positions.
+//!
+//! # The commit rule
+//!
+//! delta-rs writes transaction identifiers but does not act on them, and a conditional PUT that succeeded can come back
+//! as an error. So [`Lake::commit`] is the only way in: it carries a [`Position`], looks before it commits, and on any
+//! error looks again before it answers with a [`CommitOutcome`].
+
+mod commit;
+mod error;
+mod lake;
+mod manifest;
+mod provider;
+mod schema;
+mod statistics;
+mod store;
+mod table;
+mod writer;
+
+pub use commit::{Change, ChangeKind, CommitOutcome, Position};
+pub use error::LakeError;
+pub use lake::{Lake, LakeSettings, TableSpec};
+pub use manifest::{Manifest, ManifestEntry};
+pub use provider::LakeTableProvider;
+pub use schema::{delta_compatible, to_delta_compatible};
+pub use store::{ObjectLocation, StoreOptions, describe_store_error, open_store};
+pub use table::{StagedFile, Table};
+pub use writer::{TableWriter, WriterSettings};
+
+/// A result of this crate.
+pub type Result<T, E = LakeError> = std::result::Result<T, E>;

@@ -1,0 +1,180 @@
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::pruning::PrunableStatistics;
+use datafusion::common::{DFSchema, Result, Statistics};
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::source::DataSourceExec;
+use datafusion::datasource::table_schema::TableSchema;
+use datafusion::datasource::TableType;
+use datafusion::logical_expr::utils::conjunction;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
+use datafusion::physical_plan::ExecutionPlan;
+use deltalake_core::kernel::Add;
+use object_store::ObjectMeta;
+use object_store::path::Path;
+
+use crate::schema::without_columns;
+use crate::statistics::{as_bounds, from_json, partition_scalar};
+use crate::table::Table;
+
+/// Reads one version of a table as plain Parquet scans: files that cannot match are left out by the log's statistics, partition columns are constants
+/// of their files, and the plan travels like any other.
+#[derive(Debug)]
+pub struct LakeTableProvider {
+    table: Table,
+    schema: SchemaRef,
+    files: Vec<Add>,
+}
+
+impl LakeTableProvider {
+    /// Over `files` of the table, which hold the columns of `schema`, partition columns last.
+    pub(crate) fn new(table: Table, schema: SchemaRef, files: Vec<Add>) -> Self {
+        Self { table, schema, files }
+    }
+
+    /// The version it reads.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    fn partitioned_file(&self, add: &Add) -> Result<(PartitionedFile, Arc<Statistics>)> {
+        let schema = &self.schema;
+        let damaged = |what: String| {
+            datafusion::error::DataFusionError::Execution(format!("table {}: {what}", self.table.name()))
+        };
+        if add.deletion_vector.is_some() {
+            return Err(damaged(
+                "has deletion vectors, which this version does not read: rewrite it with the tool that made them".to_owned(),
+            ));
+        }
+        let mut partition_values = Vec::new();
+        for column in self.table.partition_columns() {
+            let field = schema.field_with_name(column)?;
+            let text = add.partition_values.get(column).and_then(Option::as_deref);
+            partition_values.push(
+                partition_scalar(text, field.data_type())
+                    .ok_or_else(|| damaged(format!("partition column {column} has a value that is not {}", field.data_type())))?,
+            );
+        }
+        // The log percent-encodes paths once; the library has decoded that. What is left is the object's name.
+        let location = add.path.split('/').fold(self.table.prefix().clone(), |path, part| path.join(part));
+        let location = Path::parse(location.as_ref()).map_err(|error| damaged(error.to_string()))?;
+        let meta = ObjectMeta {
+            location,
+            last_modified: chrono::DateTime::from_timestamp_millis(add.modification_time).unwrap_or_default(),
+            size: u64::try_from(add.size).unwrap_or(0),
+            e_tag: None,
+            version: None,
+        };
+        let statistics = Arc::new(from_json(add.stats.as_deref(), schema, &partition_values));
+        let file = PartitionedFile::new_from_meta(meta).with_partition_values(partition_values);
+        Ok((file, statistics))
+    }
+
+    /// The indexes of the files that may hold a row for which `filters` are true.
+    fn kept(
+        &self,
+        state: &dyn Session,
+        filters: &[Expr],
+        statistics: &[Arc<Statistics>],
+    ) -> Result<Option<Vec<bool>>> {
+        let Some(predicate) = conjunction(filters.to_vec()) else { return Ok(None) };
+        let schema = DFSchema::try_from(Arc::clone(&self.schema))?;
+        let predicate = state.create_physical_expr(predicate, &schema)?;
+        let Some(pruning) =
+            PruningPredicateBuilder::new().with_file_schema(Arc::clone(&self.schema)).build(predicate)
+        else {
+            return Ok(None);
+        };
+        let known = PrunableStatistics::new(statistics.to_vec(), Arc::clone(&self.schema));
+        Ok(Some(pruning.prune(&known)?))
+    }
+}
+
+#[async_trait]
+impl TableProvider for LakeTableProvider {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let (mut files, mut statistics) = (Vec::new(), Vec::new());
+        for add in &self.files {
+            let (file, known) = self.partitioned_file(add)?;
+            files.push(file);
+            statistics.push(known);
+        }
+        if let Some(keep) = self.kept(state, filters, &statistics)? {
+            let mut keep_files = keep.iter();
+            files.retain(|_| keep_files.next().copied().unwrap_or(true));
+            let mut keep_statistics = keep.iter();
+            statistics.retain(|_| keep_statistics.next().copied().unwrap_or(true));
+        }
+        let total = total(&statistics, &self.schema);
+        let files: Vec<PartitionedFile> = files
+            .into_iter()
+            .zip(&statistics)
+            .map(|(file, known)| {
+                let mut file = file.with_statistics(Arc::new(as_bounds(known)));
+                // `with_statistics` claims that partition columns hold no null; keep what is known.
+                file.statistics = Some(Arc::new(as_bounds(known)));
+                file
+            })
+            .collect();
+
+        let partition_fields: Vec<_> = self
+            .table
+            .partition_columns()
+            .iter()
+            .map(|column| self.schema.field_with_name(column).map(|field| Arc::new(field.clone())))
+            .collect::<Result<_, _>>()?;
+        let file_schema = without_columns(&self.schema, self.table.partition_columns());
+        let table_schema = TableSchema::builder(file_schema).with_table_partition_cols(partition_fields).build();
+        let groups = if files.is_empty() {
+            Vec::new()
+        } else {
+            FileGroup::new(files).split_files(state.config().target_partitions())
+        };
+        let options = state.config().options().execution.parquet.clone();
+        let source = ParquetSource::new(table_schema).with_table_parquet_options(
+            datafusion::common::config::TableParquetOptions { global: options, ..Default::default() },
+        );
+        let config = FileScanConfigBuilder::new(self.table.store_url().clone(), Arc::new(source))
+            .with_file_groups(groups)
+            .with_statistics(total)
+            .with_projection_indices(projection.cloned())?
+            .with_limit(limit)
+            .build();
+        Ok(DataSourceExec::from_data_source(config))
+    }
+}
+
+/// Statistics of the whole scan: rows are added up exactly, the rest is left open.
+fn total(files: &[Arc<Statistics>], schema: &SchemaRef) -> Statistics {
+    let mut total = Statistics::new_unknown(schema);
+    let mut rows = datafusion::common::stats::Precision::Exact(0);
+    for file in files {
+        rows = rows.add(&file.num_rows);
+    }
+    total.num_rows = rows;
+    total
+}

@@ -1,0 +1,86 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreScheme};
+use url::Url;
+
+use crate::error::LakeError;
+use crate::{Result, StoreOptions as Options};
+
+/// Settings of an object store as its own documentation names them: `aws_endpoint`, `aws_region`, `azure_storage_account_name`,
+/// `google_service_account` and so on. The binary fills them from the environment.
+pub type StoreOptions = HashMap<String, String>;
+
+/// A store and the place in it that a URL names.
+#[derive(Debug, Clone)]
+pub struct ObjectLocation {
+    /// The store, from its root.
+    pub store: Arc<dyn ObjectStore>,
+    /// The path below that root.
+    pub path: Path,
+    /// The URL, absolute; a local path given without a scheme has become `file://`.
+    pub url: Url,
+}
+
+/// Opens the store that a URL or a local path names. `relative_to` resolves a relative local path.
+///
+/// Schemes: a local path, `file`, `memory`, `s3`, `s3a`, `gs`, `az`, `abfs`, `abfss`. Nothing is read yet.
+///
+/// # Errors
+/// [`LakeError::InvalidUrl`] when the URL cannot be read, or no store answers to its scheme.
+pub fn open_store(location: &str, relative_to: &std::path::Path, options: &Options) -> Result<ObjectLocation> {
+    let invalid = |reason: String| LakeError::InvalidUrl { url: location.to_owned(), reason };
+    let url = if location.contains("://") {
+        Url::parse(location).map_err(|error| invalid(error.to_string()))?
+    } else {
+        let path = std::path::absolute(relative_to.join(location)).map_err(|error| invalid(error.to_string()))?;
+        Url::from_file_path(&path).map_err(|()| invalid("not an absolute local path".to_owned()))?
+    };
+    let (scheme, path) = ObjectStoreScheme::parse(&url).map_err(|error| invalid(error.to_string()))?;
+    let store: Arc<dyn ObjectStore> = match scheme {
+        ObjectStoreScheme::Local => Arc::new(object_store::local::LocalFileSystem::new()),
+        ObjectStoreScheme::Memory
+        | ObjectStoreScheme::AmazonS3
+        | ObjectStoreScheme::GoogleCloudStorage
+        | ObjectStoreScheme::MicrosoftAzure => {
+            object_store::parse_url_opts(&url, options.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+                .map_err(|error| invalid(describe_store_error(&error)))?
+                .0
+                .into()
+        }
+        _ => return Err(invalid(format!("no object store for the scheme `{}`", url.scheme()))),
+    };
+    Ok(ObjectLocation { store, path, url })
+}
+
+/// What a store error means for the person who reads it, with the remedy where one is known.
+pub fn describe_store_error(error: &object_store::Error) -> String {
+    let text = chain(error);
+    if text.contains("No space left on device") || text.contains("StorageFull") || text.contains("os error 28") {
+        return format!("{text} (the disk is full: free some space and run the same command again, nothing was committed)");
+    }
+    match error {
+        object_store::Error::NotFound { path, .. } => format!("{path} was not found"),
+        object_store::Error::PermissionDenied { path, .. } => {
+            format!("no permission for {path}: check who may read and write there")
+        }
+        object_store::Error::Unauthenticated { path, .. } => {
+            format!("the store does not accept our credentials for {path}: check the store's settings in the environment")
+        }
+        _ => text,
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let message = cause.to_string();
+        if !text.contains(&message) {
+            text = format!("{text}: {message}");
+        }
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,210 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::datatypes::{Fields, Schema, SchemaRef};
+use datafusion::catalog::TableProvider;
+use datafusion::datasource::object_store::ObjectStoreUrl;
+use deltalake_core::DeltaTable;
+use deltalake_core::kernel::Add;
+use futures::TryStreamExt;
+use holdfast_types::{Clock, TableName};
+use object_store::ObjectStore;
+use object_store::path::Path;
+use serde_json::Value;
+
+use crate::Result;
+use crate::error::LakeError;
+use crate::provider::LakeTableProvider;
+
+/// A data file that is written but not yet part of a table: no reader sees it until a commit names it.
+#[derive(Debug, Clone)]
+pub struct StagedFile {
+    pub(crate) add: Add,
+    /// Its rows.
+    pub rows: u64,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// One version of one table. Cheap to clone; does not change when the table does.
+#[derive(Debug, Clone)]
+pub struct Table {
+    inner: Arc<TableInner>,
+}
+
+#[derive(Debug)]
+struct TableInner {
+    name: TableName,
+    delta: DeltaTable,
+    version: u64,
+    schema: SchemaRef,
+    partition_columns: Vec<String>,
+    prefix: Path,
+    store_url: ObjectStoreUrl,
+    store: Arc<dyn ObjectStore>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Table {
+    pub(crate) fn new(
+        name: TableName,
+        delta: DeltaTable,
+        prefix: Path,
+        store_url: ObjectStoreUrl,
+        store: Arc<dyn ObjectStore>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self> {
+        let snapshot = delta.snapshot().map_err(LakeError::delta(&name))?;
+        let version = snapshot.version();
+        let partition_columns = snapshot.metadata().partition_columns().to_vec();
+        let schema = readable_schema(&snapshot.snapshot().arrow_schema(), &partition_columns);
+        Ok(Self {
+            inner: Arc::new(TableInner {
+                name,
+                version,
+                schema,
+                partition_columns,
+                prefix,
+                store_url,
+                store,
+                clock,
+                delta,
+            }),
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &TableName {
+        &self.inner.name
+    }
+
+    /// Which version this is.
+    pub fn version(&self) -> u64 {
+        self.inner.version
+    }
+
+    /// Its columns, partition columns last, with their comments and tags as field metadata.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.inner.schema
+    }
+
+    /// The names of the columns it is partitioned by.
+    pub fn partition_columns(&self) -> &[String] {
+        &self.inner.partition_columns
+    }
+
+    /// One line about it.
+    pub fn comment(&self) -> Option<&str> {
+        self.inner.delta.snapshot().ok().and_then(|snapshot| snapshot.metadata().description())
+    }
+
+    /// The rows it has, when every file says how many it holds.
+    pub fn row_count(&self) -> Option<u64> {
+        let snapshot = self.inner.delta.snapshot().ok()?;
+        snapshot
+            .log_data()
+            .iter()
+            .map(|file| file.num_records().and_then(|rows| u64::try_from(rows).ok()))
+            .sum()
+    }
+
+    /// The size of its data files.
+    pub fn byte_count(&self) -> u64 {
+        self.files().iter().map(|add| u64::try_from(add.size).unwrap_or(0)).sum()
+    }
+
+    /// The number of its data files.
+    pub fn file_count(&self) -> usize {
+        self.inner.delta.snapshot().map_or(0, |snapshot| snapshot.log_data().num_files())
+    }
+
+    /// How far `app_id` has come in this table: the version of its last position, or `None` before the first.
+    ///
+    /// # Errors
+    /// What the Delta log answers.
+    pub async fn position(&self, app_id: &str) -> Result<Option<i64>> {
+        let snapshot = self.inner.delta.snapshot().map_err(LakeError::delta(self.name()))?;
+        snapshot
+            .transaction_version(self.inner.delta.log_store().as_ref(), app_id)
+            .await
+            .map_err(LakeError::delta(self.name()))
+    }
+
+    /// What the newest commit that carries `key` said under it, looking back over at most `commits_max` commits.
+    ///
+    /// # Errors
+    /// What the Delta log answers.
+    pub async fn commit_note(&self, key: &str, commits_max: usize) -> Result<Option<Value>> {
+        let history: Vec<_> = self
+            .inner
+            .delta
+            .history(Some(commits_max))
+            .try_collect()
+            .await
+            .map_err(LakeError::delta(self.name()))?;
+        Ok(history.into_iter().find_map(|commit| commit.info.get(key).cloned()))
+    }
+
+    /// A DataFusion table that reads this version.
+    pub fn provider(&self) -> Arc<dyn TableProvider> {
+        Arc::new(LakeTableProvider::new(self.clone(), Arc::clone(self.schema()), self.files()))
+    }
+
+    /// A DataFusion table over staged files alone, as if a change with this schema had put them in the place of all there are. Used to judge
+    /// rows before they are committed.
+    pub fn staged_provider(&self, schema: SchemaRef, files: &[StagedFile]) -> Arc<dyn TableProvider> {
+        let files = files.iter().map(|file| file.add.clone()).collect();
+        Arc::new(LakeTableProvider::new(self.clone(), schema, files))
+    }
+
+    pub(crate) fn delta(&self) -> &DeltaTable {
+        &self.inner.delta
+    }
+
+    /// Where its files are, from the root of the store.
+    pub(crate) fn prefix(&self) -> &Path {
+        &self.inner.prefix
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.inner.store
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.inner.clock
+    }
+
+    pub(crate) fn store_url(&self) -> &ObjectStoreUrl {
+        &self.inner.store_url
+    }
+
+    #[expect(deprecated, reason = "its Arrow replacement has no statistics as JSON, which plans are made from")]
+    pub(crate) fn files(&self) -> Vec<Add> {
+        self.inner
+            .delta
+            .snapshot()
+            .map(|snapshot| snapshot.log_data().iter().map(|file| file.add_action()).collect())
+            .unwrap_or_default()
+    }
+}
+
+/// The schema as an engine reads it: partition columns last, plain types, metadata kept.
+fn readable_schema(schema: &Schema, partition_columns: &[String]) -> SchemaRef {
+    let position: HashMap<&str, usize> =
+        partition_columns.iter().enumerate().map(|(index, name)| (name.as_str(), index)).collect();
+    let mut partitions: Vec<_> =
+        schema.fields().iter().filter(|field| position.contains_key(field.name().as_str())).cloned().collect();
+    partitions.sort_by_key(|field| position.get(field.name().as_str()).copied());
+    let fields: Fields = schema
+        .fields()
+        .iter()
+        .filter(|field| !position.contains_key(field.name().as_str()))
+        .cloned()
+        .chain(partitions)
+        .map(|field| match crate::schema::delta_compatible(field.data_type()) {
+            Ok(data_type) => Arc::new(field.as_ref().clone().with_data_type(data_type)),
+            Err(_) => field,
+        })
+        .collect();
+    Arc::new(Schema::new(fields))
+}

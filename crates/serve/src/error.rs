@@ -1,0 +1,209 @@
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use arrow::error::ArrowError;
+use arrow_flight::error::FlightError;
+use datafusion::error::DataFusionError;
+use holdfast_engine::EngineError;
+use holdfast_types::{ErrorKind, TableName};
+use tonic::{Code, Status};
+
+/// What can go wrong in the service, before it starts or in one call.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A setting out of its limits.
+    #[error("setting `{setting}`: {reason}")]
+    Setting {
+        /// Which one.
+        setting: &'static str,
+        /// What it may be.
+        reason: String,
+    },
+    /// The token cannot be used.
+    #[error("the token cannot be used: {reason}")]
+    Token {
+        /// Why, without the token.
+        reason: String,
+    },
+    /// Listening beyond this machine without a token.
+    #[error(
+        "{address} can be reached from other machines and no token is required: give one with --token-file, or listen on 127.0.0.1"
+    )]
+    Exposed {
+        /// Where it was asked to listen.
+        address: SocketAddr,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {}", describe_bind_error(source))]
+    Bind {
+        /// The address as given.
+        address: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The server failed while running.
+    #[error("the Flight server failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// No token came, or a wrong one.
+    #[error("a token is required: send the header `authorization: Bearer <token>`")]
+    Unauthenticated,
+    /// The request cannot be understood, or asks for what cannot be.
+    #[error("{0}")]
+    Request(String),
+    /// A call that this service does not offer.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The published run has no such table.
+    #[error("the lake has no published table {name}{}", suggest(nearest.as_ref()))]
+    NoTable {
+        /// As asked for.
+        name: TableName,
+        /// The most similar table there is.
+        nearest: Option<TableName>,
+    },
+    /// The run a ticket was made for is not held any more.
+    #[error("run {sequence} is not held any more (the newest is {newest}): ask for a new ticket with GetFlightInfo")]
+    RunGone {
+        /// The run of the ticket.
+        sequence: u64,
+        /// The newest run.
+        newest: u64,
+    },
+    /// Every place is taken, and so is every place to wait.
+    #[error("{running} queries are running and {waiting} are waiting, which is the limit: try again later")]
+    Busy {
+        /// Settings' limit of running queries.
+        running: usize,
+        /// Settings' limit of waiting queries.
+        waiting: usize,
+    },
+    /// The call took longer than it may.
+    #[error("stopped after {} s, the limit for one query: ask for less, or read faster", .0.as_secs_f64())]
+    Deadline(Duration),
+    /// The service is stopping.
+    #[error("the service is shutting down: connect again later")]
+    Stopping,
+    /// The feature view has more than one row for a customer.
+    #[error("{0} has several rows for one customer_id, so it cannot answer a feature call: it must be keyed by customer_id")]
+    NotKeyed(TableName),
+    /// The engine refused or failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A query failed while it was planned or run.
+    #[error("{}", describe_query_error(.0))]
+    Query(#[from] DataFusionError),
+    /// An answer could not be put into record batches.
+    #[error("cannot build the answer: {0}")]
+    Arrow(#[from] ArrowError),
+    /// An answer could not be encoded.
+    #[error("cannot encode the answer: {0}")]
+    Encode(FlightError),
+}
+
+impl ServeError {
+    /// What the caller should do.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Setting { .. } | Self::Token { .. } | Self::Exposed { .. } | Self::NotKeyed(_) => {
+                ErrorKind::InvalidConfig
+            }
+            Self::Bind { source, .. } => match source.kind() {
+                std::io::ErrorKind::Interrupted | std::io::ErrorKind::OutOfMemory => ErrorKind::Retry,
+                _ => ErrorKind::InvalidConfig,
+            },
+            Self::Unauthenticated | Self::Request(_) | Self::Unsupported(_) => ErrorKind::InvalidInput,
+            Self::NoTable { .. } | Self::RunGone { .. } => ErrorKind::NotFound,
+            Self::Transport(_) | Self::Busy { .. } | Self::Deadline(_) | Self::Stopping => ErrorKind::Retry,
+            Self::Engine(error) => error.kind(),
+            Self::Query(error) => query_kind(error),
+            Self::Arrow(_) | Self::Encode(_) => ErrorKind::Bug,
+        }
+    }
+
+    /// The gRPC status: decided by the kind, but for the four situations that gRPC clients know a code of their own for.
+    pub(crate) fn status(&self) -> Status {
+        let code = match self {
+            Self::Unauthenticated => Code::Unauthenticated,
+            Self::Unsupported(_) => Code::Unimplemented,
+            Self::Busy { .. } => Code::ResourceExhausted,
+            Self::Deadline(_) => Code::DeadlineExceeded,
+            other => match other.kind() {
+                ErrorKind::Retry => Code::Unavailable,
+                ErrorKind::Conflict => Code::Aborted,
+                ErrorKind::InvalidInput => Code::InvalidArgument,
+                ErrorKind::InvalidConfig | ErrorKind::Quarantine => Code::FailedPrecondition,
+                ErrorKind::NotFound => Code::NotFound,
+                ErrorKind::CorruptData => Code::DataLoss,
+                ErrorKind::Bug => Code::Internal,
+            },
+        };
+        Status::new(code, self.to_string())
+    }
+
+    /// Takes the error out of the encoder's again.
+    pub(crate) fn from_encoder(error: FlightError) -> Self {
+        match error {
+            FlightError::ExternalError(source) => match source.downcast::<Self>() {
+                Ok(own) => *own,
+                Err(other) => Self::Encode(FlightError::ExternalError(other)),
+            },
+            other => Self::Encode(other),
+        }
+    }
+}
+
+fn query_kind(error: &DataFusionError) -> ErrorKind {
+    match error.find_root() {
+        DataFusionError::SQL(..)
+        | DataFusionError::Plan(_)
+        | DataFusionError::SchemaError(..)
+        | DataFusionError::NotImplemented(_)
+        | DataFusionError::Execution(_)
+        | DataFusionError::ArrowError(..)
+        | DataFusionError::Configuration(_) => ErrorKind::InvalidInput,
+        DataFusionError::ParquetError(_) => ErrorKind::CorruptData,
+        DataFusionError::Internal(_) => ErrorKind::Bug,
+        _ => ErrorKind::Retry,
+    }
+}
+
+/// The error's own words, without the names of the layers it went through.
+fn describe_query_error(error: &DataFusionError) -> String {
+    error.find_root().strip_backtrace()
+}
+
+fn describe_bind_error(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "another program is listening there already: stop it, or choose another port".to_owned()
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            "this user may not: ports below 1024 usually need more rights, choose a higher one".to_owned()
+        }
+        std::io::ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn suggest(nearest: Option<&TableName>) -> String {
+    nearest.map_or_else(String::new, |name| format!(", did you mean {name}?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_decides_the_status() {
+        let gone = ServeError::RunGone { sequence: 3, newest: 9 };
+        assert_eq!(gone.status().code(), Code::NotFound);
+        assert_eq!(ServeError::Stopping.status().code(), Code::Unavailable);
+        assert_eq!(ServeError::Query(DataFusionError::Plan("no".to_owned())).status().code(), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn an_error_survives_the_encoder() {
+        let error = ServeError::from_encoder(FlightError::from_external_error(Box::new(ServeError::Stopping)));
+        assert!(matches!(error, ServeError::Stopping));
+    }
+}

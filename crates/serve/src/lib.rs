@@ -1,0 +1,46 @@
+//! The service: features, scores, tables and SQL over Arrow Flight, on one port.
+//!
+//! [`serve`] answers three kinds of question with the same few steps (understand it, pin a run, plan, stream):
+//!
+//! - feature calls, protobuf commands from `proto/holdfast/v1/flight.proto`;
+//! - whole tables, by the path `["schema", "table"]`;
+//! - Flight SQL: statements, prepared statements without parameters, and the metadata that drivers ask for.
+//!
+//! Everything is read-only. Every answer comes from one published run: `GetFlightInfo` puts the run's sequence into the
+//! ticket and `DoGet` reads that run, even when a newer one was published in between. A new run is picked up in the
+//! background and swapped in whole.
+//!
+//! The Flight SQL layer of arrow-flight is not used on the server side: its blanket implementation answers `GetSchema`
+//! and `ListFlights` with "unimplemented" and lists actions that are not offered. Its messages and metadata builders are.
+//!
+//! This crate must not know where the lake is, how a run is made, or the environment; it is handed a
+//! [`LakeReader`](holdfast_engine::LakeReader) and a listener.
+
+mod answer;
+mod error;
+mod features;
+#[expect(unreachable_pub, reason = "generated from proto/, and checked against it by a test")]
+mod generated {
+    pub mod v1 {
+        include!("generated/holdfast.v1.rs");
+    }
+}
+mod metadata;
+mod question;
+mod runs;
+mod server;
+mod service;
+mod settings;
+mod stream;
+mod telemetry;
+mod token;
+mod wire;
+
+pub use error::ServeError;
+pub use question::{CommandMessage, FeaturesForCustomers, ScoresAbove};
+pub use server::{bind, serve};
+pub use settings::ServeSettings;
+pub use token::Token;
+
+/// A result of this crate.
+pub type Result<T, E = ServeError> = std::result::Result<T, E>;

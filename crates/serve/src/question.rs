@@ -1,0 +1,210 @@
+//! What is asked, understood: descriptors and tickets become a [`Question`], and nothing below checks them again.
+
+use arrow_flight::FlightDescriptor;
+use arrow_flight::sql::{
+    Any, Command, CommandGetCatalogs, CommandGetDbSchemas, CommandGetSqlInfo, CommandGetTableTypes, CommandGetTables,
+    CommandGetXdbcTypeInfo,
+};
+use bytes::Bytes;
+use holdfast_types::TableName;
+use prost::Message;
+
+use crate::generated::v1::{PreparedStatement, Ticket};
+pub use crate::generated::v1::{FeaturesForCustomers, ScoresAbove};
+use crate::metadata::KeysOf;
+use crate::{Result, ServeError};
+
+const TYPE_URL_PREFIX: &str = "type.googleapis.com/";
+
+/// A message that travels in `FlightDescriptor.cmd` or in a ticket, wrapped in `google.protobuf.Any`.
+pub trait CommandMessage: Message + prost::Name + Sized {
+    /// The bytes for `FlightDescriptor.cmd`; `DoGet` takes them as a ticket as well, and then answers from the newest run.
+    fn to_command(&self) -> Bytes {
+        let any = Any { type_url: format!("{TYPE_URL_PREFIX}{}", Self::full_name()), value: self.encode_to_vec().into() };
+        any.encode_to_vec().into()
+    }
+}
+
+impl CommandMessage for FeaturesForCustomers {}
+impl CommandMessage for ScoresAbove {}
+impl CommandMessage for Ticket {}
+
+/// Everything that can be asked for with `GetFlightInfo`, `GetSchema` and `DoGet`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Question {
+    Table(TableName),
+    Features(FeaturesForCustomers),
+    Scores(ScoresAbove),
+    Statement(String),
+    Catalogs(CommandGetCatalogs),
+    Schemas(CommandGetDbSchemas),
+    Tables(CommandGetTables),
+    TableTypes(CommandGetTableTypes),
+    SqlInfo(CommandGetSqlInfo),
+    TypeInfo(CommandGetXdbcTypeInfo),
+    Keys(KeysOf),
+}
+
+impl Question {
+    pub(crate) fn from_descriptor(descriptor: &FlightDescriptor) -> Result<Self> {
+        match (descriptor.path.as_slice(), descriptor.cmd.as_ref()) {
+            ([], []) => Err(ServeError::Request(
+                "the descriptor is empty: give the path [\"schema\", \"table\"] or a command".to_owned(),
+            )),
+            ([], command) => Self::from_command(command),
+            (path, []) => Self::from_path(path),
+            _ => Err(ServeError::Request("the descriptor has both a path and a command: give one of them".to_owned())),
+        }
+    }
+
+    /// The question in a ticket, and the run it must be answered from; `None` is the newest.
+    pub(crate) fn from_ticket(ticket: &[u8]) -> Result<(Self, Option<u64>)> {
+        let any = decode_any(ticket)?;
+        if message_name(&any) != <Ticket as prost::Name>::full_name() {
+            return Ok((Self::from_any(any)?, None));
+        }
+        let ticket = Ticket::decode(any.value).map_err(|_| not_understood("ticket"))?;
+        let question = if ticket.path.is_empty() {
+            Self::from_command(&ticket.command)?
+        } else {
+            Self::from_path(&ticket.path)?
+        };
+        Ok((question, Some(ticket.run_sequence)))
+    }
+
+    /// The ticket that asks the same again of the same run.
+    pub(crate) fn ticket(descriptor: &FlightDescriptor, run_sequence: u64) -> Bytes {
+        Ticket { run_sequence, command: descriptor.cmd.to_vec(), path: descriptor.path.clone() }.to_command()
+    }
+
+    fn from_path(path: &[String]) -> Result<Self> {
+        let name = match path {
+            [schema, table] => TableName::new(schema, table),
+            [name] => name.parse(),
+            _ => return Err(ServeError::Request("a path names one table: [\"schema\", \"table\"]".to_owned())),
+        };
+        name.map(Self::Table).map_err(|error| ServeError::Request(error.to_string()))
+    }
+
+    fn from_command(command: &[u8]) -> Result<Self> {
+        Self::from_any(decode_any(command)?)
+    }
+
+    fn from_any(any: Any) -> Result<Self> {
+        if message_name(&any) == <FeaturesForCustomers as prost::Name>::full_name() {
+            let command = FeaturesForCustomers::decode(any.value).map_err(|_| not_understood("FeaturesForCustomers"))?;
+            return Ok(Self::Features(command));
+        }
+        if message_name(&any) == <ScoresAbove as prost::Name>::full_name() {
+            return ScoresAbove::decode(any.value).map(Self::Scores).map_err(|_| not_understood("ScoresAbove"));
+        }
+        match Command::try_from(any).map_err(|_| not_understood("Flight SQL command"))? {
+            Command::CommandStatementQuery(command) => Ok(Self::Statement(command.query)),
+            Command::CommandPreparedStatementQuery(command) => {
+                prepared_query(&command.prepared_statement_handle).map(Self::Statement)
+            }
+            Command::CommandGetCatalogs(command) => Ok(Self::Catalogs(command)),
+            Command::CommandGetDbSchemas(command) => Ok(Self::Schemas(command)),
+            Command::CommandGetTables(command) => Ok(Self::Tables(command)),
+            Command::CommandGetTableTypes(command) => Ok(Self::TableTypes(command)),
+            Command::CommandGetSqlInfo(command) => Ok(Self::SqlInfo(command)),
+            Command::CommandGetXdbcTypeInfo(command) => Ok(Self::TypeInfo(command)),
+            Command::CommandGetPrimaryKeys(_) => Ok(Self::Keys(KeysOf::Primary)),
+            Command::CommandGetExportedKeys(_)
+            | Command::CommandGetImportedKeys(_)
+            | Command::CommandGetCrossReference(_) => Ok(Self::Keys(KeysOf::Foreign)),
+            Command::CommandStatementSubstraitPlan(_) => {
+                Err(ServeError::Unsupported("Substrait plans are not offered: send SQL".to_owned()))
+            }
+            other => Err(ServeError::Unsupported(format!(
+                "the command `{}` is not offered",
+                other.type_url().chars().take(120).collect::<String>()
+            ))),
+        }
+    }
+
+    /// A word for spans and metrics; never what was asked for.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Table(_) => "table",
+            Self::Features(_) => "features_for_customers",
+            Self::Scores(_) => "scores_above",
+            Self::Statement(_) => "statement",
+            Self::Catalogs(_) => "catalogs",
+            Self::Schemas(_) => "schemas",
+            Self::Tables(_) => "tables",
+            Self::TableTypes(_) => "table_types",
+            Self::SqlInfo(_) => "sql_info",
+            Self::TypeInfo(_) => "type_info",
+            Self::Keys(_) => "keys",
+        }
+    }
+}
+
+/// The handle of a prepared statement.
+pub(crate) fn prepared_handle(query: String) -> Bytes {
+    PreparedStatement { query }.encode_to_vec().into()
+}
+
+/// The statement behind a handle.
+pub(crate) fn prepared_query(handle: &[u8]) -> Result<String> {
+    PreparedStatement::decode(handle).map(|statement| statement.query).map_err(|_| not_understood("prepared statement"))
+}
+
+fn decode_any(bytes: &[u8]) -> Result<Any> {
+    match Any::decode(bytes) {
+        Ok(any) if any.type_url.contains('/') => Ok(any),
+        _ => Err(ServeError::Request(
+            "the command is not a protobuf message in google.protobuf.Any: see proto/holdfast/v1/flight.proto, or name a \
+             table by the path [\"schema\", \"table\"]"
+                .to_owned(),
+        )),
+    }
+}
+
+/// The full name of the message inside; the part of the URL before it carries no meaning.
+fn message_name(any: &Any) -> &str {
+    any.type_url.rsplit('/').next().unwrap_or_default()
+}
+
+fn not_understood(what: &str) -> ServeError {
+    ServeError::Request(format!("the {what} cannot be decoded: it was cut short, or made for another version"))
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_flight::sql::{CommandStatementQuery, ProstMessageExt};
+
+    use super::*;
+
+    #[test]
+    fn a_ticket_asks_the_same_question_of_the_same_run() {
+        let scores = ScoresAbove { threshold: 0.5, limit: 10 };
+        let descriptors = [
+            FlightDescriptor::new_cmd(scores.to_command()),
+            FlightDescriptor::new_path(vec!["core".to_owned(), "orders".to_owned()]),
+            FlightDescriptor::new_cmd(
+                CommandStatementQuery { query: "select 1".to_owned(), transaction_id: None }.as_any().encode_to_vec(),
+            ),
+        ];
+        for descriptor in descriptors {
+            let asked = Question::from_descriptor(&descriptor).unwrap();
+            let ticket = Question::ticket(&descriptor, 7);
+            assert_eq!(Question::from_ticket(&ticket).unwrap(), (asked, Some(7)));
+        }
+        assert_eq!(Question::from_ticket(&scores.to_command()).unwrap(), (Question::Scores(scores), None));
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_refused_with_the_way_to_ask() {
+        for bytes in [&b""[..], b"\xff\xff", b"select 1", b"{\"table\":\"core.orders\"}"] {
+            let error = Question::from_ticket(bytes).unwrap_err();
+            assert!(error.to_string().contains("google.protobuf.Any"), "{error}");
+        }
+        for path in [vec!["core"], vec!["a", "b", "c"], vec!["core", "Orders"], vec!["core/..", "x"]] {
+            let path = path.into_iter().map(str::to_owned).collect();
+            assert!(Question::from_descriptor(&FlightDescriptor::new_path(path)).is_err());
+        }
+        assert!(Question::from_descriptor(&FlightDescriptor::default()).is_err());
+    }
+}

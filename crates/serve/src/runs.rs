@@ -1,0 +1,91 @@
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use holdfast_engine::{LakeReader, Published};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Result, ServeError};
+
+/// The newest published run, and the few before it that tickets may still ask for.
+#[derive(Debug)]
+pub(crate) struct Runs {
+    reader: Arc<LakeReader>,
+    /// Newest last.
+    recent: Mutex<VecDeque<Arc<Published>>>,
+    kept: usize,
+}
+
+impl Runs {
+    pub(crate) fn new(reader: Arc<LakeReader>, kept: usize) -> Self {
+        let runs = Self { reader, recent: Mutex::new(VecDeque::with_capacity(kept + 1)), kept };
+        runs.newest();
+        runs
+    }
+
+    /// The newest run that is known here.
+    pub(crate) fn newest(&self) -> Arc<Published> {
+        let newest = self.reader.current();
+        let mut recent = self.recent();
+        if recent.iter().all(|run| run.sequence() != newest.sequence()) {
+            recent.push_back(Arc::clone(&newest));
+            while recent.len() > self.kept {
+                recent.pop_front();
+            }
+        }
+        newest
+    }
+
+    /// The run of a ticket, or the newest if the ticket names none.
+    ///
+    /// A run newer than any known here was handed out by another replica that saw it first: look once.
+    pub(crate) async fn pinned(&self, sequence: Option<u64>) -> Result<Arc<Published>> {
+        let newest = self.newest();
+        let Some(sequence) = sequence else { return Ok(newest) };
+        if sequence > newest.sequence() {
+            self.reader.refresh().await?;
+        }
+        let newest = self.newest();
+        let held = self.recent().iter().find(|run| run.sequence() == sequence).map(Arc::clone);
+        held.ok_or_else(|| ServeError::RunGone { sequence, newest: newest.sequence() })
+    }
+
+    /// Looks for a newer run; whether there was one.
+    pub(crate) async fn refresh(&self) -> Result<bool> {
+        let swapped = self.reader.refresh().await?;
+        self.newest();
+        Ok(swapped)
+    }
+
+    /// Follows the lake until stopped. A look that fails leaves the run that is served as it is.
+    pub(crate) async fn follow(&self, interval: Duration, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(interval) => {}
+            }
+            match self.refresh().await {
+                Ok(true) => {
+                    let run = self.newest();
+                    tracing::info!(monotonic_counter.holdfast_flight_reloads = 1_u64, run = run.sequence(), "serving a newer run");
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    let kind = error.kind().as_str();
+                    tracing::warn!(
+                        monotonic_counter.holdfast_flight_errors = 1_u64,
+                        method = "reload",
+                        error.kind = kind,
+                        %error,
+                        "cannot look for a newer run, serving the one at hand"
+                    );
+                }
+            }
+        }
+    }
+
+    fn recent(&self) -> MutexGuard<'_, VecDeque<Arc<Published>>> {
+        // A panic between push and pop leaves a list that is too long at worst.
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,169 @@
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_flight::flight_service_server::FlightServiceServer;
+use holdfast_engine::LakeReader;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Status};
+
+use crate::service::HoldfastFlight;
+use crate::telemetry::{Call, Sent};
+use crate::{Result, ServeError, ServeSettings, Token};
+
+/// What a client may send before it must wait for us. Requests are small, but a feature call may hold many ids.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+const FRAME_BYTES: u32 = 1 << 20;
+const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
+/// A client that vanished without a word is noticed after both.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long clients get to read the error that ends their stream.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Listens on `address`, such as `127.0.0.1:8815`.
+///
+/// # Errors
+/// [`ServeError::Exposed`] when other machines could connect and there is no token, before anything is opened;
+/// [`ServeError::Bind`] when the address is taken or is none of this machine's.
+pub async fn bind(address: &str, token: Option<&Token>) -> Result<TcpListener> {
+    let failed = |source| ServeError::Bind { address: address.to_owned(), source };
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await.map_err(failed)?.collect();
+    for address in &addresses {
+        check_exposure(*address, token)?;
+    }
+    TcpListener::bind(addresses.as_slice()).await.map_err(failed)
+}
+
+/// Serves the lake until `shutdown` completes, then lets running streams end, for as long as the settings say.
+///
+/// The standard gRPC health service answers on the same port. When this returns, or is dropped, nothing of it goes on.
+///
+/// # Errors
+/// [`ServeError::Setting`] and [`ServeError::Exposed`] before anything is served; [`ServeError::Transport`] when the
+/// listener fails. A failure of one call is told to its client and ends nothing else.
+pub async fn serve(
+    reader: Arc<LakeReader>,
+    settings: ServeSettings,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<()> {
+    settings.check()?;
+    let address = listener.local_addr().map_err(|source| ServeError::Bind { address: "a listener".to_owned(), source })?;
+    check_exposure(address, settings.token.as_ref())?;
+    if !is_loopback(address.ip()) {
+        tracing::warn!(%address, "the token and the data travel unencrypted: put a proxy with TLS in front");
+    }
+
+    let settings = Arc::new(settings);
+    let flight = HoldfastFlight::new(reader, Arc::clone(&settings));
+    let (runs, streams) = (Arc::clone(&flight.runs), Arc::clone(&flight.streams));
+    let limited = FlightServiceServer::new(flight)
+        .max_decoding_message_size(settings.max_request_bytes)
+        .max_encoding_message_size(usize::MAX);
+    let guard = guard(settings.token.clone());
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<FlightServiceServer<HoldfastFlight>>().await;
+
+    let stop = CancellationToken::new();
+    // Whichever way this function ends, the tasks that it started end with it.
+    let _stop_all = stop.clone().drop_guard();
+    let reload = tokio::spawn({
+        let (stop, interval) = (stop.clone(), settings.reload_interval);
+        async move { runs.follow(interval, stop).await }
+    });
+
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
+    let server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(health_service)
+        .add_service(InterceptedService::new(limited, guard))
+        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+    tokio::pin!(server);
+    tracing::info!(%address, token = settings.token.is_some(), "serving Arrow Flight");
+
+    let early = tokio::select! {
+        ended = &mut server => Some(ended),
+        () = shutdown => None,
+    };
+    if let Some(ended) = early {
+        stop.cancel();
+        streams.abort();
+        streams.ended().await;
+        return Ok(ended?);
+    }
+
+    tracing::info!(limit_seconds = settings.drain_timeout.as_secs_f64(), "shutting down, running streams may end");
+    health.set_not_serving::<FlightServiceServer<HoldfastFlight>>().await;
+    stop.cancel();
+    let drained = tokio::time::timeout(settings.drain_timeout, async { tokio::join!(&mut server, streams.ended()).0 }).await;
+    let ended = match drained {
+        Ok(ended) => ended,
+        Err(_) => {
+            streams.abort();
+            streams.ended().await;
+            // Connections that are still open after this are cut.
+            tokio::time::timeout(FAREWELL, &mut server).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = reload.await {
+        tracing::error!(%error, "the reload task failed");
+    }
+    Ok(ended?)
+}
+
+/// Without a token, only this machine may connect.
+fn check_exposure(address: SocketAddr, token: Option<&Token>) -> Result<()> {
+    if token.is_some() || is_loopback(address.ip()) { Ok(()) } else { Err(ServeError::Exposed { address }) }
+}
+
+/// Also true of an IPv4 loopback address written as IPv6.
+fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+/// Lets a call pass if it carries the token, or if none is required.
+fn guard(token: Option<Token>) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone {
+    move |request| match &token {
+        Some(token) if !carries(request.metadata(), token) => {
+            let error = ServeError::Unauthenticated;
+            Call::begin("authenticate").end("", Sent::default(), error.kind().as_str());
+            Err(error.status())
+        }
+        _ => Ok(request),
+    }
+}
+
+fn carries(metadata: &MetadataMap, token: &Token) -> bool {
+    metadata.get("authorization").and_then(|value| value.to_str().ok()).is_some_and(|value| token.accepts(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_needs_no_token() {
+        for open in ["0.0.0.0:1", "[::]:1", "192.168.1.5:1", "[::ffff:10.0.0.1]:1"] {
+            let error = check_exposure(open.parse().unwrap(), None).unwrap_err();
+            assert!(error.to_string().contains("--token-file"), "{error}");
+            let token = Token::parse("0123456789abcdef").unwrap();
+            check_exposure(open.parse().unwrap(), Some(&token)).unwrap();
+        }
+        for own in ["127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            check_exposure(own.parse().unwrap(), None).unwrap();
+        }
+    }
+}

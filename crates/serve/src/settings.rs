@@ -1,0 +1,100 @@
+use std::time::Duration;
+
+use crate::{Result, ServeError, Token};
+
+/// Limits and intervals of the service. The defaults suit one machine of a few cores; [`ServeSettings::check`] says what
+/// each may be.
+#[derive(Debug, Clone)]
+pub struct ServeSettings {
+    /// Required from every Flight call when set; needed to listen on anything but loopback. The standard gRPC health
+    /// service stays open, because probes cannot carry a token and it tells nothing else.
+    pub token: Option<Token>,
+    /// How often to look for a newly published run. 100 ms to 1 hour.
+    pub reload_interval: Duration,
+    /// Published runs kept for tickets that were handed out before a newer run. 1 to 100. A stream that has begun keeps
+    /// its run by itself.
+    pub kept_runs: usize,
+    /// Rows of one record batch on the wire. 1 to 1,048,576.
+    pub max_rows_per_batch: usize,
+    /// Bytes of one record batch on the wire, as nearly as can be told before encoding; one row may be larger. 64 KiB to
+    /// 64 MiB. The default fits clients that accept 4 MiB messages.
+    pub max_bytes_per_batch: usize,
+    /// Encoded batches waiting for a slow reader, for each stream. 1 to 64.
+    pub stream_buffer: usize,
+    /// From the arrival of a call to the last byte of its answer, slow readers included. 100 ms to 24 hours.
+    pub query_timeout: Duration,
+    /// Answers computed or sent at the same time. 1 to 10,000.
+    pub max_concurrent_queries: usize,
+    /// Calls that may wait for one of those places; one more is refused. 0 to 100,000.
+    pub max_waiting_queries: usize,
+    /// Customer ids of one feature call. 1 to 1,000,000.
+    pub max_customer_ids: usize,
+    /// Length of one SQL statement. 1 KiB to 64 MiB.
+    pub max_statement_bytes: usize,
+    /// Size of one request message. 4 MiB to 1 GiB.
+    pub max_request_bytes: usize,
+    /// How long running streams may go on after shutdown was asked for. 0 to 1 hour.
+    pub drain_timeout: Duration,
+}
+
+impl Default for ServeSettings {
+    fn default() -> Self {
+        Self {
+            token: None,
+            reload_interval: Duration::from_secs(2),
+            kept_runs: 4,
+            max_rows_per_batch: 16_384,
+            max_bytes_per_batch: 2 << 20,
+            stream_buffer: 2,
+            query_timeout: Duration::from_secs(300),
+            max_concurrent_queries: 16,
+            max_waiting_queries: 256,
+            max_customer_ids: 10_000,
+            max_statement_bytes: 1 << 20,
+            max_request_bytes: 64 << 20,
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl ServeSettings {
+    /// Checks every setting against its limits.
+    ///
+    /// # Errors
+    /// [`ServeError::Setting`], naming the first one that is out of them.
+    pub fn check(&self) -> Result<()> {
+        const HOUR: Duration = Duration::from_secs(3600);
+        within("reload_interval", self.reload_interval, Duration::from_millis(100), HOUR)?;
+        within("kept_runs", self.kept_runs, 1, 100)?;
+        within("max_rows_per_batch", self.max_rows_per_batch, 1, 1 << 20)?;
+        within("max_bytes_per_batch", self.max_bytes_per_batch, 64 << 10, 64 << 20)?;
+        within("stream_buffer", self.stream_buffer, 1, 64)?;
+        within("query_timeout", self.query_timeout, Duration::from_millis(100), 24 * HOUR)?;
+        within("max_concurrent_queries", self.max_concurrent_queries, 1, 10_000)?;
+        within("max_waiting_queries", self.max_waiting_queries, 0, 100_000)?;
+        within("max_customer_ids", self.max_customer_ids, 1, 1_000_000)?;
+        within("max_statement_bytes", self.max_statement_bytes, 1 << 10, 64 << 20)?;
+        within("max_request_bytes", self.max_request_bytes, 4 << 20, 1 << 30)?;
+        within("drain_timeout", self.drain_timeout, Duration::ZERO, HOUR)
+    }
+}
+
+fn within<T: PartialOrd + std::fmt::Debug>(setting: &'static str, value: T, least: T, most: T) -> Result<()> {
+    if value < least || value > most {
+        let reason = format!("it is {value:?}, and may be {least:?} to {most:?}");
+        return Err(ServeError::Setting { setting, reason });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_within_their_limits_and_a_wrong_one_is_named() {
+        ServeSettings::default().check().unwrap();
+        let error = ServeSettings { kept_runs: 0, ..ServeSettings::default() }.check().unwrap_err();
+        assert_eq!(error.to_string(), "setting `kept_runs`: it is 0, and may be 1 to 100");
+    }
+}

@@ -1,0 +1,155 @@
+//! Carries an answer to a client: with a deadline around the whole stream, backpressure, and an end that is always told.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrow_flight::FlightData;
+use arrow_flight::encode::FlightDataEncoderBuilder;
+use arrow_flight::error::FlightError;
+use futures::{StreamExt, TryStreamExt};
+use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Status;
+use tracing::Instrument;
+
+use crate::answer::Answer;
+use crate::telemetry::{CANCELLED, Call, OK, Sent};
+use crate::{Result, ServeError, ServeSettings};
+
+/// Room to run, and the tasks that use it.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    settings: Arc<ServeSettings>,
+    /// Running and waiting together.
+    admitted: Arc<Semaphore>,
+    running: Arc<Semaphore>,
+    tasks: TaskTracker,
+    abort: CancellationToken,
+}
+
+/// A place to run; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _admitted: OwnedSemaphorePermit,
+    _running: OwnedSemaphorePermit,
+}
+
+/// How a stream ended.
+enum End {
+    Complete,
+    /// The client went away, which is its right.
+    Cancelled,
+}
+
+impl Streams {
+    pub(crate) fn new(settings: Arc<ServeSettings>) -> Self {
+        let running = settings.max_concurrent_queries;
+        Self {
+            admitted: Arc::new(Semaphore::new(running + settings.max_waiting_queries)),
+            running: Arc::new(Semaphore::new(running)),
+            settings,
+            tasks: TaskTracker::new(),
+            abort: CancellationToken::new(),
+        }
+    }
+
+    /// Waits for a place to run; refused at once when too many wait already.
+    pub(crate) async fn admit(&self) -> Result<Place> {
+        let busy = || ServeError::Busy {
+            running: self.settings.max_concurrent_queries,
+            waiting: self.settings.max_waiting_queries,
+        };
+        let admitted = Arc::clone(&self.admitted).try_acquire_owned().map_err(|_| busy())?;
+        let running = Arc::clone(&self.running).acquire_owned().await.map_err(|_| ServeError::Stopping)?;
+        Ok(Place { _admitted: admitted, _running: running })
+    }
+
+    /// Starts to run the answer; its messages come out of the receiver. Dropping the receiver cancels the work.
+    ///
+    /// The work goes on in a task of its own, so that the deadline is kept even when the client does not read.
+    pub(crate) fn start(
+        &self,
+        answer: Answer,
+        place: Place,
+        deadline: Instant,
+        call: Call,
+        command: &'static str,
+    ) -> Receiver<Result<FlightData, Status>> {
+        // One place more than the buffer, reserved for the last word: an error must never wait for a slow reader.
+        let (sender, receiver) = mpsc::channel(self.settings.stream_buffer + 1);
+        let last_word = sender.clone().try_reserve_owned().ok();
+        let settings = Arc::clone(&self.settings);
+        let abort = self.abort.clone();
+        let span = call.span.clone();
+        let pump = async move {
+            let mut sent = Sent::default();
+            let end = tokio::select! {
+                biased;
+                () = abort.cancelled() => Err(ServeError::Stopping),
+                () = sender.closed() => Ok(End::Cancelled),
+                end = tokio::time::timeout_at(deadline, pump(answer, &sender, &settings, &mut sent)) => {
+                    end.unwrap_or(Err(ServeError::Deadline(settings.query_timeout)))
+                }
+            };
+            // The plan is dropped by now: others may run while the client reads what is left.
+            drop(place);
+            let outcome = match &end {
+                Ok(End::Complete) => OK,
+                Ok(End::Cancelled) => CANCELLED,
+                Err(error) => error.kind().as_str(),
+            };
+            call.end(command, sent, outcome);
+            if let (Err(error), Some(last_word)) = (end, last_word) {
+                last_word.send(Err(error.status()));
+            }
+        };
+        self.tasks.spawn(pump.instrument(span));
+        receiver
+    }
+
+    /// Ends every stream with an error that tells to come back later.
+    pub(crate) fn abort(&self) {
+        self.abort.cancel();
+    }
+
+    /// Returns when every stream has ended; none may be started afterwards.
+    pub(crate) async fn ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+async fn pump(
+    answer: Answer,
+    sender: &Sender<Result<FlightData, Status>>,
+    settings: &ServeSettings,
+    sent: &mut Sent,
+) -> Result<End> {
+    let schema = Arc::clone(&answer.schema);
+    let batches = answer.stream(settings).await?;
+    let rows = Arc::new(AtomicU64::new(0));
+    let counted = batches.inspect_ok({
+        let rows = Arc::clone(&rows);
+        move |batch| {
+            rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+        }
+    });
+    let mut messages = FlightDataEncoderBuilder::new()
+        .with_schema(schema)
+        // Batches are cut to size already, and by their real size; the encoder's own cut counts shared buffers whole.
+        .with_max_flight_data_size(usize::MAX)
+        .build(counted.map_err(|error| FlightError::from_external_error(Box::new(error))));
+    while let Some(message) = messages.next().await {
+        let message = message.map_err(ServeError::from_encoder)?;
+        let bytes = message.data_header.len() + message.data_body.len();
+        if sender.send(Ok(message)).await.is_err() {
+            return Ok(End::Cancelled);
+        }
+        sent.bytes += bytes as u64;
+        sent.rows = rows.load(Ordering::Relaxed);
+    }
+    Ok(End::Complete)
+}

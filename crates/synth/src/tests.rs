@@ -1,0 +1,539 @@
+//! What readers of a generation may rely on, checked on the files themselves.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{Decimal128Type, TimestampMicrosecondType};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::Value;
+
+use crate::SynthError;
+use crate::generate::{GenerateOptions, GenerateSummary, generate, generate_in_shards};
+use crate::rows::{Format, Source};
+
+fn options(out: &Path, customers: u64, days: u32, threads: usize) -> GenerateOptions {
+    GenerateOptions {
+        out: out.to_owned(),
+        customers,
+        days,
+        seed: 7,
+        end: GenerateOptions::default_end(),
+        dirty_share: GenerateOptions::DEFAULT_DIRTY_SHARE,
+        threads,
+    }
+}
+
+/// Every file below a folder with its bytes.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else {
+            found.insert(path.clone(), fs::read(path).unwrap());
+        }
+    }
+    found
+}
+
+fn relative(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    contents(folder).into_iter().map(|(path, bytes)| (path.strip_prefix(folder).unwrap().to_owned(), bytes)).collect()
+}
+
+/// A shop of 3,000 customers over a year, made once for all tests that only read.
+struct Shop {
+    folder: tempfile::TempDir,
+    summary: GenerateSummary,
+    dirty: HashSet<(String, usize)>,
+}
+
+static SHOP: LazyLock<Shop> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    let summary = generate(&options(folder.path(), 3_000, 365, 2), &|_| {}).unwrap();
+    let truth = fs::read_to_string(folder.path().join("truth/dirty.csv")).unwrap();
+    let dirty = truth
+        .lines()
+        .skip(1)
+        .map(|line| {
+            let fields: Vec<&str> = line.split(',').collect();
+            (fields[0].to_owned(), fields[1].parse().unwrap())
+        })
+        .collect();
+    Shop { folder, summary, dirty }
+});
+
+impl Shop {
+    fn lines(&self, source: Source, clean: bool) -> Vec<(String, Vec<u8>)> {
+        let folder = self.folder.path().join(source.name());
+        let mut lines = Vec::new();
+        for (path, bytes) in contents(&folder) {
+            let name = path.strip_prefix(self.folder.path()).unwrap().to_str().unwrap().to_owned();
+            let header = usize::from(source.format() == Format::Csv);
+            for (place, line) in bytes.split(|byte| *byte == b'\n').enumerate().skip(header) {
+                if !line.is_empty() && self.dirty.contains(&(name.clone(), place + 1)) != clean {
+                    lines.push((name.clone(), line.to_vec()));
+                }
+            }
+        }
+        lines
+    }
+
+    fn json(&self, source: Source) -> Vec<Value> {
+        self.lines(source, true).iter().map(|(_, line)| serde_json::from_slice(line).unwrap()).collect()
+    }
+
+    fn csv(&self, source: Source) -> Vec<HashMap<&'static str, String>> {
+        let names: Vec<&str> = source.header().split(',').collect();
+        self.lines(source, true)
+            .iter()
+            .map(|(_, line)| {
+                let fields = csv_fields(std::str::from_utf8(line).unwrap());
+                assert_eq!(fields.len(), names.len());
+                names.iter().copied().zip(fields).collect()
+            })
+            .collect()
+    }
+
+    fn truth(&self, name: &str) -> Vec<HashMap<String, String>> {
+        let text = fs::read_to_string(self.folder.path().join("truth").join(name)).unwrap();
+        let mut lines = text.lines();
+        let names: Vec<String> = lines.next().unwrap().split(',').map(str::to_owned).collect();
+        lines.map(|line| names.iter().cloned().zip(csv_fields(line)).collect()).collect()
+    }
+}
+
+fn csv_fields(line: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    let mut quoted = false;
+    for character in line.chars() {
+        match character {
+            '"' => quoted = !quoted,
+            ',' if !quoted => fields.push(String::new()),
+            _ => fields.last_mut().unwrap().push(character),
+        }
+    }
+    fields
+}
+
+fn cents(value: &str) -> i64 {
+    let (whole, rest) = value.split_once('.').unwrap();
+    assert_eq!(rest.len(), 2);
+    whole.parse::<i64>().unwrap() * 100 + rest.parse::<i64>().unwrap()
+}
+
+/// Amounts are written with two digits, so rounding gives the exact cents back.
+fn json_cents(value: &Value) -> i64 {
+    crate::number::whole((value.as_f64().unwrap() * 100.0).round())
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn same_seed_gives_the_same_bytes_on_any_number_of_threads() {
+    let (one, three, other) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    generate(&options(one.path(), 700, 120, 1), &|_| {}).unwrap();
+    generate(&options(three.path(), 700, 120, 3), &|_| {}).unwrap();
+    generate(&GenerateOptions { seed: 8, ..options(other.path(), 700, 120, 3) }, &|_| {}).unwrap();
+    let (one, three, other) = (relative(one.path()), relative(three.path()), relative(other.path()));
+    assert!(one.keys().eq(three.keys()));
+    for (path, bytes) in &one {
+        assert!(bytes == &three[path], "{} differs", path.display());
+    }
+    assert!(one[Path::new("orders/2025-11.ndjson")] != other[Path::new("orders/2025-11.ndjson")]);
+}
+
+#[test]
+fn shards_split_the_files_and_not_the_customers() {
+    let (whole, split) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let clean = |out: &Path| GenerateOptions { dirty_share: 0.0, ..options(out, 900, 60, 2) };
+    let summary = generate(&clean(whole.path()), &|_| {}).unwrap();
+    let sharded = generate_in_shards(&clean(split.path()), &|_| {}, 500).unwrap();
+    assert_eq!(summary.rows(), sharded.rows());
+    assert_eq!(summary.churned_customers, sharded.churned_customers);
+    let lines = |folder: &Path, name: &str| {
+        let files = contents(&folder.join(name));
+        let mut lines: Vec<Vec<u8>> =
+            files.values().flat_map(|bytes| bytes.split(|byte| *byte == b'\n')).map(<[u8]>::to_vec).collect();
+        lines.retain(|line| !line.is_empty());
+        lines.sort();
+        lines
+    };
+    assert!(split.path().join("orders/2025-12-0001.ndjson").exists());
+    assert_eq!(lines(whole.path(), "orders"), lines(split.path(), "orders"));
+    assert_eq!(lines(whole.path(), "events"), lines(split.path(), "events"));
+}
+
+#[test]
+fn orders_lines_payments_refunds_and_parcels_agree() {
+    let mut sums: HashMap<String, i64> = HashMap::new();
+    for line in SHOP.json(Source::OrderLines) {
+        let amount = json_cents(&line["line_amount"]);
+        let quantity = line["quantity"].as_i64().unwrap();
+        assert_eq!(amount, json_cents(&line["unit_price"]) * quantity - json_cents(&line["discount_amount"]));
+        *sums.entry(text(&line["order_id"])).or_default() += amount;
+    }
+    let orders: HashMap<String, Value> =
+        SHOP.json(Source::Orders).into_iter().map(|order| (text(&order["order_id"]), order)).collect();
+    assert_eq!(orders.len(), sums.len());
+    for (id, order) in &orders {
+        let [goods, discount, shipping, paid] =
+            ["goods_amount", "discount_amount", "shipping_fee", "paid_amount"].map(|field| json_cents(&order[field]));
+        assert_eq!(goods, sums[id]);
+        assert_eq!(paid, goods - discount + shipping);
+        assert!(paid > 0);
+        assert_eq!(discount > 0, order.get("coupon_code").is_some());
+    }
+
+    let mut captured: HashMap<String, (String, i64)> = HashMap::new();
+    for_each_row(Source::Payments, |batch, row| {
+        let column = |name: &str| batch.column_by_name(name).unwrap().as_string::<i32>().value(row).to_owned();
+        let amount = batch.column_by_name("amount").unwrap().as_primitive::<Decimal128Type>().value(row);
+        assert_eq!(i128::from(json_cents(&orders[&column("order_id")]["paid_amount"])), amount);
+        if column("status") == "captured" {
+            captured.insert(column("payment_id"), (column("order_id"), i64::try_from(amount).unwrap()));
+        }
+    });
+    let paid_orders: HashSet<&String> = captured.values().map(|(order, _)| order).collect();
+    assert!(orders.iter().all(|(id, order)| order["status"] == "cancelled" || paid_orders.contains(id)));
+    let mut refunds = 0;
+    for_each_row(Source::Refunds, |batch, row| {
+        let column = |name: &str| batch.column_by_name(name).unwrap().as_string::<i32>().value(row).to_owned();
+        let times = |name: &str| batch.column_by_name(name).unwrap().as_primitive::<TimestampMicrosecondType>().clone();
+        let (order, paid) = &captured[&column("payment_id")];
+        assert_eq!(*order, column("order_id"));
+        assert!(
+            batch.column_by_name("amount").unwrap().as_primitive::<Decimal128Type>().value(row) <= i128::from(*paid)
+        );
+        assert!(times("requested_at").value(row) < times("promised_at").value(row));
+        if times("refunded_at").is_valid(row) {
+            assert!(times("requested_at").value(row) < times("refunded_at").value(row));
+        }
+        refunds += 1;
+    });
+    assert!(refunds > 100);
+
+    for parcel in SHOP.json(Source::Shipments) {
+        let order = &orders[&text(&parcel["order_id"])];
+        assert!(text(&order["ordered_at"]) < text(&parcel["shipped_at"]));
+        if let Some(delivered) = parcel.get("delivered_at") {
+            assert!(text(&parcel["shipped_at"]) < text(delivered));
+        }
+    }
+    for coupon in SHOP.csv(Source::Coupons).iter().filter(|row| row["action"] == "redeemed") {
+        let order = &orders[&coupon["order_id"]];
+        assert_eq!(text(&order["coupon_code"]), coupon["coupon_code"]);
+        assert_eq!(text(&order["member_no"]), coupon["member_no"]);
+        assert_eq!(json_cents(&order["discount_amount"]), cents(&coupon["face_value"]));
+        assert!(json_cents(&order["goods_amount"]) >= cents(&coupon["min_spend"]));
+    }
+    let mut receipts: HashMap<String, i64> = HashMap::new();
+    for line in SHOP.csv(Source::Receipts) {
+        *receipts.entry(line["receipt_no"].clone()).or_default() += cents(&line["line_amount"]);
+    }
+    let mut balances: HashMap<String, i64> = HashMap::new();
+    for entry in SHOP.csv(Source::LoyaltyLedger) {
+        let points: i64 = entry["points"].parse().unwrap();
+        *balances.entry(entry["member_no"].clone()).or_default() += points;
+        if entry["entry_type"] == "earn" {
+            let key = &entry["order_id"];
+            let paid = receipts.get(key).copied().unwrap_or_else(|| json_cents(&orders[key]["paid_amount"]));
+            assert_eq!(points, paid / 100);
+        }
+    }
+    let completed: HashSet<String> = SHOP
+        .json(Source::Events)
+        .iter()
+        .filter(|event| event["event"] == "Order Completed")
+        .map(|event| text(&event["properties"]["order_id"]))
+        .collect();
+    assert_eq!(completed, orders.keys().cloned().collect());
+    for review in SHOP.json(Source::Reviews) {
+        assert!(orders.contains_key(&text(&review["order_id"])));
+        assert!(!text(&review["text"]).is_empty());
+    }
+}
+
+fn for_each_row(source: Source, mut visit: impl FnMut(&arrow::array::RecordBatch, usize)) {
+    for path in contents(&SHOP.folder.path().join(source.name())).keys() {
+        let reader = ParquetRecordBatchReaderBuilder::try_new(fs::File::open(path).unwrap()).unwrap().build().unwrap();
+        for batch in reader {
+            let batch = batch.unwrap();
+            (0..batch.num_rows()).for_each(|row| visit(&batch, row));
+        }
+    }
+}
+
+#[test]
+fn nothing_happens_outside_the_window_or_outside_its_file() {
+    let times = [
+        (Source::Orders, "ordered_at"),
+        (Source::OrderLines, "ordered_at"),
+        (Source::Tickets, "opened_at"),
+        (Source::Tickets, "resolved_at"),
+        (Source::Events, "timestamp"),
+        (Source::Shipments, "shipped_at"),
+        (Source::Shipments, "delivered_at"),
+        (Source::Reviews, "reviewed_at"),
+        (Source::SocialPosts, "posted_at"),
+    ];
+    for (source, field) in times {
+        for (file, line) in SHOP.lines(source, true) {
+            let row: Value = serde_json::from_slice(&line).unwrap();
+            let Some(time) = row.get(field).and_then(Value::as_str) else { continue };
+            assert!(("2025-01-01T00:00:00Z".."2026-01-01T00:00:00Z").contains(&time), "{field} {time}");
+            if !field.ends_with("resolved_at") && !field.ends_with("delivered_at") {
+                assert!(file.contains(&time[..7]), "{file} holds {time}");
+            }
+        }
+    }
+    for (source, field) in [
+        (Source::CampaignTouches, "occurred_at"),
+        (Source::Coupons, "occurred_at"),
+        (Source::LoyaltyLedger, "occurred_at"),
+    ] {
+        for row in SHOP.csv(source) {
+            assert!(("2025-01-01T00:00:00Z".."2026-01-01T00:00:00Z").contains(&row[field].as_str()));
+        }
+    }
+    for (source, field) in [(Source::Receipts, "sold_at"), (Source::CrmContacts, "updated_at")] {
+        for row in SHOP.csv(source) {
+            assert!(
+                ("2025-01-01 08:00:00".."2026-01-01 08:00:00").contains(&row[field].as_str()),
+                "{field} {}",
+                row[field]
+            );
+        }
+    }
+}
+
+#[test]
+fn every_export_of_the_crm_repeats_the_members_known_by_then() {
+    let folder = SHOP.folder.path().join("crm_contacts");
+    let members = |name: &str| -> HashSet<String> {
+        let text = fs::read(folder.join(name)).unwrap();
+        String::from_utf8_lossy(&text)
+            .lines()
+            .skip(1)
+            .map(|line| line.split(',').next().unwrap().to_owned())
+            .filter(|id| id.len() == 11)
+            .collect()
+    };
+    let (march, june) = (members("2025-03.csv"), members("2025-06.csv"));
+    assert!(march.is_subset(&june) && march.len() < june.len());
+    let changed = SHOP.csv(Source::CrmContacts).iter().filter(|row| row["updated_at"].as_str() > "2025-02-01").count();
+    assert!(changed > 100);
+}
+
+#[test]
+fn dirty_rows_are_as_many_as_stated_and_all_listed() {
+    let rows: u64 = SHOP
+        .summary
+        .sources
+        .iter()
+        .filter(|source| source.source != "payments" && source.source != "refunds")
+        .map(|source| source.rows)
+        .sum();
+    let dirty: u64 = SHOP.summary.sources.iter().map(|source| source.dirty_rows).sum();
+    let share = dirty as f64 / rows as f64;
+    assert!((0.0015..0.0025).contains(&share), "dirty share {share}");
+    assert_eq!(dirty, SHOP.dirty.len() as u64);
+    for source in Source::ALL {
+        let dirty = SHOP.summary.sources[source as usize].dirty_rows;
+        if source.format() != Format::Parquet {
+            assert_eq!(SHOP.lines(source, false).len() as u64, dirty);
+        }
+    }
+    // The clean rows are parsed by the other tests; these must not be what a reader of the contract accepts.
+    for source in [
+        Source::Orders,
+        Source::OrderLines,
+        Source::Events,
+        Source::Reviews,
+        Source::Tickets,
+        Source::SocialPosts,
+        Source::Shipments,
+    ] {
+        for (_, line) in SHOP.lines(source, false) {
+            let wrong = [
+                "\"N/A\"",
+                "\"two\"",
+                "\"one\"",
+                "\"long\"",
+                "\"good\"",
+                "\"ten\"",
+                "\"perhaps\"",
+                "\"five\"",
+                "\"many\"",
+                "2025-13-41",
+            ];
+            let broken = serde_json::from_slice::<Value>(&line).is_err();
+            assert!(broken || wrong.iter().any(|value| String::from_utf8_lossy(&line).contains(value)));
+        }
+    }
+    for source in
+        [Source::CrmContacts, Source::Receipts, Source::Coupons, Source::CampaignTouches, Source::LoyaltyLedger]
+    {
+        let width = source.header().split(',').count();
+        for (_, line) in SHOP.lines(source, false) {
+            let Ok(line) = std::str::from_utf8(&line) else { continue };
+            let fields = csv_fields(line);
+            let wrong = fields.iter().any(|field| {
+                ["two", "one", "N/A", "perhaps"].contains(&field.as_str()) || field.starts_with("2025-13-41")
+            });
+            assert!(fields.len() != width || wrong);
+        }
+    }
+}
+
+#[test]
+fn about_a_third_is_lost_after_a_year_and_most_of_them_bought_little() {
+    let customers = SHOP.truth("customers.csv");
+    let lost: Vec<_> = customers.iter().filter(|row| row["is_churned_by_end"] == "true").collect();
+    assert_eq!(lost.len() as u64, SHOP.summary.churned_customers);
+    let share = lost.len() as f64 / customers.len() as f64;
+    assert!((0.30..0.38).contains(&share), "churned share {share}");
+    let few =
+        lost.iter().filter(|row| row["purchases"].parse::<u32>().unwrap() <= 3).count() as f64 / lost.len() as f64;
+    assert!(few > 0.5, "{few} of the lost bought three times or less");
+}
+
+#[test]
+fn a_decline_shows_in_browsing_before_it_shows_in_orders() {
+    let day = |date: &str| {
+        let part = |range: std::ops::Range<usize>| date[range].parse::<i64>().unwrap();
+        crate::calendar::days_of(part(0..4), part(5..7), part(8..10))
+    };
+    let declines: HashMap<String, (i64, i64)> = SHOP
+        .truth("customers.csv")
+        .into_iter()
+        .filter(|row| !row["decline_began_on"].is_empty() && !row["churned_on"].is_empty())
+        .map(|row| (row["person_id"].clone(), (day(&row["decline_began_on"]), day(&row["churned_on"]))))
+        .filter(|(_, (began, _))| *began > day("2025-03-15"))
+        .collect();
+    assert!(declines.len() > 150);
+    let people: HashMap<String, String> = SHOP
+        .truth("records.csv")
+        .into_iter()
+        .map(|row| (row["record_key"].clone(), row["person_id"].clone()))
+        .collect();
+    // Counts a day: before the decline, in its first half, in its second half, and after it.
+    let rates = |records: Vec<(String, String)>| {
+        let mut counts = [0.0; 4];
+        for (key, time) in records {
+            let Some((began, gone)) = people.get(&key).and_then(|person| declines.get(person)) else { continue };
+            let (at, half) = (day(&time), (began + gone) / 2);
+            if at >= began - 60 && at < *began {
+                counts[0] += 1.0 / 60.0;
+            } else if at >= *began && at < half {
+                counts[1] += 1.0 / (half - began) as f64;
+            } else if at >= half && at < *gone {
+                counts[2] += 1.0 / (gone - half) as f64;
+            } else if at > *gone {
+                counts[3] += 1.0 / 60.0;
+            }
+        }
+        counts.map(|count| count / counts[0])
+    };
+    let events = SHOP.json(Source::Events);
+    let views = events.iter().filter(|event| event["event"] == "Product Viewed");
+    let browsing =
+        rates(views.map(|event| (text(&event["context"]["session_id"]), text(&event["timestamp"]))).collect());
+    let orders = rates(
+        SHOP.json(Source::Orders).iter().map(|order| (text(&order["order_id"]), text(&order["ordered_at"]))).collect(),
+    );
+    assert!(browsing[2] < 0.7, "browsing {browsing:?}");
+    assert!(orders[1] > browsing[2] && orders[1] > 0.7, "orders {orders:?}, browsing {browsing:?}");
+    assert!(orders[2] < orders[1], "orders {orders:?}");
+    assert!(browsing[3] < 0.1 && orders[3] < 0.1, "after: browsing {browsing:?}, orders {orders:?}");
+}
+
+#[test]
+fn identities_have_their_hard_cases() {
+    let identifiers = SHOP.truth("identifiers.csv");
+    let noted = |note: &str| identifiers.iter().filter(|row| row["note"] == note).count();
+    for note in ["family", "kiosk", "recycled", "given_up"] {
+        assert!(noted(note) > 0, "no identifier is noted as {note}");
+    }
+    let mut holders: HashMap<(&str, &str), HashSet<&str>> = HashMap::new();
+    for row in &identifiers {
+        holders.entry((&row["identifier_type"], &row["value"])).or_default().insert(&row["person_id"]);
+    }
+    for ((kind, _), people) in &holders {
+        let note_free = ["member_id", "email", "unionid", "openid", "payment_token"].contains(kind);
+        assert!(!note_free || people.len() == 1, "a {kind} belongs to several people");
+    }
+    assert!(holders.iter().any(|((kind, _), people)| *kind == "phone" && people.len() > 2));
+    let cards = SHOP.csv(Source::Receipts);
+    let without = cards.iter().filter(|row| row["member_card"].is_empty()).count() as f64 / cards.len() as f64;
+    assert!((0.25..0.45).contains(&without), "receipts without a card {without}");
+    assert!(SHOP.json(Source::Orders).iter().any(|order| order.get("member_no").is_none()));
+    assert!(SHOP.truth("customers.csv").iter().any(|row| !row["second_member_no"].is_empty()));
+}
+
+#[test]
+fn a_finished_generation_is_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = generate(&options(folder.path(), 50, 40, 2), &|_| {}).unwrap();
+    let before = contents(folder.path());
+    let second = generate(&options(folder.path(), 50, 40, 1), &|_| {}).unwrap();
+    assert!(!first.already_present && second.already_present);
+    assert_eq!(GenerateSummary { already_present: false, ..second }, first);
+    assert!(before == contents(folder.path()));
+
+    let other = generate(&options(folder.path(), 51, 40, 2), &|_| {}).unwrap_err();
+    assert!(matches!(other, SynthError::OtherOptions { .. }), "{other}");
+    fs::remove_file(folder.path().join("orders/2025-12.ndjson")).unwrap();
+    let altered = generate(&options(folder.path(), 50, 40, 2), &|_| {}).unwrap_err();
+    assert!(matches!(altered, SynthError::Altered(_)), "{altered}");
+}
+
+#[test]
+fn a_folder_with_other_contents_is_refused_untouched() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("thesis.txt"), "precious").unwrap();
+    let refused = generate(&options(folder.path(), 10, 10, 1), &|_| {}).unwrap_err();
+    assert!(matches!(refused, SynthError::NotAGeneration(_)), "{refused}");
+    assert_eq!(contents(folder.path()).len(), 1);
+}
+
+#[test]
+fn an_interrupted_generation_begins_anew() {
+    let (folder, fresh) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let wanted = options(folder.path(), 50, 40, 2);
+    assert!(matches!(crate::manifest::open(&wanted).unwrap(), crate::manifest::Opened::Ready(_)));
+    // As if it had stopped between two moves.
+    fs::rename(folder.path().join(".generation-staging/orders"), folder.path().join("orders")).unwrap();
+    fs::write(folder.path().join("orders/2024-01.ndjson"), "half a fi").unwrap();
+    generate(&wanted, &|_| {}).unwrap();
+    generate(&options(fresh.path(), 50, 40, 2), &|_| {}).unwrap();
+    assert!(relative(folder.path()) == relative(fresh.path()));
+}
+
+#[test]
+fn options_out_of_range_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = options(folder.path(), 10, 10, 1);
+    for bad in [
+        GenerateOptions { customers: 0, ..good.clone() },
+        GenerateOptions { days: 0, ..good.clone() },
+        GenerateOptions { dirty_share: 0.9, ..good.clone() },
+        GenerateOptions { dirty_share: f64::NAN, ..good },
+    ] {
+        assert!(matches!(generate(&bad, &|_| {}), Err(SynthError::InvalidOption { .. })));
+    }
+}
+
+#[test]
+fn the_smallest_shops_are_generated_too() {
+    for days in [1, 2, 31] {
+        let folder = tempfile::tempdir().unwrap();
+        generate(&options(folder.path(), 1, days, 4), &|_| {}).unwrap();
+    }
+}

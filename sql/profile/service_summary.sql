@@ -1,0 +1,41 @@
+-- One row a customer who has asked the service desk: load, complaints and satisfaction. A ticket solved after now() is
+-- open at now(), and what was answered in its survey is not known yet.
+-- @stage      incremental key(customer_id)
+-- @owner      customer service
+-- @expect     fail        has_customer:     customer_id is not null
+-- @expect     fail        unique_customer:  count(*) = count(distinct customer_id)
+-- @expect     warn        complaints_part:  open_complaints <= open_tickets
+with known as (
+    select
+        *,
+        resolved_at is null or resolved_at > now() as is_open,
+        case when first_response_at <= now() then first_response_at end as answered_at,
+        case when resolved_at <= now() then resolved_at end as solved_at,
+        case when resolved_at <= now() then csat end as known_csat,
+        case when resolved_at <= now() then nps end as known_nps
+    from core.tickets
+    where customer_id is not null
+        and opened_at <= now()
+)
+
+select
+    customer_id,                                                                     -- Unified customer id
+    max(opened_at) as last_ticket_at,                                                -- Last request
+    count(*) filter (where opened_at > now() - interval '30 days') as tickets_30d,   -- Requests, last 30 days
+    count(*) filter (where opened_at > now() - interval '90 days') as tickets_90d,   -- Requests, last 90 days
+    count(*) filter (where opened_at > now() - interval '180 days' and opened_at <= now() - interval '90 days') as tickets_prev_90d, -- Requests, the 90 days before the last 90
+    count(*) filter (where opened_at > now() - interval '365 days') as tickets_365d, -- Requests, last 365 days
+    count(*) filter (where is_complaint and opened_at > now() - interval '90 days') as complaints_90d, -- Complaints, last 90 days
+    count(*) filter (where is_complaint and opened_at > now() - interval '365 days') as complaints_365d, -- Complaints, last 365 days
+    count(*) filter (where is_open) as open_tickets,                                 -- Requests not solved
+    count(*) filter (where is_open and is_complaint) as open_complaints,             -- Complaints not solved
+    min(opened_at) filter (where is_open and is_complaint) as oldest_open_complaint_at, -- When the oldest unsolved complaint was made
+    avg((date_part('epoch', answered_at) - date_part('epoch', opened_at)) / 60.0)
+        filter (where opened_at > now() - interval '365 days') as first_response_minutes_365d, -- Mean minutes to the first answer, requests of the last 365 days
+    avg((date_part('epoch', solved_at) - date_part('epoch', opened_at)) / 3600.0)
+        filter (where opened_at > now() - interval '365 days') as resolution_hours_365d, -- Mean hours to the solution, requests of the last 365 days
+    avg(cast(known_csat as double)) filter (where opened_at > now() - interval '365 days') as csat_365d, -- Mean satisfaction 1 to 5, requests of the last 365 days
+    min(known_csat) filter (where opened_at > now() - interval '90 days') as lowest_csat_90d, -- Lowest satisfaction 1 to 5, requests of the last 90 days
+    avg(cast(known_nps as double)) filter (where opened_at > now() - interval '365 days') as nps_365d -- Mean willingness to recommend 0 to 10, requests of the last 365 days
+from known
+group by customer_id
