@@ -28,7 +28,7 @@ select
     cast(profile.purchase_summary.spend_90d as double) as spend_90d,                 -- Net spend, last 90 days, CNY
     cast(profile.purchase_summary.spend_prev_90d as double) as spend_prev_90d,       -- Net spend, the 90 days before the last 90, CNY
     cast(profile.purchase_summary.spend_365d as double) as spend_365d,               -- Net spend, last 365 days, CNY
-    coalesce(profile.purchase_summary.average_basket_365d, 0.0) as average_basket_365d, -- Net spend a purchase, last 365 days, CNY; 0 without purchases
+    coalesce(profile.purchase_summary.average_basket_365d, 0.0) as average_basket_365d, -- Mean amount of a purchase, last 365 days, CNY; 0 without purchases
     coalesce(profile.purchase_summary.average_basket_90d - profile.purchase_summary.average_basket_prev_90d, 0.0) as average_basket_change_90d, -- Average basket of the last 90 days less that of the 90 before, CNY; 0 without both
     coalesce(profile.purchase_summary.discount_share_365d, 0.0) as discount_share_365d, -- Discount as a share of list price, last 365 days; 0 without purchases
     cast(profile.purchase_summary.purchase_channels_90d as double) as purchase_channels_90d, -- Channels bought in, last 90 days

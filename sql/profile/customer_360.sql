@@ -52,8 +52,8 @@ select
     cast(coalesce(profile.purchase_summary.spend_365d, 0) as decimal(18, 2)) as spend_365d, -- Net spend, last 365 days, CNY
     'CNY' as currency,                                                               -- ISO 4217 code of all amounts in the row
     profile.purchase_summary.largest_purchase as largest_purchase,                   -- Largest single purchase, lifetime, CNY
-    profile.purchase_summary.average_basket_90d as average_basket_90d,               -- Net spend a purchase, last 90 days, CNY; null without purchases
-    profile.purchase_summary.average_basket_365d as average_basket_365d,             -- Net spend a purchase, last 365 days, CNY; null without purchases
+    profile.purchase_summary.average_basket_90d as average_basket_90d,               -- Mean amount of a purchase, last 90 days, CNY; null without purchases
+    profile.purchase_summary.average_basket_365d as average_basket_365d,             -- Mean amount of a purchase, last 365 days, CNY; null without purchases
     profile.purchase_summary.average_basket_90d - profile.purchase_summary.average_basket_prev_90d as average_basket_change_90d, -- Average basket of the last 90 days less that of the 90 before, CNY
     profile.purchase_summary.pieces_per_purchase_365d as pieces_per_purchase_365d,   -- Pieces a purchase, last 365 days
     -- rhythm

@@ -1,11 +1,12 @@
 -- One row a customer who has bought: how likely it is that they have left or are leaving, from a scorecard, with the three
 -- strongest reasons. Points add up; 20 points double the odds; 100 points are even odds:
 --   churn_probability = 1 / (1 + 2 ^ ((100 - points) / 20))
--- Everybody starts with 30 points (8 %). The main rule follows from how people buy: when purchases come at random with a
+-- Everybody starts with 22 points (6 %). The main rule follows from how people buy: when purchases come at random with a
 -- median gap g, staying away for r gaps happens with probability 2 ^ -r, so each gap of silence doubles the odds that the
--- customer is gone: 20 points a gap beyond the first, at most 5 gaps; half of that where the gap is the default and not the
--- customer's own. The other rules are touchpoints and indicators of the churn domain, with points in the order of the risk
--- reported for them. Bands: high from 0.70, medium from 0.40, low below.
+-- customer is gone, which would be 20 points. Purchases come in clumps, so a gap counts for 15, and for 12 where the gap is
+-- the default and not the customer's own: from one gap early (taken off) to seven gaps late. The other rules are
+-- touchpoints and indicators of the churn domain, with points in the order of the risk reported for them. Bands: high from
+-- 0.70, medium from 0.40, low below.
 -- docs/churn_pack.md lists every rule with its source; a change of points is a new model_version.
 -- @stage      incremental key(customer_id)
 -- @owner      retention
@@ -75,7 +76,7 @@ signals as (
             named_struct(
                 'rule', 1,
                 'points', cast(round(
-                    case when has_personal_gap then 20 else 10 end * greatest(-0.5, least(5.0, overdue_ratio - 1))
+                    case when has_personal_gap then 15 else 12 end * greatest(-1.0, least(7.0, overdue_ratio - 1))
                 ) as bigint),
                 'reason', 'no purchase for ' || cast(days_since_purchase as varchar) || ' days, usual gap '
                 || cast(cast(round(usual_gap_days) as bigint) as varchar) || ' days'
@@ -220,7 +221,7 @@ ranked as (
 totals as (
     select
         customer_id,
-        30 + sum(points) as points,
+        22 + sum(points) as points,
         max(reason) filter (where strength = 1) as reason_1,
         max(reason_points) filter (where strength = 1) as reason_1_points,
         max(reason) filter (where strength = 2) as reason_2,

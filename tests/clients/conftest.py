@@ -9,8 +9,6 @@ import tempfile
 
 import adbc_driver_flightsql
 import adbc_driver_flightsql.dbapi
-import adbc_driver_manager
-import deltalake
 import duckdb
 import pyarrow
 import pyarrow.compute
@@ -108,7 +106,7 @@ def holdfast_sql(lake):
     binary = environment("HOLDFAST_BIN")
 
     def run(query):
-        command = [binary, "sql", "--lake", str(lake), "--format", "json", query]
+        command = [binary, "sql", "--lake", str(lake), "--published", "--output", "json", query]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, f"holdfast sql failed: {done.stderr[:500]}"
         text = done.stdout.strip()
@@ -168,6 +166,3 @@ def assert_same(expected, found, what):
         else:
             # JSON has no decimals: `holdfast sql` writes them as text or as a number.
             assert type(value)(str(other)) == value, f"{what}: {name} differs"
-
-
-__all__ = ["adbc_driver_manager", "assert_same", "deltalake", "flight_table", "sums", "sums_query"]

@@ -59,7 +59,9 @@ impl Place {
         let clock = Arc::new(FixedClock("2026-03-01T00:00:00Z".parse::<DateTime<Utc>>().unwrap()));
         let location = self.folder.join("lake");
         let settings = LakeSettings::default();
-        Lake::create_or_open(location.to_str().unwrap(), &self.folder, &StoreOptions::new(), settings, clock).await.unwrap()
+        Lake::create_or_open(location.to_str().unwrap(), &self.folder, &StoreOptions::new(), settings, clock)
+            .await
+            .unwrap()
     }
 
     async fn ingest_with(&self, spec: &SourceSpec, settings: &IngestSettings) -> Result<SourceReport, IngestError> {
@@ -392,7 +394,8 @@ price = "decimal(12,2)"
     let contract = |format: &str, path: &str| {
         format!("kind = \"k\"\npath = \"{path}\"\nformat = \"{format}\"\ntimezone = \"+08:00\"\n{columns}")
     };
-    let csv = "\u{feff}n,Extra,price,Id,At\r\n1,e,1.50,\"a,\"\"b\"\"\",2026-01-31 08:00:00\r\n,,2,b,2026-01-31T00:00:00Z\r\n";
+    let csv =
+        "\u{feff}n,Extra,price,Id,At\r\n1,e,1.50,\"a,\"\"b\"\"\",2026-01-31 08:00:00\r\n,,2,b,2026-01-31T00:00:00Z\r\n";
     let ndjson = "{\"Id\":\"a,\\\"b\\\"\",\"At\":\"2026-01-31 08:00:00\",\"n\":1,\"price\":\"1.50\"}\n\
                   {\"price\":2.0,\"Id\":\"b\",\"At\":\"2026-01-31T00:00:00Z\",\"n\":null,\"Extra\":{\"deep\":[1]}}";
     let mut gzip = flate2_gzip(csv.as_bytes());
@@ -472,12 +475,22 @@ async fn bad_input_is_one_clear_error_and_leaves_the_rows_as_they_were() {
     let many_bad: String = std::iter::once("id,n\n".to_owned()).chain((0..30).map(|i| format!("a{i},x\n"))).collect();
     let cases: Vec<(&str, Vec<u8>, ErrorKind, &[&str])> = vec![
         ("csv/a.csv", utf16, ErrorKind::InvalidInput, &["csv/a.csv", "UTF-16", "iconv"]),
-        ("csv/a.csv", gb18030, ErrorKind::Quarantine, &["csv/a.csv", "30 of 30 rows", "line 2", "not valid UTF-8", "GB18030"]),
+        (
+            "csv/a.csv",
+            gb18030,
+            ErrorKind::Quarantine,
+            &["csv/a.csv", "30 of 30 rows", "line 2", "not valid UTF-8", "GB18030"],
+        ),
         ("csv/a.csv", many_bad.into_bytes(), ErrorKind::Quarantine, &["line 2", "column n: not a value of type int32"]),
         ("csv/a.csv", b"id;n\na;1\n".to_vec(), ErrorKind::InvalidInput, &["csv/a.csv", "delimiter = \";\""]),
         ("csv/a.csv", b"id\na\n".to_vec(), ErrorKind::InvalidInput, &["no column `n`"]),
         ("csv/a.csv", b"id,n\na,1\nb".to_vec(), ErrorKind::InvalidInput, &["truncated at byte 9", "line 3"]),
-        ("csv/a.csv.gz", flate2_gzip(b"id,n\na,1\n")[..20].to_vec(), ErrorKind::InvalidInput, &["a.csv.gz", "truncated"]),
+        (
+            "csv/a.csv.gz",
+            flate2_gzip(b"id,n\na,1\n")[..20].to_vec(),
+            ErrorKind::InvalidInput,
+            &["a.csv.gz", "truncated"],
+        ),
         ("csv/a.csv.gz", b"id,n\na,1\n".to_vec(), ErrorKind::InvalidInput, &["a.csv.gz", "gzip"]),
         ("parquet/a.parquet", b"PAR1 and so on".to_vec(), ErrorKind::InvalidInput, &["truncated", "footer"]),
         ("parquet/a.parquet", b"id\na\n".to_vec(), ErrorKind::InvalidInput, &["not a Parquet file"]),

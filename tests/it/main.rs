@@ -1,1 +1,84 @@
-//! One integration binary.
+//! The integration tests of all crates, in one binary: through the front door, on real files and real tables.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "a test may stop at the first surprise, read the clock and say what it skipped"
+)]
+
+mod bad_input;
+mod commands;
+mod commit_rule;
+mod ingest;
+mod proto;
+mod real_data;
+mod serve;
+mod stages;
+mod telemetry;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The binary that cargo built for these tests.
+pub(crate) fn holdfast_binary() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_holdfast"))
+}
+
+/// The workspace: the shipped project, with `holdfast.toml`, `sql/` and `pipelines/`.
+pub(crate) fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// The binary on the shipped project, without the caller's settings in the environment.
+pub(crate) fn holdfast() -> Command {
+    let mut command = Command::new(holdfast_binary());
+    command.arg("--project").arg(workspace());
+    for name in ["OTEL_EXPORTER_OTLP_ENDPOINT", "HOLDFAST_LOG", "HOLDFAST_ABORT_AFTER"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs a command and answers what it printed.
+///
+/// # Panics
+/// When it fails, with all it said.
+pub(crate) fn succeed(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{command:?} ended with {}\n{}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// Runs a query over the lake in `folder` and answers its rows.
+pub(crate) fn rows(folder: &Path, query: &str) -> Vec<serde_json::Value> {
+    let lake = folder.join("lake");
+    let output = succeed(holdfast().arg("--lake").arg(lake).args(["sql", query, "--output", "json"]));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Every file of the Delta logs and the manifests below a folder: what changes when anything is committed.
+pub(crate) fn commits(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.components().any(|part| part.as_os_str() == "_delta_log" || part.as_os_str() == "_holdfast") {
+                found.push(path.display().to_string());
+            }
+        }
+    }
+    found.sort();
+    found
+}

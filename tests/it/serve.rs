@@ -23,7 +23,9 @@ use holdfast_lake::{
     Change, ChangeKind, CommitOutcome, Lake, LakeSettings, Manifest, ManifestEntry, Position, StoreOptions, TableSpec,
     TableWriter, WriterSettings,
 };
-use holdfast_serve::{CommandMessage, FeaturesForCustomers, ScoresAbove, ServeError, ServeSettings, Token, bind, serve};
+use holdfast_serve::{
+    CommandMessage, FeaturesForCustomers, ScoresAbove, ServeError, ServeSettings, Token, bind, serve,
+};
 use holdfast_types::{ErrorKind, FixedClock};
 use prost::Message;
 use tokio::sync::oneshot;
@@ -256,10 +258,8 @@ async fn every_table_is_listed_with_its_schema_and_rows() {
     let service = Service::start().await;
     let mut client = service.flight();
     let flights: Vec<FlightInfo> = client.list_flights("").await.unwrap().try_collect().await.unwrap();
-    let named: HashMap<String, FlightInfo> = flights
-        .into_iter()
-        .map(|flight| (flight.flight_descriptor.clone().unwrap().path.join("."), flight))
-        .collect();
+    let named: HashMap<String, FlightInfo> =
+        flights.into_iter().map(|flight| (flight.flight_descriptor.clone().unwrap().path.join("."), flight)).collect();
     assert_eq!(named.len(), 2);
     for (name, flight) in &named {
         assert_eq!(flight.total_records, CUSTOMERS);
@@ -418,7 +418,10 @@ async fn sql_selects_and_is_read_only() {
     // No rows still have a schema.
     let none = service.select("select customer_id from risk.churn_score where churn_probability > 2").await.unwrap();
     assert_eq!((none.num_rows(), none.num_columns()), (0, 1));
-    assert_eq!(numbers(&service.select("select 1 as one, arrow_cast('x', 'Utf8View') as x").await.unwrap(), "one"), [Some(1)]);
+    assert_eq!(
+        numbers(&service.select("select 1 as one, arrow_cast('x', 'Utf8View') as x").await.unwrap(), "one"),
+        [Some(1)]
+    );
 
     let mut sql = service.sql();
     let mut prepared = sql.prepare("select count(*) as n from features.churn_v1".to_owned(), None).await.unwrap();
@@ -447,14 +450,23 @@ async fn sql_selects_and_is_read_only() {
         let error = service.select(refused).await.unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument, "{refused}: {}", error.message());
         let error = sql.prepare(refused.to_owned(), None).await.map(|_| ()).unwrap_err();
-        assert!(error.to_string().contains("InvalidArgument") || error.to_string().contains("invalid"), "{refused}: {error}");
+        assert!(
+            error.to_string().contains("InvalidArgument") || error.to_string().contains("invalid"),
+            "{refused}: {error}"
+        );
     }
     let error = sql.execute_update("delete from risk.churn_score".to_owned(), None).await.unwrap_err();
     assert!(error.to_string().contains("read-only"), "{error}");
     let update = CommandStatementUpdate { query: "delete from risk.churn_score".to_owned(), transaction_id: None };
     let descriptor = FlightDescriptor::new_cmd(update.as_any().encode_to_vec());
-    assert_eq!(service.flight().get_flight_info(descriptor).await.map_err(status).unwrap_err().code(), Code::Unimplemented);
-    assert_eq!(numbers(&service.select("select count(*) as n from risk.churn_score").await.unwrap(), "n"), [Some(CUSTOMERS)]);
+    assert_eq!(
+        service.flight().get_flight_info(descriptor).await.map_err(status).unwrap_err().code(),
+        Code::Unimplemented
+    );
+    assert_eq!(
+        numbers(&service.select("select count(*) as n from risk.churn_score").await.unwrap(), "n"),
+        [Some(CUSTOMERS)]
+    );
 
     for (wrong, expected) in [
         ("select churn_probabilty from risk.churn_score", "line 1, column 8"),
@@ -514,10 +526,8 @@ async fn what_is_not_offered_is_refused_and_what_is_broken_is_explained() {
         let error = service.fetch_ticket(Ticket::new(bytes.to_vec())).await.unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument);
     }
-    let broken = Any {
-        type_url: "type.googleapis.com/holdfast.v1.ScoresAbove".to_owned(),
-        value: vec![0x09, 1].into(),
-    };
+    let broken =
+        Any { type_url: "type.googleapis.com/holdfast.v1.ScoresAbove".to_owned(), value: vec![0x09, 1].into() };
     let error = service.fetch_ticket(Ticket::new(broken.encode_to_vec())).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
     let unknown = Any { type_url: "type.googleapis.com/acme.Thing".to_owned(), value: Vec::new().into() };
@@ -544,7 +554,10 @@ async fn a_token_is_required_when_there_is_one_and_health_stays_open() {
         let error = client.get_flight_info(table("risk.churn_score")).await.map_err(status).unwrap_err();
         assert_eq!(error.code(), Code::Unauthenticated, "{header:?}");
         assert!(!error.message().contains("a-token"), "the token is never told");
-        assert_eq!(client.list_flights("").await.map(|_| ()).map_err(status).unwrap_err().code(), Code::Unauthenticated);
+        assert_eq!(
+            client.list_flights("").await.map(|_| ()).map_err(status).unwrap_err().code(),
+            Code::Unauthenticated
+        );
         let ticket = Ticket::new(ScoresAbove { threshold: 0.0, limit: 0 }.to_command());
         assert_eq!(client.do_get(ticket).await.map(|_| ()).map_err(status).unwrap_err().code(), Code::Unauthenticated);
     }
@@ -576,7 +589,8 @@ async fn an_open_address_without_a_token_and_a_taken_port_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_is_never_seen_half() {
     let service =
-        Service::start_with(ServeSettings { reload_interval: Duration::from_millis(100), ..ServeSettings::default() }).await;
+        Service::start_with(ServeSettings { reload_interval: Duration::from_millis(100), ..ServeSettings::default() })
+            .await;
     service.lake.write("core.left", &one_number(2), ChangeKind::Append, 1).await;
     service.lake.write("core.right", &one_number(2), ChangeKind::Append, 1).await;
     service.lake.publish(2).await;
@@ -607,7 +621,8 @@ async fn a_reload_is_never_seen_half() {
 }
 
 /// So many rows that neither deadline nor client waits for their end.
-const ENDLESS: &str = "select a.value as a, b.value as b from generate_series(1, 1000000) a, generate_series(1, 1000000) b";
+const ENDLESS: &str =
+    "select a.value as a, b.value as b from generate_series(1, 1000000) a, generate_series(1, 1000000) b";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_deadline_covers_the_whole_stream_and_a_dropped_client_frees_its_place() {
@@ -648,7 +663,8 @@ async fn the_deadline_covers_the_whole_stream_and_a_dropped_client_frees_its_pla
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_lets_short_streams_end_and_stops_long_ones() {
     let mut service =
-        Service::start_with(ServeSettings { drain_timeout: Duration::from_millis(500), ..ServeSettings::default() }).await;
+        Service::start_with(ServeSettings { drain_timeout: Duration::from_millis(500), ..ServeSettings::default() })
+            .await;
     let mut client = service.flight();
     let short = client.get_flight_info(table("risk.churn_score")).await.unwrap();
     let long = client.get_flight_info(statement(ENDLESS)).await.unwrap();
@@ -657,7 +673,8 @@ async fn shutdown_lets_short_streams_end_and_stops_long_ones() {
     long.next().await.unwrap().unwrap();
 
     service.stop.take().unwrap().send(()).unwrap();
-    let rows: usize = (&mut short).map(|batch| batch.unwrap().num_rows()).fold(0, |sum, rows| async move { sum + rows }).await;
+    let rows: usize =
+        (&mut short).map(|batch| batch.unwrap().num_rows()).fold(0, |sum, rows| async move { sum + rows }).await;
     assert_eq!(rows as i64, CUSTOMERS);
     let error = loop {
         match long.next().await.expect("the stream ends with an error") {

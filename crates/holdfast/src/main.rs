@@ -1,1 +1,135 @@
-fn main() {}
+//! `holdfast`: the command line. The only place that reads the environment and the wall clock.
+
+mod clock;
+mod commands;
+mod error;
+mod progress;
+mod project;
+mod telemetry;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use holdfast_lake::StoreOptions;
+use tracing::Instrument;
+
+use crate::commands::{demo, generate, ingest, run, serve, sql, test};
+use crate::error::CliError;
+use crate::progress::Terminal;
+use crate::project::{Project, ProjectArgs};
+use crate::telemetry::{LogSink, Telemetry, TelemetrySettings};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Customer 360, features and churn scores on Delta tables.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    project: ProjectArgs,
+    /// Tell more in the log; twice tells everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Show no progress
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, and it lives as long as the process")]
+enum Command {
+    Demo(demo::DemoArgs),
+    Generate(generate::GenerateArgs),
+    Ingest(ingest::IngestArgs),
+    Run(run::RunArgs),
+    Sql(sql::SqlArgs),
+    Serve(serve::ServeArgs),
+    Test(test::TestArgs),
+}
+
+impl Command {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Demo(_) => "demo",
+            Self::Generate(_) => "generate",
+            Self::Ingest(_) => "ingest",
+            Self::Run(_) => "run",
+            Self::Sql(_) => "sql",
+            Self::Serve(_) => "serve",
+            Self::Test(_) => "test",
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Two TLS providers are compiled in by libraries: one must be chosen before the first connection.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let terminal = Arc::new(Terminal::new(cli.quiet));
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(8 << 20).build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&CliError::Argument(format!("cannot start: {error}")), &terminal),
+    };
+    match runtime.block_on(start(&cli, &terminal)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, &terminal),
+    }
+}
+
+async fn start(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
+    let telemetry = Telemetry::start(telemetry_settings(cli, terminal))?;
+    let span = telemetry.command_span(cli.command.name());
+    let result = Box::pin(command(cli, terminal).instrument(span)).await;
+    if let Err(error) = &result {
+        tracing::error!(kind = error.kind().as_str(), monotonic_counter.holdfast_errors = 1_u64, "command failed");
+    }
+    telemetry.shutdown();
+    result
+}
+
+#[expect(clippy::disallowed_methods, reason = "the binary hands the environment down as settings")]
+fn telemetry_settings(cli: &Cli, terminal: &Arc<Terminal>) -> TelemetrySettings {
+    let terminal = Arc::clone(terminal);
+    let log = LogSink::new(move |line| terminal.log(line));
+    TelemetrySettings::from_environment(|name| std::env::var(name).ok(), cli.verbose, log)
+}
+
+async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
+    if let Command::Generate(args) = &cli.command {
+        return generate::run(args, terminal).await;
+    }
+    let project = Project::find(&cli.project, store_options())?;
+    match &cli.command {
+        Command::Demo(args) => demo::run(project, args, terminal).await,
+        Command::Generate(_) => Ok(()),
+        Command::Ingest(args) => ingest::run(&project, args, terminal).await,
+        Command::Run(args) => run::run(&project, args, terminal).await,
+        Command::Sql(args) => sql::run(&project, args).await,
+        Command::Serve(args) => serve::run(&project, args, terminal).await,
+        Command::Test(args) => test::run(&project, args, terminal).await,
+    }
+}
+
+/// Store settings as cloud tools name them: `AWS_…`, `AZURE_…`, `GOOGLE_…`.
+fn store_options() -> StoreOptions {
+    std::env::vars()
+        .filter(|(name, _)| ["AWS_", "AZURE_", "GOOGLE_"].iter().any(|prefix| name.starts_with(prefix)))
+        .map(|(name, value)| (name.to_lowercase(), value))
+        .collect()
+}
+
+#[expect(clippy::print_stderr, reason = "this is where errors are printed")]
+fn fail(error: &CliError, terminal: &Terminal) -> ExitCode {
+    let text = error.to_string();
+    // Mistakes in files come with their own headings.
+    let line = if text.starts_with("error[") { text } else { format!("error: {text}") };
+    match terminal.bars() {
+        Some(bars) => bars.suspend(|| eprintln!("{line}")),
+        None => eprintln!("{line}"),
+    }
+    ExitCode::from(error.kind().exit_code())
+}

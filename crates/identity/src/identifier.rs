@@ -109,8 +109,18 @@ impl IdentifierTokens {
 
     /// The SQL function `identifier_token(type, value)`.
     pub fn function(&self) -> ScalarUDF {
+        self.function_of(false)
+    }
+
+    /// `identifier_token(type, value)` for cases beside stages, whose rows people write: the token of phone 1 is `phone:1`.
+    pub fn readable_function(&self) -> ScalarUDF {
+        self.function_of(true)
+    }
+
+    fn function_of(&self, readable: bool) -> ScalarUDF {
         ScalarUDF::from(IdentifierToken {
             tokens: self.clone(),
+            readable,
             signature: Signature::exact(vec![DataType::Utf8, DataType::Utf8], Volatility::Immutable),
         })
     }
@@ -198,12 +208,13 @@ fn email(value: &str) -> Option<String> {
 #[derive(Debug)]
 struct IdentifierToken {
     tokens: IdentifierTokens,
+    readable: bool,
     signature: Signature,
 }
 
 impl PartialEq for IdentifierToken {
     fn eq(&self, other: &Self) -> bool {
-        self.tokens.fingerprint == other.tokens.fingerprint
+        self.tokens.fingerprint == other.tokens.fingerprint && self.readable == other.readable
     }
 }
 
@@ -251,7 +262,12 @@ impl ScalarUDFImpl for IdentifierToken {
                 continue;
             };
             if last.as_ref().is_none_or(|(seen, _)| *seen != value) {
-                last = Some((value, self.tokens.token_with(key, identifier_type, value)));
+                let token = if self.readable {
+                    Some(value.trim()).filter(|value| !value.is_empty()).map(|value| format!("{identifier_type}:{value}"))
+                } else {
+                    self.tokens.token_with(key, identifier_type, value)
+                };
+                last = Some((value, token));
             }
             tokens.append_option(last.as_ref().and_then(|(_, token)| token.as_deref()));
         }

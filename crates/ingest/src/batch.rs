@@ -3,7 +3,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::array::{
-    ArrayRef, AsArray, Int64Array, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray, new_null_array,
+    ArrayRef, AsArray, Int64Array, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray,
+    new_null_array,
 };
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
@@ -13,7 +14,9 @@ use holdfast_types::{Progress, Promise};
 use object_store::ObjectStore;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::{JoinSet, spawn_blocking};
+use tracing::Instrument;
 
+use crate::Result;
 use crate::block::{Block, Chunks, NOT_UTF8, Rows, Splitter, decode};
 use crate::column::{Column, range};
 use crate::discover::FoundFile;
@@ -24,7 +27,6 @@ use crate::ledger::widen;
 use crate::parquet_rows::{ParquetFile, convert, decode_error, open};
 use crate::refusal::RefusedRow;
 use crate::spec::{BATCH, FileFormat, INGESTED_AT, SOURCE_FILE, SOURCE_LINE, SourceSpec};
-use crate::Result;
 
 /// Pieces of a file under way from the store, and blocks under way to each worker.
 const CHUNKS_AHEAD: usize = 2;
@@ -120,12 +122,14 @@ pub(crate) async fn stage(staging: &Staging, files: &[HashedFile], progress: &dy
         let (sender, receiver) = channel(BLOCKS_AHEAD);
         senders.push(sender);
         let (staging, files) = (staging.clone(), Arc::clone(&files));
-        tasks.spawn(async move { Box::pin(work(staging, files, receiver)).await.map(Done::Worked) });
+        let worker = async move { Box::pin(work(staging, files, receiver)).await.map(Done::Worked) };
+        tasks.spawn(worker.in_current_span());
     }
-    let reading = Reading { staging: staging.clone(), files: Arc::clone(&files), senders, bytes_read: Arc::clone(&bytes_read) };
-    tasks.spawn(async move { Box::pin(reading.run()).await.map(Done::Read) });
+    let reading =
+        Reading { staging: staging.clone(), files: Arc::clone(&files), senders, bytes_read: Arc::clone(&bytes_read) };
+    let reader = async move { Box::pin(reading.run()).await.map(Done::Read) };
+    tasks.spawn(reader.in_current_span());
 
-    let step = format!("ingest {}", staging.spec.name);
     let mut read = None;
     let mut worked = Worked::default();
     let mut ticks = tokio::time::interval(std::time::Duration::from_millis(200));
@@ -133,7 +137,7 @@ pub(crate) async fn stage(staging: &Staging, files: &[HashedFile], progress: &dy
         let done = tokio::select! {
             done = tasks.join_next() => done,
             _ = ticks.tick() => {
-                progress.advance(&step, bytes_read.load(Ordering::Relaxed), Some(bytes_total), "bytes");
+                progress.advance(&staging.spec.name, bytes_read.load(Ordering::Relaxed), Some(bytes_total), "bytes");
                 continue;
             }
         };
@@ -145,7 +149,7 @@ pub(crate) async fn stage(staging: &Staging, files: &[HashedFile], progress: &dy
             },
         }
     }
-    progress.advance(&step, bytes_total, Some(bytes_total), "bytes");
+    progress.advance(&staging.spec.name, bytes_total, Some(bytes_total), "bytes");
     let read = read.ok_or_else(|| IngestError::internal("the reading task gave no answer"))?;
     let outcomes = reconcile(&staging.spec, &files, &read, &worked)?;
     Ok(Staged {
@@ -263,7 +267,9 @@ impl Reading {
         let (file_sender, mut file_receiver) = channel(1);
         let splitting = {
             let (staging, files) = (staging.clone(), Arc::clone(&files));
+            let batch_span = tracing::Span::current();
             spawn_blocking(move || {
+                let _in_batch = batch_span.entered();
                 let mut side = ReadSide::default();
                 let mut next = 0;
                 for (index, file) in files.iter().enumerate() {
@@ -276,6 +282,7 @@ impl Reading {
                         block_bytes: staging.settings.block_bytes.max(1),
                         record_bytes_max: staging.settings.record_bytes_max,
                     };
+                    let span = file_span(&staging, &file.found).entered();
                     let mut gone = false;
                     let records = splitter.split(Chunks::new(chunks), file.found.size, |block| {
                         if let Some(layout) = &block.layout {
@@ -285,6 +292,7 @@ impl Reading {
                         gone = senders[next].blocking_send(Work::Lines(block)).is_err();
                         !gone
                     })?;
+                    span.record("rows", records);
                     side.records.push(records);
                     if gone {
                         return Ok(side);
@@ -318,33 +326,56 @@ impl Reading {
     }
 
     async fn parquet(self) -> Result<ReadSide> {
-        let Self { staging, files, senders, bytes_read } = self;
         let mut side = ReadSide::default();
         let mut next = 0;
-        for (index, file) in files.iter().enumerate() {
-            let found = &file.found;
-            let opened = open(&staging.store, found, &staging.spec).await?;
-            let Some(ParquetFile { mut stream, unknown, rows }) = opened else {
-                side.records.push(0);
-                continue;
-            };
-            note_columns(&mut side.unknown_columns, &unknown);
-            let mut first_row = 1;
-            while let Some(rows) = stream.try_next().await.map_err(|error| {
-                decode_error(&found.path, &format!("rows after {} cannot be read", first_row - 1), error)
-            })? {
-                let count = u64::try_from(rows.num_rows()).unwrap_or(0);
-                next = (next + 1) % senders.len();
-                if senders[next].send(Work::Rows { file: index, first_row, rows }).await.is_err() {
-                    return Ok(side);
-                }
-                first_row += count;
-            }
+        for (index, file) in self.files.iter().enumerate() {
+            let span = file_span(&self.staging, &file.found);
+            let reading = self.parquet_file(index, &file.found, &mut side, &mut next).instrument(span.clone());
+            let Some(rows) = reading.await? else { return Ok(side) };
+            span.record("rows", rows);
             side.records.push(rows);
-            bytes_read.fetch_add(found.size, Ordering::Relaxed);
+            self.bytes_read.fetch_add(file.found.size, Ordering::Relaxed);
         }
         Ok(side)
     }
+
+    /// The number of rows that the file says it has; `None` when a worker has gone.
+    async fn parquet_file(
+        &self,
+        index: usize,
+        file: &FoundFile,
+        side: &mut ReadSide,
+        next: &mut usize,
+    ) -> Result<Option<u64>> {
+        let Some(opened) = open(&self.staging.store, file, &self.staging.spec).await? else { return Ok(Some(0)) };
+        let ParquetFile { mut stream, unknown, rows: rows_declared } = opened;
+        note_columns(&mut side.unknown_columns, &unknown);
+        let mut first_row = 1;
+        while let Some(rows) = stream
+            .try_next()
+            .await
+            .map_err(|error| decode_error(&file.path, &format!("rows after {} cannot be read", first_row - 1), error))?
+        {
+            let count = u64::try_from(rows.num_rows()).unwrap_or(0);
+            *next = (*next + 1) % self.senders.len();
+            if self.senders[*next].send(Work::Rows { file: index, first_row, rows }).await.is_err() {
+                return Ok(None);
+            }
+            first_row += count;
+        }
+        Ok(Some(rows_declared))
+    }
+}
+
+fn file_span(staging: &Staging, file: &FoundFile) -> tracing::Span {
+    tracing::info_span!(
+        "ingest_file",
+        source = %staging.spec.name,
+        batch = staging.batch,
+        file = %file.path,
+        bytes = file.size,
+        rows = tracing::field::Empty,
+    )
 }
 
 fn note_columns(known: &mut Vec<String>, found: &[String]) {
@@ -362,7 +393,8 @@ async fn work(staging: Staging, files: Arc<[HashedFile]>, mut receiver: Receiver
     let staging = Arc::new(staging);
     while let Some(work) = receiver.recv().await {
         let (task_staging, task_files) = (Arc::clone(&staging), Arc::clone(&files));
-        let decoded = spawn_blocking(move || task_staging.decode(work, &task_files)).await.map_err(IngestError::internal)??;
+        let decoded =
+            spawn_blocking(move || task_staging.decode(work, &task_files)).await.map_err(IngestError::internal)??;
         if let Some(rows) = &decoded.raw {
             raw.get_or_insert_with(|| TableWriter::new(&staging.raw, WriterSettings::default())).write(rows).await?;
         }
@@ -395,7 +427,8 @@ struct Decoded {
 impl Staging {
     fn decode(&self, work: Work, files: &[HashedFile]) -> Result<Decoded> {
         let original_bytes_max = self.settings.original_bytes_max;
-        let event_time = self.spec.columns.iter().position(|column| Some(&column.name) == self.spec.event_time.as_ref());
+        let event_time =
+            self.spec.columns.iter().position(|column| Some(&column.name) == self.spec.event_time.as_ref());
         match work {
             Work::Lines(block) => {
                 let name = &files[block.file].found.path;
@@ -457,7 +490,8 @@ impl Staging {
     fn quarantine_rows(&self, file: &str, refused: &[RefusedRow]) -> Result<RecordBatch> {
         let lines = refused.iter().map(|row| i64::try_from(row.line).unwrap_or(i64::MAX)).collect();
         let mut columns: BTreeMap<&str, ArrayRef> = self.lineage(file, lines).into_iter().collect();
-        columns.insert("reason", Arc::new(StringArray::from_iter_values(refused.iter().map(|row| &row.refusal.reason))));
+        columns
+            .insert("reason", Arc::new(StringArray::from_iter_values(refused.iter().map(|row| &row.refusal.reason))));
         columns.insert(
             "column_name",
             Arc::new(StringArray::from_iter(refused.iter().map(|row| row.refusal.column.as_deref()))),
@@ -472,10 +506,7 @@ impl Staging {
             (SOURCE_FILE, Arc::new(StringArray::new_repeated(file, rows))),
             (SOURCE_LINE, Arc::new(Int64Array::from(lines))),
             (BATCH, Arc::new(Int64Array::from_value(self.batch, rows))),
-            (
-                INGESTED_AT,
-                Arc::new(TimestampMicrosecondArray::from_value(self.ingested_at, rows).with_timezone("UTC")),
-            ),
+            (INGESTED_AT, Arc::new(TimestampMicrosecondArray::from_value(self.ingested_at, rows).with_timezone("UTC"))),
         ]
     }
 }

@@ -15,6 +15,8 @@ use crate::spec::{FileFormat, SourceSpec};
 use crate::{Result, delimited, json};
 
 const BYTE_ORDER_MARK: &[u8] = &[0xEF, 0xBB, 0xBF];
+/// The longest byte order mark or file signature.
+const SIGNATURE_BYTES: usize = 4;
 /// How much of a file's beginning is looked at for signs of another encoding.
 const ENCODING_SAMPLE_BYTES: usize = 4_096;
 /// Marks the refusals that point at the encoding of the file rather than at the row.
@@ -30,8 +32,6 @@ pub(crate) struct Block {
     /// Where the first record begins in the (uncompressed) file.
     pub(crate) offset: u64,
     pub(crate) bytes: Vec<u8>,
-    /// Whether the file ends with this block.
-    pub(crate) last: bool,
     /// For CSV, where the columns are.
     pub(crate) layout: Option<Arc<Layout>>,
 }
@@ -130,7 +130,7 @@ impl Splitter<'_> {
         let mut offset: u64 = 0;
         let mut line: u64 = 1;
         let mut records: u64 = 0;
-        let mut wanted = self.block_bytes;
+        let mut wanted = self.block_bytes.max(SIGNATURE_BYTES);
         let mut begun = false;
         let mut layout: Option<Arc<Layout>> = None;
         loop {
@@ -173,7 +173,7 @@ impl Splitter<'_> {
             let length = u64::try_from(bytes.len()).unwrap_or(0);
             records += count;
             if !bytes.is_empty()
-                && !emit(Block { file: self.file, first_line: line, offset, bytes, last: ended, layout: layout.clone() })
+                && !emit(Block { file: self.file, first_line: line, offset, bytes, layout: layout.clone() })
             {
                 return Ok(records);
             }
@@ -202,16 +202,17 @@ impl Splitter<'_> {
     }
 
     fn check_encoding(&self, beginning: &[u8]) -> Result<()> {
-        let error = |message: &str| {
-            Err(IngestError::Encoding { file: self.name.to_owned(), message: message.to_owned() })
-        };
+        let error =
+            |message: &str| Err(IngestError::Encoding { file: self.name.to_owned(), message: message.to_owned() });
         let convert = "the file is UTF-16, only UTF-8 is read: convert it, for example with `iconv -f UTF-16 -t UTF-8`";
         if beginning.starts_with(&[0xFF, 0xFE]) || beginning.starts_with(&[0xFE, 0xFF]) {
             return error(convert);
         }
         let sample = &beginning[..beginning.len().min(ENCODING_SAMPLE_BYTES)];
         if sample.starts_with(&[0x1F, 0x8B]) {
-            return error("the file is gzip-compressed: name it *.gz or set compression = \"gzip\" in the source's contract");
+            return error(
+                "the file is gzip-compressed: name it *.gz or set compression = \"gzip\" in the source's contract",
+            );
         }
         if sample.starts_with(b"PAR1") {
             return error("the file is Parquet: set format = \"parquet\" in the source's contract");
@@ -294,7 +295,11 @@ impl Splitter<'_> {
 }
 
 enum Header {
-    Found { layout: Layout, bytes: usize, lines: u64 },
+    Found {
+        layout: Layout,
+        bytes: usize,
+        lines: u64,
+    },
     /// The file has no line with text in it.
     None,
     NeedsMore,
@@ -392,7 +397,7 @@ pub(crate) fn decode(block: &Block, name: &str, spec: &SourceSpec, original_byte
             Ok(()) => lines.push(i64::try_from(line).unwrap_or(i64::MAX)),
             Err(refusal) => {
                 columns.iter_mut().for_each(|column| column.truncate(row));
-                if block.last && !terminated && end == block.bytes.len() {
+                if !terminated {
                     return Err(IngestError::Truncated {
                         file: name.to_owned(),
                         offset: block.offset + u64::try_from(start).unwrap_or(0),
@@ -441,7 +446,12 @@ mod tests {
     }
 
     /// Splits with tiny blocks and decodes; gives (lines of rows, lines refused, blank, records).
-    fn read(spec: &SourceSpec, name: &str, content: &[u8], block_bytes: usize) -> Result<(Vec<i64>, Vec<u64>, u64, u64)> {
+    fn read(
+        spec: &SourceSpec,
+        name: &str,
+        content: &[u8],
+        block_bytes: usize,
+    ) -> Result<(Vec<i64>, Vec<u64>, u64, u64)> {
         let (sender, receiver) = tokio::sync::mpsc::channel(content.len() + 1);
         for chunk in content.chunks(3) {
             sender.try_send(Ok(Bytes::copy_from_slice(chunk))).unwrap();

@@ -76,10 +76,9 @@ impl Column {
             DataType::Decimal128(precision, scale) => {
                 Values::Decimal { values: Vec::new(), precision: *precision, scale: *scale }
             }
-            DataType::List(item) => Values::List {
-                offsets: vec![0],
-                item: Box::new(Self::new(item.name(), item.data_type(), epoch)?),
-            },
+            DataType::List(item) => {
+                Values::List { offsets: vec![0], item: Box::new(Self::new(item.name(), item.data_type(), epoch)?) }
+            }
             DataType::Struct(fields) => Values::Struct(
                 fields
                     .iter()
@@ -154,7 +153,9 @@ impl Column {
                 Some(unit) => epoch_micros(text, unit),
             }
             .map(|value| values.push(value)),
-            Values::Boolean(values) => parse_boolean(text).map(|value| values.append(value)).ok_or(ValueError::Malformed),
+            Values::Boolean(values) => {
+                parse_boolean(text).map(|value| values.append(value)).ok_or(ValueError::Malformed)
+            }
             Values::List { .. } | Values::Struct(_) => Err(ValueError::Malformed),
             _ => return self.push_number(text),
         };

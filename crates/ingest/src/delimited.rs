@@ -44,7 +44,11 @@ impl Layout {
         if missing.is_empty() {
             return Ok(Self { fields, unknown });
         }
-        Err(format!("the header has no column `{}`{}", missing.join("`, `"), header_remedy(&names, &missing, line, spec)))
+        Err(format!(
+            "the header has no column `{}`{}",
+            missing.join("`, `"),
+            header_remedy(&names, &missing, line, spec)
+        ))
     }
 
     /// The layout of a file without a header: the columns in the order of the contract.
@@ -104,11 +108,7 @@ pub(crate) fn parse_record(
 
 /// Hands each field of a record to `take`, without its quotes (RFC 4180). A quote inside an unquoted field is a
 /// character like any other.
-fn split(
-    record: &str,
-    delimiter: u8,
-    mut take: impl FnMut(usize, &str) -> Result<(), Refusal>,
-) -> Result<(), Refusal> {
+fn split(record: &str, delimiter: u8, mut take: impl FnMut(usize, &str) -> Result<(), Refusal>) -> Result<(), Refusal> {
     let bytes = record.as_bytes();
     if memchr(b'"', bytes).is_none() {
         let mut start = 0;

@@ -6,11 +6,11 @@ use chrono::{DateTime, Utc};
 use futures::{Stream, StreamExt, TryStreamExt};
 use holdfast_lake::ObjectLocation;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore};
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 
+use crate::Result;
 use crate::error::IngestError;
 use crate::spec::SourceSpec;
-use crate::Result;
 
 /// How much is asked of the store at once, and how many such requests are under way for one file.
 const RANGE_BYTES: u64 = 8 << 20;
@@ -76,8 +76,10 @@ pub(crate) async fn discover(from: &ObjectLocation, spec: &SourceSpec) -> Result
         prefix = prefix.join(part);
     }
     let shown = format!("{}/{}", from.url.as_str().trim_end_matches('/'), spec.folder());
-    let missing =
-        || IngestError::MissingFolder { source_name: spec.name.clone(), folder: shown.trim_end_matches('/').to_owned() };
+    let missing = || IngestError::MissingFolder {
+        source_name: spec.name.clone(),
+        folder: shown.trim_end_matches('/').to_owned(),
+    };
     if let Ok(base) = from.url.to_file_path() {
         let folder = base.join(spec.folder());
         match tokio::fs::metadata(&folder).await {
@@ -96,7 +98,8 @@ pub(crate) async fn discover(from: &ObjectLocation, spec: &SourceSpec) -> Result
     let mut files: Vec<FoundFile> = listed
         .into_iter()
         .filter_map(|object| {
-            let parts: Vec<String> = object.location.prefix_match(&from.path)?.map(|part| part.as_ref().to_owned()).collect();
+            let parts: Vec<String> =
+                object.location.prefix_match(&from.path)?.map(|part| part.as_ref().to_owned()).collect();
             let path = parts.join("/");
             let hidden = parts.iter().any(|part| part.starts_with('.'));
             (!hidden && spec.glob.is_match(&path)).then_some(FoundFile {
@@ -110,6 +113,24 @@ pub(crate) async fn discover(from: &ObjectLocation, spec: &SourceSpec) -> Result
         .collect();
     files.sort_by(|left, right| left.path.cmp(&right.path));
     Ok(files)
+}
+
+/// A file by its path relative to the ingested folder, as it is now.
+pub(crate) async fn look_up(from: &ObjectLocation, path: &str) -> Result<Option<FoundFile>> {
+    // Parsed, not joined part by part: the parts are encoded already.
+    let location = Path::parse(format!("{}/{path}", from.path))
+        .map_err(|error| IngestError::internal(format!("{path} is no object path: {error}")))?;
+    match from.store.head(&location).await {
+        Ok(object) => Ok(Some(FoundFile {
+            path: path.to_owned(),
+            location: object.location,
+            size: object.size,
+            etag: object.e_tag,
+            modified: object.last_modified,
+        })),
+        Err(object_store::Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(IngestError::store(path)(error)),
+    }
 }
 
 async fn is_empty(from: &ObjectLocation) -> Result<bool> {

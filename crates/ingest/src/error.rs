@@ -49,7 +49,9 @@ pub enum IngestError {
         message: String,
     },
     /// A file ends in the middle.
-    #[error("{file} appears truncated at byte {offset}: {message}; deliver the whole file again, nothing of this batch was stored")]
+    #[error(
+        "{file} appears truncated at byte {offset}: {message}; deliver the whole file again, nothing of this batch was stored"
+    )]
     Truncated {
         /// Which file.
         file: String,
@@ -87,7 +89,9 @@ pub enum IngestError {
         remedy: String,
     },
     /// A file became another one while it was read.
-    #[error("{file} changed while it was read: let its writer finish, then run again; nothing of this batch was stored")]
+    #[error(
+        "{file} changed while it was read: let its writer finish, then run again; nothing of this batch was stored"
+    )]
     ChangedWhileRead {
         /// Which file.
         file: String,

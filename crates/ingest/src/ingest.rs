@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use crate::Result;
 use crate::batch::{HashedFile, Staged, Staging, stage};
-use crate::discover::{FoundFile, discover};
+use crate::discover::{FoundFile, discover, look_up};
 use crate::error::IngestError;
 use crate::json::UnknownFields;
 use crate::ledger::{
@@ -143,7 +143,7 @@ pub struct SourceReport {
     pub files_copied: u64,
     /// Files that were read into `raw`.
     pub files_stored: u64,
-    /// Batches that were committed, those of an earlier run that had died included.
+    /// Batches that this call recorded, those of an earlier run that had died included.
     pub batches: u64,
     /// Batches that an earlier run had left open and this one finished.
     pub batches_recovered: u64,
@@ -169,6 +169,8 @@ pub struct SourceReport {
 /// (ING-3). With nothing new, nothing is committed. May be called again at any time, also after a crash, and by several
 /// workers at once; dropping the future leaves at most an open batch, which the next call finishes.
 ///
+/// `progress` is told of bytes under the source's name; finishing the step is the caller's, who has the report.
+///
 /// # Errors
 /// The first thing that is wrong with a file, its contract, the store or the lake, by [`IngestError::kind`]. The batches
 /// committed before stay; nothing of the failing one does.
@@ -192,7 +194,6 @@ pub async fn ingest_source(
     match &ended {
         Ok(report) => {
             span.record("files", report.files_stored).record("rows", report.rows_read).record("bytes", report.bytes);
-            progress.finish(&format!("ingest {}", spec.name), &summary(report));
         }
         Err(error) => {
             let kind = error.kind().as_str();
@@ -200,22 +201,6 @@ pub async fn ingest_source(
         }
     }
     ended
-}
-
-fn summary(report: &SourceReport) -> String {
-    match report.files_stored {
-        0 if report.files_found == 0 => "no files".to_owned(),
-        0 => format!("nothing new in {} files", report.files_found),
-        files => format!(
-            "{} rows from {files} files{}",
-            report.rows_stored,
-            if report.rows_quarantined > 0 {
-                format!(", {} in quarantine", report.rows_quarantined)
-            } else {
-                String::new()
-            }
-        ),
-    }
 }
 
 async fn run(
@@ -244,10 +229,7 @@ async fn run(
         event_times: None,
         report: SourceReport { source: spec.name.clone(), files_found: count(found.len()), ..SourceReport::default() },
     };
-    if found.is_empty() {
-        progress.note(&format!("source {}: no file matches {}", spec.name, spec.path));
-    }
-    source.finish_open_batches(&found).await?;
+    source.finish_open_batches().await?;
     source.ingest_new(&found).await?;
     Ok(source.into_report())
 }
@@ -261,7 +243,8 @@ struct Tables {
 
 impl Tables {
     async fn ensure(lake: &Lake, spec: &SourceSpec) -> Result<Self> {
-        let comment = spec.description.clone().unwrap_or_else(|| format!("What arrived from {} ({})", spec.name, spec.kind));
+        let comment =
+            spec.description.clone().unwrap_or_else(|| format!("What arrived from {} ({})", spec.name, spec.kind));
         let raw = TableSpec {
             name: TableName::new("raw", &spec.name)?,
             schema: spec.raw_schema(),
@@ -317,23 +300,30 @@ struct Source<'a> {
 impl Source<'_> {
     /// Batches that were planned and whose end is not recorded: their worker died, or is still at work. Oldest first,
     /// since a position only grows.
-    async fn finish_open_batches(&mut self, found: &[FoundFile]) -> Result<()> {
+    async fn finish_open_batches(&mut self) -> Result<()> {
         for batch in self.ledger.open_batches() {
             let planned = self.ledger.files_of(batch).to_vec();
             let stored = self.raw_reached(batch).await?;
             if stored {
                 let outcome = if self.was_abandoned(batch).await? { Outcome::Abandoned } else { Outcome::Stored };
-                self.record_batch(batch, outcome, &planned).await?;
+                let started_at = planned.first().map_or_else(|| self.now(), |file| file.planned_at);
+                self.record_batch(batch, outcome, &planned, started_at).await?;
                 continue;
             }
-            match self.as_planned(&planned, found).await? {
-                Ok(files) => {
-                    let staged = self.stage(&files, batch).await?;
-                    self.check_same(&planned, &staged)?;
-                    self.commit_rows(batch, &planned, staged).await?;
-                    self.report.batches_recovered += 1;
+            let files = match self.as_planned(&planned).await? {
+                Ok(files) => files,
+                Err(path) => {
+                    self.abandon(batch, &planned, &format!("{path} changed")).await?;
+                    continue;
                 }
-                Err(path) => self.abandon(batch, &planned, &path).await?,
+            };
+            let started_at = self.now();
+            let staged = self.stage(&files, batch).await?;
+            if is_same(&planned, &staged) {
+                self.commit_rows(batch, &planned, started_at, staged).await?;
+                self.report.batches_recovered += 1;
+            } else {
+                self.abandon(batch, &planned, "the source's contract changed").await?;
             }
         }
         Ok(())
@@ -356,43 +346,26 @@ impl Source<'_> {
         })
     }
 
-    /// The planned files as they are now, or the path of the first that is another or gone.
-    async fn as_planned(&self, planned: &[PlannedFile], found: &[FoundFile]) -> Result<Result<Vec<HashedFile>, String>> {
+    /// The planned files as they are now, or the path of the first that is another or gone. Asks the store anew: a
+    /// worker that plans at this moment may know files that came after our listing.
+    async fn as_planned(&self, planned: &[PlannedFile]) -> Result<Result<Vec<HashedFile>, String>> {
         let mut files = Vec::with_capacity(planned.len());
         for plan in planned {
-            let Some(file) = found.iter().find(|file| file.path == plan.path) else { return Ok(Err(plan.path.clone())) };
+            let Some(file) = look_up(self.from, &plan.path).await? else { return Ok(Err(plan.path.clone())) };
             let same = file.size == plan.size
                 && (file.etag.is_some() && file.etag == plan.etag
                     || file.content_hash(&self.from.store).await? == plan.content_hash);
             if !same {
                 return Ok(Err(plan.path.clone()));
             }
-            files.push(HashedFile { found: file.clone(), content_hash: plan.content_hash.clone() });
+            files.push(HashedFile { found: file, content_hash: plan.content_hash.clone() });
         }
         Ok(Ok(files))
     }
 
-    /// The same bytes must give the same rows, else quarantine and raw would not fit together.
-    fn check_same(&self, planned: &[PlannedFile], staged: &Staged) -> Result<()> {
-        for (plan, now) in planned.iter().zip(&staged.files) {
-            let same = plan.rows_stored == now.stored && plan.rows_quarantined == now.quarantined;
-            if !same {
-                return Err(IngestError::Layout {
-                    file: plan.path.clone(),
-                    message: format!(
-                        "an interrupted batch planned {} rows and {} refused ones, reading again gives {} and {}: \
-                         the source's contract was changed meanwhile; put it back, run once, then change it",
-                        plan.rows_stored, plan.rows_quarantined, now.stored, now.quarantined
-                    ),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Closes a batch whose files are not what was planned. The empty commit at the batch's position keeps a worker
+    /// Closes a batch whose files do not give what was planned. The empty commit at the batch's position keeps a worker
     /// that may still have the old files from storing them; its files then count as never seen.
-    async fn abandon(&mut self, batch: i64, planned: &[PlannedFile], path: &str) -> Result<()> {
+    async fn abandon(&mut self, batch: i64, planned: &[PlannedFile], cause: &str) -> Result<()> {
         let notes = Map::from_iter([(self.abandoned_key(batch), json!(true))]);
         let outcome = self.commit("raw", &self.tables.raw, batch, Vec::new(), notes).await?;
         let outcome = match outcome {
@@ -402,13 +375,12 @@ impl Source<'_> {
             _ => Outcome::Stored,
         };
         if outcome == Outcome::Abandoned {
-            self.warn(format!(
-                "source {}: {path} changed after batch {batch} was planned and before its rows were stored; \
-                 the batch was abandoned and its files are read again",
-                self.spec.name
+            self.report.warnings.push(format!(
+                "{cause} after batch {batch} was planned and before its rows were stored; \
+                 the batch was abandoned and its files are read again"
             ));
         }
-        self.record_batch(batch, outcome, planned).await
+        self.record_batch(batch, outcome, planned, self.now()).await
     }
 
     async fn ingest_new(&mut self, found: &[FoundFile]) -> Result<()> {
@@ -419,8 +391,9 @@ impl Source<'_> {
             let Tables { files, batches, .. } = Tables::ensure(self.lake, &self.spec).await?;
             (self.tables.files, self.tables.batches) = (files, batches);
             self.ledger =
-                Ledger::load(self.lake, &self.tables.files, &self.tables.batches, self.pipeline, &self.spec.name).await?;
-            self.finish_open_batches(found).await?;
+                Ledger::load(self.lake, &self.tables.files, &self.tables.batches, self.pipeline, &self.spec.name)
+                    .await?;
+            self.finish_open_batches().await?;
         }
         Err(IngestError::Contended { source_name: self.spec.name.clone(), attempts: PLAN_ATTEMPTS_MAX })
     }
@@ -503,10 +476,7 @@ impl Source<'_> {
                 match arrival {
                     Arrival::Known => known += 1,
                     Arrival::CopyOf(other) => {
-                        notes.push(format!(
-                            "source {}: {} has the same content as {other} and is left out",
-                            self.spec.name, file.found.path
-                        ));
+                        notes.push(format!("{} has the same content as {other} and is left out", file.found.path));
                     }
                     Arrival::New => arrivals.push(file),
                 }
@@ -515,12 +485,15 @@ impl Source<'_> {
         self.report.files_known += known;
         self.report.files_copied += count(notes.len());
         for note in notes {
-            self.warn(note);
+            if !self.report.warnings.contains(&note) {
+                self.report.warnings.push(note);
+            }
         }
         Ok(arrivals)
     }
 
     async fn ingest_batch(&mut self, batch: i64, files: &[HashedFile]) -> Result<bool> {
+        let started_at = self.now();
         let staged = self.stage(files, batch).await?;
         let planned_at = self.now();
         let planned: Vec<PlannedFile> = files
@@ -548,8 +521,9 @@ impl Source<'_> {
         }
         self.reached(IngestStep::Planned);
         self.ledger.add(planned.clone());
-        self.commit_rows(batch, &planned, staged).await?;
-        Ok(true)
+        // Abandoned by a worker that found other files: what is there now has to be looked at again.
+        let outcome = self.commit_rows(batch, &planned, started_at, staged).await?;
+        Ok(outcome == Outcome::Stored)
     }
 
     async fn stage(&self, files: &[HashedFile], batch: i64) -> Result<Staged> {
@@ -571,7 +545,13 @@ impl Source<'_> {
     }
 
     /// Commits a planned batch: what was refused, what was stored, that it is done. Each at most once.
-    async fn commit_rows(&mut self, batch: i64, planned: &[PlannedFile], staged: Staged) -> Result<()> {
+    async fn commit_rows(
+        &mut self,
+        batch: i64,
+        planned: &[PlannedFile],
+        started_at: i64,
+        staged: Staged,
+    ) -> Result<Outcome> {
         let totals = BatchTotals::of(planned);
         Promise::Ing3.check(totals.rows_read == totals.rows_stored + totals.rows_quarantined, || {
             format!("source {} batch {batch}: {totals:?}", self.spec.name)
@@ -596,29 +576,36 @@ impl Source<'_> {
                 self.unknown_columns.push(name);
             }
         }
-        self.record_batch(batch, outcome, planned).await
+        self.record_batch(batch, outcome, planned, started_at).await?;
+        Ok(outcome)
     }
 
-    async fn record_batch(&mut self, batch: i64, outcome: Outcome, planned: &[PlannedFile]) -> Result<()> {
+    async fn record_batch(
+        &mut self,
+        batch: i64,
+        outcome: Outcome,
+        planned: &[PlannedFile],
+        started_at: i64,
+    ) -> Result<()> {
         let totals = match outcome {
             Outcome::Stored => BatchTotals::of(planned),
             Outcome::Abandoned => BatchTotals::of(planned).without_rows(),
         };
-        let started_at = planned.first().map_or_else(|| self.now(), |file| file.planned_at);
         let finished_at = self.now();
         let row = batch_row(self.pipeline, &self.spec.name, batch, outcome, &totals, started_at, finished_at)?;
         let files = write(&self.tables.batches, &row).await?;
         let recorded = self.commit("batch", &self.tables.batches, batch, files, Map::new()).await?;
         tracing::debug!(source = %self.spec.name, batch, ?recorded, "batch recorded");
         self.ledger.record(batch, outcome);
-        if outcome == Outcome::Stored {
-            self.count_batch(&totals, finished_at);
+        // Of several workers with the same batch, the one that records it counts it.
+        if outcome == Outcome::Stored && matches!(recorded, CommitOutcome::Applied { .. }) {
+            self.count_batch(&totals, started_at, finished_at);
         }
         self.reached(IngestStep::BatchRecorded);
         Ok(())
     }
 
-    fn count_batch(&mut self, totals: &BatchTotals, finished_at: i64) {
+    fn count_batch(&mut self, totals: &BatchTotals, started_at: i64, finished_at: i64) {
         let report = &mut self.report;
         report.batches += 1;
         report.files_stored += totals.files;
@@ -639,10 +626,9 @@ impl Source<'_> {
             monotonic_counter.holdfast_ingest_files = totals.files,
             source,
         );
+        tracing::info!(histogram.holdfast_ingest_batch_seconds = seconds(started_at, finished_at), source);
         if let Some((_, latest)) = totals.event_times {
-            #[expect(clippy::cast_precision_loss, reason = "seconds for a chart")]
-            let lag_seconds = (finished_at - latest) as f64 / 1e6;
-            tracing::info!(histogram.holdfast_ingest_lag_seconds = lag_seconds, source);
+            tracing::info!(histogram.holdfast_ingest_lag_seconds = seconds(latest, finished_at), source);
         }
     }
 
@@ -695,11 +681,6 @@ impl Source<'_> {
         }
     }
 
-    fn warn(&mut self, warning: String) {
-        self.progress.note(&warning);
-        self.report.warnings.push(warning);
-    }
-
     fn into_report(mut self) -> SourceReport {
         let mut names: Vec<String> = std::mem::take(&mut self.unknown_columns);
         names.extend(self.unknown.iter().map(|(name, times)| format!("{name} ({times} times)")));
@@ -707,7 +688,8 @@ impl Source<'_> {
             let more = names.len().saturating_sub(NAMES_SHOWN_MAX);
             names.truncate(NAMES_SHOWN_MAX);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            self.warn(format!("source {}: fields outside the contract are left out: {}{more}", self.spec.name, names.join(", ")));
+            let names = names.join(", ");
+            self.report.warnings.push(format!("fields outside the contract are left out: {names}{more}"));
         }
         let moment = |micros: i64| DateTime::from_timestamp_micros(micros);
         self.report.event_time_min = self.event_times.and_then(|(earliest, _)| moment(earliest));
@@ -716,10 +698,24 @@ impl Source<'_> {
     }
 }
 
+/// Whether reading the files again gave what was planned. Quarantine and raw would not fit together otherwise.
+fn is_same(planned: &[PlannedFile], staged: &Staged) -> bool {
+    planned
+        .iter()
+        .zip(&staged.files)
+        .all(|(plan, now)| plan.rows_stored == now.stored && plan.rows_quarantined == now.quarantined)
+}
+
 async fn write(table: &Table, rows: &RecordBatch) -> Result<Vec<StagedFile>> {
     let mut writer = TableWriter::new(table, WriterSettings::default());
     writer.write(rows).await?;
     Ok(writer.close().await?)
+}
+
+/// The seconds between two moments in microseconds.
+#[expect(clippy::cast_precision_loss, reason = "seconds for a chart")]
+fn seconds(from: i64, to: i64) -> f64 {
+    (to - from) as f64 / 1e6
 }
 
 fn count(length: usize) -> u64 {

@@ -168,10 +168,7 @@ impl<'a> Parser<'a> {
                 column.mark_present();
                 self.literal("false")
             }
-            (
-                Values::Int32(_) | Values::Int64(_) | Values::Float64(_) | Values::Decimal { .. },
-                b'-' | b'0'..=b'9',
-            ) => {
+            (Values::Int32(_) | Values::Int64(_) | Values::Float64(_) | Values::Decimal { .. }, b'-' | b'0'..=b'9') => {
                 let number = self.number()?;
                 column.push_number(number).map_err(refused)
             }
@@ -453,8 +450,11 @@ mod tests {
             ("amount", "decimal(12,2)"),
             ("who", "struct<name string, tags list<string>>"),
         ]);
-        read(&mut columns, r#"{"id":"a\u00e9\ud83d\ude00\n","quantity":2,"amount":1.5,"who":{"name":"x","tags":["p",null]}}"#)
-            .unwrap();
+        read(
+            &mut columns,
+            r#"{"id":"a\u00e9\ud83d\ude00\n","quantity":2,"amount":1.5,"who":{"name":"x","tags":["p",null]}}"#,
+        )
+        .unwrap();
         for (line, column, reason) in [
             (r#"{"id":7}"#, Some("id"), "a number where string is expected"),
             (r#"{"id":"x","quantity":"3"}"#, Some("quantity"), "text where int32 is expected"),
@@ -470,14 +470,23 @@ mod tests {
             assert_eq!((refusal.column.as_deref(), refusal.reason.as_ref()), (column, reason), "{line}");
         }
         for line in [
-            "", "nonsense", "{'id':1}", r#"{"id":"\x"}"#, r#"{"id":"\ud800"}"#, r#"{"id":01}"#, r#"{"id":nul}"#,
-            r#"{"other":[1,{"a":}]}"#, "{\"id\":\"a\tb\"}", r#"{"id":"x",}"#,
+            "",
+            "nonsense",
+            "{'id':1}",
+            r#"{"id":"\x"}"#,
+            r#"{"id":"\ud800"}"#,
+            r#"{"id":01}"#,
+            r#"{"id":nul}"#,
+            r#"{"other":[1,{"a":}]}"#,
+            "{\"id\":\"a\tb\"}",
+            r#"{"id":"x",}"#,
         ] {
             assert!(read(&mut columns, line).is_err(), "{line}");
         }
         let deep = format!(r#"{{"other":{}1{}}}"#, "[".repeat(10_000), "]".repeat(10_000));
         assert!(read(&mut columns, &deep).is_err());
-        read(&mut columns, r#" {"amount":"2.25","id":"N/A","other":{"k":[1,"2",true,null]}, "quantity":4.0} "#).unwrap();
+        read(&mut columns, r#" {"amount":"2.25","id":"N/A","other":{"k":[1,"2",true,null]}, "quantity":4.0} "#)
+            .unwrap();
 
         let arrays: Vec<_> = columns.into_iter().map(|column| column.finish().unwrap()).collect();
         assert_eq!(arrays[0].as_string::<i32>().value(0), "aé😀\n");

@@ -1,9 +1,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
-};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::physical_plan::execute_stream;
@@ -11,9 +9,9 @@ use futures::TryStreamExt;
 use holdfast_lake::{Lake, Table, TableSpec};
 use holdfast_types::{COMMENT_KEY, TableName};
 
+use crate::Result;
 use crate::error::IngestError;
 use crate::spec::timestamp_type;
-use crate::Result;
 
 const FILES: &str = "metric.ingest_files";
 const BATCHES: &str = "metric.ingest_batches";
@@ -76,7 +74,13 @@ pub(crate) enum Arrival<'a> {
 
 impl Ledger {
     /// Reads the books of one source.
-    pub(crate) async fn load(lake: &Lake, files: &Table, batches: &Table, pipeline: &str, source: &str) -> Result<Self> {
+    pub(crate) async fn load(
+        lake: &Lake,
+        files: &Table,
+        batches: &Table,
+        pipeline: &str,
+        source: &str,
+    ) -> Result<Self> {
         let mut ledger = Self::default();
         for rows in read(lake, files).await? {
             let text = |name: &str| column(&rows, FILES, name).map(|array| array.as_string::<i32>().clone());
@@ -118,8 +122,7 @@ impl Ledger {
             let numbers = column(&rows, BATCHES, "batch")?.as_primitive::<Int64Type>().clone();
             for row in 0..rows.num_rows() {
                 if pipelines.value(row) == pipeline && sources.value(row) == source {
-                    let outcome =
-                        if outcomes.value(row) == "abandoned" { Outcome::Abandoned } else { Outcome::Stored };
+                    let outcome = if outcomes.value(row) == "abandoned" { Outcome::Abandoned } else { Outcome::Stored };
                     ledger.outcomes.insert(numbers.value(row), outcome);
                 }
             }
@@ -269,7 +272,7 @@ fn batches_schema() -> SchemaRef {
         field("event_time_min", timestamp_type(), "Earliest event time"),
         field("event_time_max", timestamp_type(), "Latest event time"),
         field("started_at", timestamp_type(), "When reading began"),
-        field("finished_at", timestamp_type(), "When the rows were committed"),
+        field("finished_at", timestamp_type(), "When the end was recorded"),
     ]))
 }
 

@@ -17,13 +17,13 @@ use parquet::arrow::async_reader::{AsyncFileReader, ParquetRecordBatchStream, Pa
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
+use crate::Result;
 use crate::column::{Column, TextRules};
 use crate::discover::FoundFile;
 use crate::error::IngestError;
 use crate::grammar::{suggest, type_name};
 use crate::refusal::{Refusal, RefusedRow, original_text};
 use crate::spec::{ColumnSpec, EpochUnit, SourceSpec};
-use crate::Result;
 
 const MAGIC: &[u8] = b"PAR1";
 const BATCH_ROWS: usize = 16_384;
@@ -43,7 +43,11 @@ pub(crate) struct ParquetFile {
 /// # Errors
 /// [`IngestError::Truncated`], [`IngestError::Unreadable`], or [`IngestError::Layout`] when a column is missing or
 /// cannot be read as the contract's type.
-pub(crate) async fn open(store: &Arc<dyn ObjectStore>, file: &FoundFile, spec: &SourceSpec) -> Result<Option<ParquetFile>> {
+pub(crate) async fn open(
+    store: &Arc<dyn ObjectStore>,
+    file: &FoundFile,
+    spec: &SourceSpec,
+) -> Result<Option<ParquetFile>> {
     let (size, name) = (file.size, file.path.as_str());
     if size == 0 {
         return Ok(None);
@@ -81,7 +85,11 @@ pub(crate) async fn open(store: &Arc<dyn ObjectStore>, file: &FoundFile, spec: &
         .with_batch_size(BATCH_ROWS)
         .build()
         .map_err(|error| unreadable(format!("cannot be read as Parquet: {error}")))?;
-    Ok(Some(ParquetFile { stream, unknown: unknown.into_iter().map(|(_, field)| field.name().clone()).collect(), rows }))
+    Ok(Some(ParquetFile {
+        stream,
+        unknown: unknown.into_iter().map(|(_, field)| field.name().clone()).collect(),
+        rows,
+    }))
 }
 
 /// What went wrong while Parquet was read: the store's own answer where there is one.
@@ -137,7 +145,9 @@ fn check_columns(schema: &Schema, spec: &SourceSpec) -> Result<(), String> {
     for column in &spec.columns {
         let Ok(field) = schema.field_with_name(&column.source_name) else {
             let hint = match suggest(&column.source_name, &names) {
-                Some(near) => format!("it has `{near}`: if that is the column, add from = {near:?} in the source's contract"),
+                Some(near) => {
+                    format!("it has `{near}`: if that is the column, add from = {near:?} in the source's contract")
+                }
                 None => format!("it has {}", names.join(", ")),
             };
             return Err(format!("the file has no column `{}`; {hint}", column.source_name));
@@ -182,7 +192,10 @@ fn is_natural(from: &DataType, column: &ColumnSpec) -> bool {
 }
 
 fn is_decimal(data_type: &DataType) -> bool {
-    matches!(data_type, DataType::Decimal128(_, _) | DataType::Decimal256(_, _) | DataType::Decimal32(_, _) | DataType::Decimal64(_, _))
+    matches!(
+        data_type,
+        DataType::Decimal128(_, _) | DataType::Decimal256(_, _) | DataType::Decimal32(_, _) | DataType::Decimal64(_, _)
+    )
 }
 
 /// Rows of a Parquet file in the contract's types.
@@ -352,11 +365,14 @@ fn nested(values: &ArrayRef, wanted: &DataType, rules: &TextRules) -> Result<Arr
             )?))
         }
         (DataType::Timestamp(_, _), DataType::Timestamp(_, None)) => local_to_utc(values, rules),
-        (wanted, _) => {
-            cast_with_options(values, wanted, &CastOptions { safe: false, ..CastOptions::default() }).map_err(|_| {
-                ArrowError::CastError(format!("a value of type {} does not fit {}", values.data_type(), type_name(wanted)))
-            })
-        }
+        (wanted, _) => cast_with_options(values, wanted, &CastOptions { safe: false, ..CastOptions::default() })
+            .map_err(|_| {
+                ArrowError::CastError(format!(
+                    "a value of type {} does not fit {}",
+                    values.data_type(),
+                    type_name(wanted)
+                ))
+            }),
     }
 }
 

@@ -8,10 +8,10 @@ use holdfast_types::{COMMENT_KEY, PII_KEY, TableName};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::Result;
 use crate::error::IngestError;
 use crate::grammar::{parse_type, suggest};
 use crate::value::Zone;
-use crate::Result;
 
 /// The file that a raw row came from, relative to the folder that was ingested.
 pub(crate) const SOURCE_FILE: &str = "_source_file";
@@ -24,8 +24,20 @@ pub(crate) const INGESTED_AT: &str = "_ingested_at";
 
 const RESERVED: [&str; 4] = [SOURCE_FILE, SOURCE_LINE, BATCH, INGESTED_AT];
 const SOURCE_KEYS: [&str; 14] = [
-    "kind", "description", "path", "format", "timezone", "event_time", "delimiter", "header", "compression",
-    "quoted_newlines", "null_values", "max_quarantine_share", "columns", "identifiers",
+    "kind",
+    "description",
+    "path",
+    "format",
+    "timezone",
+    "event_time",
+    "delimiter",
+    "header",
+    "compression",
+    "quoted_newlines",
+    "null_values",
+    "max_quarantine_share",
+    "columns",
+    "identifiers",
 ];
 const COLUMN_KEYS: [&str; 5] = ["type", "from", "pii", "comment", "epoch"];
 const IDENTIFIER_KEYS: [&str; 2] = ["type", "value"];
@@ -166,8 +178,7 @@ impl SourceSpec {
 /// Where a row of `raw` or `quarantine` came from.
 pub(crate) fn lineage_fields() -> Vec<Field> {
     let field = |name: &str, data_type, comment: &str| {
-        Field::new(name, data_type, true)
-            .with_metadata(HashMap::from([(COMMENT_KEY.to_owned(), comment.to_owned())]))
+        Field::new(name, data_type, true).with_metadata(HashMap::from([(COMMENT_KEY.to_owned(), comment.to_owned())]))
     };
     vec![
         field(SOURCE_FILE, DataType::Utf8, "File the row was read from, relative to the ingested folder"),
@@ -225,9 +236,8 @@ type Value<'a> = Spanned<DeValue<'a>>;
 impl Contract<'_> {
     fn source(&self) -> Result<SourceSpec> {
         let name = Path::new(self.file).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
-        TableName::new("raw", &name).map_err(|error| {
-            self.error(0, format!("the file's name becomes the name of a table, and {error}"))
-        })?;
+        TableName::new("raw", &name)
+            .map_err(|error| self.error(0, format!("the file's name becomes the name of a table, and {error}")))?;
         let table = DeTable::parse(self.text)
             .map_err(|error| self.error(error.span().map_or(0, |span| span.start), error.message().to_owned()))?;
         let table = table.get_ref();
@@ -312,7 +322,10 @@ impl Contract<'_> {
             if let Some(other) = columns.iter().find(|other| other.name.eq_ignore_ascii_case(&column.name)) {
                 return Err(self.error(
                     key.span().start,
-                    format!("`{}` and `{}` differ in case only, which many readers of tables do not see", column.name, other.name),
+                    format!(
+                        "`{}` and `{}` differ in case only, which many readers of tables do not see",
+                        column.name, other.name
+                    ),
                 ));
             }
             if let Some(other) = columns.iter().find(|other| other.source_name == column.source_name) {

@@ -2,10 +2,10 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use datafusion::common::TableReference;
 use datafusion::dataframe::DataFrame;
 use datafusion::logical_expr::{col, lit};
 use datafusion::prelude::SessionContext;
-use datafusion::common::TableReference;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use holdfast_engine::{Published, PublishedTable, plan_read_only};

@@ -84,7 +84,9 @@ pub enum ServeError {
     #[error("the service is shutting down: connect again later")]
     Stopping,
     /// The feature view has more than one row for a customer.
-    #[error("{0} has several rows for one customer_id, so it cannot answer a feature call: it must be keyed by customer_id")]
+    #[error(
+        "{0} has several rows for one customer_id, so it cannot answer a feature call: it must be keyed by customer_id"
+    )]
     NotKeyed(TableName),
     /// The engine refused or failed.
     #[error(transparent)]

@@ -47,7 +47,9 @@ pub(crate) async fn plan(
     let asked = command.customer_ids.len();
     if asked > settings.max_customer_ids {
         let limit = settings.max_customer_ids;
-        return Err(ServeError::Request(format!("{asked} customer ids were asked for, and may be {limit}: ask in parts")));
+        return Err(ServeError::Request(format!(
+            "{asked} customer ids were asked for, and may be {limit}: ask in parts"
+        )));
     }
     let table = published_table(run, &feature_view)?;
     let features = choose(command.features, table)?;

@@ -78,7 +78,10 @@ pub(crate) fn sql_info(command: CommandGetSqlInfo) -> Result<RecordBatch> {
     infos.append(SqlInfo::SqlDdlTable, false);
     infos.append(SqlInfo::SqlIdentifierCase, SqlSupportedCaseSensitivity::SqlCaseSensitivityLowercase as i32);
     infos.append(SqlInfo::SqlIdentifierQuoteChar, "\"");
-    infos.append(SqlInfo::SqlQuotedIdentifierCase, SqlSupportedCaseSensitivity::SqlCaseSensitivityCaseInsensitive as i32);
+    infos.append(
+        SqlInfo::SqlQuotedIdentifierCase,
+        SqlSupportedCaseSensitivity::SqlCaseSensitivityCaseInsensitive as i32,
+    );
     infos.append(SqlInfo::SqlAllTablesAreSelectable, true);
     infos.append(SqlInfo::SqlNullOrdering, SqlNullOrdering::SqlNullsSortedHigh as i32);
     infos.append(SqlInfo::SqlSearchStringEscape, "\\");
@@ -150,7 +153,8 @@ fn described_schema(table: &PublishedTable) -> Schema {
         .iter()
         .map(|field| {
             let mut metadata: HashMap<String, String> = field.metadata().clone();
-            let mut describe = |key: &str, value: &str| metadata.insert(format!("ARROW:FLIGHT:SQL:{key}"), value.to_owned());
+            let mut describe =
+                |key: &str, value: &str| metadata.insert(format!("ARROW:FLIGHT:SQL:{key}"), value.to_owned());
             describe("CATALOG_NAME", CATALOG);
             describe("SCHEMA_NAME", table.name.schema());
             describe("TABLE_NAME", table.name.table());

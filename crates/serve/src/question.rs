@@ -9,8 +9,8 @@ use bytes::Bytes;
 use holdfast_types::TableName;
 use prost::Message;
 
-use crate::generated::v1::{PreparedStatement, Ticket};
 pub use crate::generated::v1::{FeaturesForCustomers, ScoresAbove};
+use crate::generated::v1::{PreparedStatement, Ticket};
 use crate::metadata::KeysOf;
 use crate::{Result, ServeError};
 
@@ -20,7 +20,8 @@ const TYPE_URL_PREFIX: &str = "type.googleapis.com/";
 pub trait CommandMessage: Message + prost::Name + Sized {
     /// The bytes for `FlightDescriptor.cmd`; `DoGet` takes them as a ticket as well, and then answers from the newest run.
     fn to_command(&self) -> Bytes {
-        let any = Any { type_url: format!("{TYPE_URL_PREFIX}{}", Self::full_name()), value: self.encode_to_vec().into() };
+        let any =
+            Any { type_url: format!("{TYPE_URL_PREFIX}{}", Self::full_name()), value: self.encode_to_vec().into() };
         any.encode_to_vec().into()
     }
 }
@@ -64,11 +65,8 @@ impl Question {
             return Ok((Self::from_any(any)?, None));
         }
         let ticket = Ticket::decode(any.value).map_err(|_| not_understood("ticket"))?;
-        let question = if ticket.path.is_empty() {
-            Self::from_command(&ticket.command)?
-        } else {
-            Self::from_path(&ticket.path)?
-        };
+        let question =
+            if ticket.path.is_empty() { Self::from_command(&ticket.command)? } else { Self::from_path(&ticket.path)? };
         Ok((question, Some(ticket.run_sequence)))
     }
 
@@ -92,7 +90,8 @@ impl Question {
 
     fn from_any(any: Any) -> Result<Self> {
         if message_name(&any) == <FeaturesForCustomers as prost::Name>::full_name() {
-            let command = FeaturesForCustomers::decode(any.value).map_err(|_| not_understood("FeaturesForCustomers"))?;
+            let command =
+                FeaturesForCustomers::decode(any.value).map_err(|_| not_understood("FeaturesForCustomers"))?;
             return Ok(Self::Features(command));
         }
         if message_name(&any) == <ScoresAbove as prost::Name>::full_name() {

@@ -67,7 +67,11 @@ impl Runs {
             match self.refresh().await {
                 Ok(true) => {
                     let run = self.newest();
-                    tracing::info!(monotonic_counter.holdfast_flight_reloads = 1_u64, run = run.sequence(), "serving a newer run");
+                    tracing::info!(
+                        monotonic_counter.holdfast_flight_reloads = 1_u64,
+                        run = run.sequence(),
+                        "serving a newer run"
+                    );
                 }
                 Ok(false) => {}
                 Err(error) => {

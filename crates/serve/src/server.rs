@@ -56,7 +56,8 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<()> {
     settings.check()?;
-    let address = listener.local_addr().map_err(|source| ServeError::Bind { address: "a listener".to_owned(), source })?;
+    let address =
+        listener.local_addr().map_err(|source| ServeError::Bind { address: "a listener".to_owned(), source })?;
     check_exposure(address, settings.token.as_ref())?;
     if !is_loopback(address.ip()) {
         tracing::warn!(%address, "the token and the data travel unencrypted: put a proxy with TLS in front");
@@ -108,7 +109,8 @@ pub async fn serve(
     tracing::info!(limit_seconds = settings.drain_timeout.as_secs_f64(), "shutting down, running streams may end");
     health.set_not_serving::<FlightServiceServer<HoldfastFlight>>().await;
     stop.cancel();
-    let drained = tokio::time::timeout(settings.drain_timeout, async { tokio::join!(&mut server, streams.ended()).0 }).await;
+    let drained =
+        tokio::time::timeout(settings.drain_timeout, async { tokio::join!(&mut server, streams.ended()).0 }).await;
     let ended = match drained {
         Ok(ended) => ended,
         Err(_) => {

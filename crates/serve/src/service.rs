@@ -5,8 +5,8 @@ use std::time::Instant as Began;
 use arrow::datatypes::Schema;
 use arrow_flight::flight_service_server::FlightService;
 use arrow_flight::sql::{
-    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult, Any,
-    ProstMessageExt,
+    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult,
+    Any, ProstMessageExt,
 };
 use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest,
@@ -233,10 +233,8 @@ impl FlightService for HoldfastFlight {
     }
 
     async fn list_actions(&self, _request: Request<Empty>) -> Result<Response<Self::ListActionsStream>, Status> {
-        let action = |name: &str, description: &str| ActionType {
-            r#type: name.to_owned(),
-            description: description.to_owned(),
-        };
+        let action =
+            |name: &str, description: &str| ActionType { r#type: name.to_owned(), description: description.to_owned() };
         Ok(Response::new(all([
             action(HEALTH, "The run that is served and since when, as JSON."),
             action(REFRESH, "Looks for a newer run at once; answers as `health` does, with `swapped`."),
@@ -298,6 +296,8 @@ fn unpack<M: ProstMessageExt>(body: &[u8]) -> Result<M> {
     unpacked.ok_or_else(|| ServeError::Request(format!("the body of the action is not a {}", M::type_url())))
 }
 
-fn all<T: Send + 'static>(items: impl IntoIterator<Item = T, IntoIter: Send + 'static>) -> BoxStream<'static, Result<T, Status>> {
+fn all<T: Send + 'static>(
+    items: impl IntoIterator<Item = T, IntoIter: Send + 'static>,
+) -> BoxStream<'static, Result<T, Status>> {
     futures::stream::iter(items.into_iter().map(Ok)).boxed()
 }

@@ -9,7 +9,7 @@ pub struct ServeSettings {
     /// Required from every Flight call when set; needed to listen on anything but loopback. The standard gRPC health
     /// service stays open, because probes cannot carry a token and it tells nothing else.
     pub token: Option<Token>,
-    /// How often to look for a newly published run. 100 ms to 1 hour.
+    /// How often to look for a newly published run. 10 ms to 1 hour.
     pub reload_interval: Duration,
     /// Published runs kept for tickets that were handed out before a newer run. 1 to 100. A stream that has begun keeps
     /// its run by itself.
@@ -64,7 +64,7 @@ impl ServeSettings {
     /// [`ServeError::Setting`], naming the first one that is out of them.
     pub fn check(&self) -> Result<()> {
         const HOUR: Duration = Duration::from_secs(3600);
-        within("reload_interval", self.reload_interval, Duration::from_millis(100), HOUR)?;
+        within("reload_interval", self.reload_interval, Duration::from_millis(10), HOUR)?;
         within("kept_runs", self.kept_runs, 1, 100)?;
         within("max_rows_per_batch", self.max_rows_per_batch, 1, 1 << 20)?;
         within("max_bytes_per_batch", self.max_bytes_per_batch, 64 << 10, 64 << 20)?;

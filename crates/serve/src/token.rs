@@ -17,7 +17,9 @@ impl Token {
         let token = text.trim();
         if token.len() < MIN_CHARACTERS {
             return Err(ServeError::Token {
-                reason: format!("it needs at least {MIN_CHARACTERS} characters (`openssl rand -hex 32` makes a good one)"),
+                reason: format!(
+                    "it needs at least {MIN_CHARACTERS} characters (`openssl rand -hex 32` makes a good one)"
+                ),
             });
         }
         if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -55,7 +57,8 @@ mod tests {
         let token = Token::parse("0123456789abcdef\n").unwrap();
         assert!(token.accepts("Bearer 0123456789abcdef"));
         assert!(token.accepts("bearer  0123456789abcdef"));
-        for wrong in ["", "Bearer", "Bearer ", "Bearer 0123456789abcdeF", "Basic 0123456789abcdef", "0123456789abcdef"] {
+        for wrong in ["", "Bearer", "Bearer ", "Bearer 0123456789abcdeF", "Basic 0123456789abcdef", "0123456789abcdef"]
+        {
             assert!(!token.accepts(wrong), "{wrong}");
         }
     }

@@ -23,15 +23,15 @@ pub enum SynthError {
     Altered(PathBuf),
 
     /// The manifest can't be understood.
-    #[error("cannot read the manifest {}: remove the folder or choose another", path.display())]
+    #[error("cannot read the manifest {} ({source}): remove the folder or choose another", path.display())]
     Manifest { path: PathBuf, source: serde_json::Error },
 
     /// The file system refused.
-    #[error("cannot {action} {}", path.display())]
+    #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
 
     /// Parquet could not be encoded.
-    #[error("cannot write {} as parquet", path.display())]
+    #[error("cannot write {} as parquet: {source}", path.display())]
     Parquet { path: PathBuf, source: parquet::errors::ParquetError },
 
     /// A worker thread ended without handing in its result.
@@ -47,8 +47,13 @@ impl SynthError {
                 ErrorKind::InvalidConfig
             }
             Self::Altered(_) | Self::Manifest { .. } => ErrorKind::CorruptData,
-            // A full disk or a missing permission is a matter of the place chosen; nothing is lost by trying again.
-            Self::Io { .. } => ErrorKind::Retry,
+            Self::Io { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory | io::ErrorKind::ReadOnlyFilesystem => {
+                    ErrorKind::InvalidConfig
+                }
+                // Such as a full disk: an interrupted generation begins anew, so trying again is safe.
+                _ => ErrorKind::Retry,
+            },
             Self::Parquet { .. } | Self::WorkerLost => ErrorKind::Bug,
         }
     }

@@ -284,7 +284,9 @@ impl<'w> Life<'w> {
             let channel = self.browsing_channel();
             self.session(chunk, day, channel, &Purpose::Browse);
         }
-        if self.dice.chance(self.traits.purchases_a_year / 365.0 * mood.purchase * season) {
+        // A coupon in the wallet is a reason to buy, the more so for those who mind the price.
+        let lure = if self.wallet.is_empty() { 1.0 } else { 1.0 + 3.0 * self.traits.price_sensitivity };
+        if self.dice.chance(self.traits.purchases_a_year / 365.0 * mood.purchase * season * lure) {
             self.purchase(chunk, day, None);
         }
         if self.has_account(day) {

@@ -1,6 +1,6 @@
 //! Campaigns sent and answered, and the lives of coupons.
 
-use crate::calendar::{DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS};
+use crate::calendar::{DAY_MS, MINUTE_MS, SECOND_MS};
 use crate::encode::Csv;
 use crate::ids::Kind;
 use crate::life::{Life, Mood};
@@ -123,7 +123,7 @@ impl Life<'_> {
         self.issue(chunk, &campaign.id, offer, at_ms, 0)
     }
 
-    /// Gives out a coupon, unless the window ends before it could be used.
+    /// Gives out a coupon, unless the window is over by then.
     fn issue(&mut self, chunk: &mut Chunk, campaign: &str, offer: Offer, at_ms: i64, account: u8) -> Option<Coupon> {
         let coupon = Coupon {
             code: self.next_id(Kind::Coupon),
@@ -135,7 +135,7 @@ impl Life<'_> {
             account,
         };
         self.coupon_event(chunk, &coupon, "issued", at_ms, None);
-        (at_ms + HOUR_MS < self.world.window.end_ms).then_some(coupon)
+        (at_ms < self.world.window.end_ms).then_some(coupon)
     }
 
     fn claim(&mut self, chunk: &mut Chunk, mut coupon: Coupon, at_ms: i64) {
@@ -155,21 +155,46 @@ impl Life<'_> {
         order: OrderId,
         account: u8,
     ) -> Option<(u64, i64)> {
-        let remembers = self.dice.chance(0.55 + 0.45 * self.traits.price_sensitivity);
-        let usable = |coupon: &Coupon| {
-            coupon.account == account
-                && (coupon.claimed_at..coupon.valid_until).contains(&ordered_at)
-                && coupon.min_spend_cents <= goods_cents
+        if !self.dice.chance(0.55 + 0.45 * self.traits.price_sensitivity) {
+            return None;
+        }
+        let best = |wallet: &[Coupon]| {
+            wallet
+                .iter()
+                .enumerate()
+                .filter(|(_, coupon)| {
+                    coupon.account == account
+                        && (coupon.claimed_at..coupon.valid_until).contains(&ordered_at)
+                        && coupon.min_spend_cents <= goods_cents
+                })
+                .max_by_key(|(_, coupon)| coupon.face_cents)
+                .map(|(place, _)| place)
         };
-        let (place, _) = self
-            .wallet
-            .iter()
-            .enumerate()
-            .filter(|(_, coupon)| remembers && usable(coupon))
-            .max_by_key(|(_, coupon)| coupon.face_cents)?;
+        let place = match best(&self.wallet) {
+            Some(place) => place,
+            // The thrifty look for one before they pay.
+            None if self.dice.chance(0.05 + 0.4 * self.traits.price_sensitivity) => {
+                self.claim_before_paying(chunk, ordered_at, goods_cents, account);
+                best(&self.wallet)?
+            }
+            None => return None,
+        };
         let coupon = self.wallet.swap_remove(place);
         self.coupon_event(chunk, &coupon, "redeemed", ordered_at, Some(order));
         Some((coupon.code, coupon.face_cents))
+    }
+
+    fn claim_before_paying(&mut self, chunk: &mut Chunk, ordered_at: i64, goods_cents: i64, account: u8) {
+        let usable = CENTRE_OFFERS.iter().filter(|(_, min_spend, _)| min_spend * 100 <= goods_cents);
+        let at_ms = ordered_at - 2 * MINUTE_MS;
+        if let Some((face, min_spend, days)) = usable.max_by_key(|(face, ..)| *face)
+            && at_ms >= self.world.window.start_ms
+        {
+            let offer = Offer { face_cents: face * 100, min_spend_cents: min_spend * 100, valid_ms: days * DAY_MS };
+            if let Some(coupon) = self.issue(chunk, CENTRE, offer, at_ms, account) {
+                self.claim(chunk, coupon, at_ms + SECOND_MS);
+            }
+        }
     }
 
     pub(crate) fn drop_expired_coupons(&mut self, chunk: &mut Chunk, now: i64) {

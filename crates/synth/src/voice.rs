@@ -26,8 +26,8 @@ impl Life<'_> {
         }
         let day = number::low32(self.world.window.day_of(reviewed_at).unsigned_abs());
         let mood = self.mood(day);
-        let trouble = if faulty { 1.9 } else { 0.0 } + if late { 0.8 } else { 0.0 };
-        let feeling = 4.35 + 0.75 * self.satisfaction - trouble - mood.rating_loss + 0.65 * self.dice.normal();
+        let trouble = 1.9 * f64::from(u8::from(faulty)) + 0.8 * f64::from(u8::from(late));
+        let feeling = 4.2 + 0.8 * self.satisfaction - trouble - mood.rating_loss + 0.85 * self.dice.normal();
         let stars = whole(feeling.round()).clamp(1, 5);
         let known = if faulty && self.dice.chance(0.75) {
             Some(Aspect::Quality)

@@ -1,0 +1,40 @@
+//! The commands: each reads its arguments, calls the crates below and prints.
+
+pub(crate) mod demo;
+pub(crate) mod generate;
+pub(crate) mod ingest;
+pub(crate) mod run;
+pub(crate) mod serve;
+pub(crate) mod sql;
+pub(crate) mod test;
+
+use std::io::Write;
+
+use crate::error::CliError;
+
+/// Writes to standard output. A reader that went away (`| head`) is no error.
+pub(crate) fn print(text: &str) -> Result<(), CliError> {
+    let mut output = std::io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::Output(error)),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| CliError::Argument(error.to_string()))?;
+    print(&format!("{text}\n"))
+}
+
+/// 1234567 as 1,234,567.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

@@ -1,0 +1,65 @@
+use std::path::PathBuf;
+
+use holdfast_engine::EngineError;
+use holdfast_identity::IdentityError;
+use holdfast_ingest::IngestError;
+use holdfast_lake::LakeError;
+use holdfast_serve::ServeError;
+use holdfast_synth::SynthError;
+use holdfast_types::ErrorKind;
+
+use crate::telemetry::TelemetryError;
+
+/// What can end a command.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    #[error("there is no holdfast.toml in {0} or above it: go to your project, or name it with --project")]
+    NoProject(PathBuf),
+    #[error("{path}:{line}:{column}: {message}")]
+    Config { path: PathBuf, line: usize, column: usize, message: String },
+    #[error("there is no pipeline `{name}` in {folder}{hint}")]
+    NoPipeline { name: String, folder: PathBuf, hint: String },
+    #[error("{what} {path}: {source}")]
+    File { what: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("{0}")]
+    Argument(String),
+    #[error("{} of {total} stages failed or were blocked; the others are up to date, readers keep the run they have", total - fine)]
+    StagesFailed { fine: usize, total: usize, kind: ErrorKind },
+    #[error("{failed} of {total} cases failed")]
+    CasesFailed { failed: usize, total: usize },
+    #[error("cannot write the output: {0}")]
+    Output(std::io::Error),
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Ingest(#[from] IngestError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error(transparent)]
+    Synth(#[from] SynthError),
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+}
+
+impl CliError {
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoProject(_) | Self::NoPipeline { .. } => ErrorKind::NotFound,
+            Self::Config { .. } => ErrorKind::InvalidConfig,
+            Self::File { .. } | Self::Argument(_) | Self::CasesFailed { .. } => ErrorKind::InvalidInput,
+            Self::StagesFailed { kind, .. } => *kind,
+            Self::Output(_) => ErrorKind::Retry,
+            Self::Lake(error) => error.kind(),
+            Self::Engine(error) => error.kind(),
+            Self::Ingest(error) => error.kind(),
+            Self::Identity(error) => error.kind(),
+            Self::Serve(error) => error.kind(),
+            Self::Synth(error) => error.kind(),
+            Self::Telemetry(error) => error.kind(),
+        }
+    }
+}

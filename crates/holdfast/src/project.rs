@@ -1,0 +1,289 @@
+//! What a command works on: the project folder, its settings, a pipeline and the lake.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use holdfast_engine::{DeclaredTable, Project as Stages, SessionSettings};
+use holdfast_identity::{IdentifierTokens, IdentityKey, IdentityRules, declared_tables};
+use holdfast_ingest::{IngestSettings, SourceSpec, load_sources};
+use holdfast_lake::{Lake, LakeSettings, StoreOptions};
+use holdfast_types::TableName;
+use serde::Deserialize;
+
+use crate::clock::SystemClock;
+use crate::error::CliError;
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ProjectFile {
+    lake: LakeSection,
+    engine: EngineSection,
+    ingest: IngestSection,
+    identity: IdentitySection,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LakeSection {
+    url: String,
+    customer_buckets: u32,
+}
+
+impl Default for LakeSection {
+    fn default() -> Self {
+        Self { url: "lake".to_owned(), customer_buckets: LakeSettings::default().customer_buckets }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct EngineSection {
+    memory_mb: usize,
+    parallel_stages: usize,
+}
+
+impl Default for EngineSection {
+    fn default() -> Self {
+        Self { memory_mb: 1024, parallel_stages: 2 }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct IngestSection {
+    batch_files_max: usize,
+    batch_bytes_max_mb: u64,
+}
+
+impl Default for IngestSection {
+    fn default() -> Self {
+        let settings = IngestSettings::default();
+        Self { batch_files_max: settings.batch_files_max, batch_bytes_max_mb: settings.batch_bytes_max >> 20 }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct IdentitySection {
+    key_file: PathBuf,
+}
+
+impl Default for IdentitySection {
+    fn default() -> Self {
+        Self { key_file: PathBuf::from("identity.key") }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PipelineFile {
+    #[serde(default)]
+    #[expect(dead_code, reason = "for people who read the file")]
+    description: String,
+    stages: PathBuf,
+}
+
+/// What the command line says about all of it; the rest comes from `holdfast.toml`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ProjectArgs {
+    /// The folder with holdfast.toml [default: this folder or the nearest above it that has one]
+    #[arg(long, global = true, value_name = "DIR")]
+    project: Option<PathBuf>,
+    /// The pipeline: a folder in pipelines/
+    #[arg(long, global = true, value_name = "NAME", default_value = "churn")]
+    pipeline: String,
+    /// The lake: a folder or a URL such as s3://bucket/prefix [default: from holdfast.toml]
+    #[arg(long, global = true, value_name = "URL")]
+    lake: Option<String>,
+    /// The file with the secret behind identifier tokens; made if missing [default: from holdfast.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    identity_key: Option<PathBuf>,
+}
+
+/// A project folder and one of its pipelines.
+#[derive(Debug, Clone)]
+pub(crate) struct Project {
+    pub(crate) pipeline: String,
+    folder: PathBuf,
+    file: ProjectFile,
+    lake_url: String,
+    /// What a relative `lake_url` is relative to.
+    lake_base: PathBuf,
+    key_file: PathBuf,
+    options: StoreOptions,
+}
+
+impl Project {
+    /// Finds and reads the project.
+    pub(crate) fn find(args: &ProjectArgs, options: StoreOptions) -> Result<Self, CliError> {
+        let here = std::path::absolute(".")
+            .map_err(|source| CliError::File { what: "cannot resolve", path: PathBuf::from("."), source })?;
+        let folder = match &args.project {
+            Some(folder) if folder.join("holdfast.toml").is_file() => folder.clone(),
+            Some(folder) => return Err(CliError::NoProject(folder.clone())),
+            None => here
+                .ancestors()
+                .find(|folder| folder.join("holdfast.toml").is_file())
+                .map(Path::to_owned)
+                .ok_or_else(|| CliError::NoProject(here.clone()))?,
+        };
+        let file: ProjectFile = read_toml(&folder.join("holdfast.toml"))?;
+        // What is named on the command line is relative to where one is, what is in the file to the file.
+        let (lake_url, lake_base) = match &args.lake {
+            Some(url) => (url.clone(), here.clone()),
+            None => (file.lake.url.clone(), folder.clone()),
+        };
+        let key_file = match &args.identity_key {
+            Some(path) => here.join(path),
+            None => folder.join(&file.identity.key_file),
+        };
+        Ok(Self { pipeline: args.pipeline.clone(), folder, file, lake_url, lake_base, key_file, options })
+    }
+
+    /// The same project with its lake and key elsewhere.
+    pub(crate) fn with_lake_in(mut self, folder: &Path) -> Self {
+        self.lake_url = "lake".to_owned();
+        self.lake_base = folder.to_owned();
+        self.key_file = folder.join("identity.key");
+        self
+    }
+
+    pub(crate) fn options(&self) -> &StoreOptions {
+        &self.options
+    }
+
+    pub(crate) fn parallel_stages(&self) -> usize {
+        self.file.engine.parallel_stages
+    }
+
+    pub(crate) fn ingest_settings(&self) -> IngestSettings {
+        IngestSettings {
+            batch_files_max: self.file.ingest.batch_files_max,
+            batch_bytes_max: self.file.ingest.batch_bytes_max_mb << 20,
+            threads: std::thread::available_parallelism().map_or(2, usize::from),
+            ..IngestSettings::default()
+        }
+    }
+
+    /// Opens the lake.
+    pub(crate) async fn open_lake(&self) -> Result<Lake, CliError> {
+        Ok(Lake::open(&self.lake_url, &self.lake_base, &self.options, Arc::new(SystemClock)).await?)
+    }
+
+    /// Opens the lake, creating it where there is none.
+    pub(crate) async fn create_lake(&self) -> Result<Lake, CliError> {
+        let settings = LakeSettings { customer_buckets: self.file.lake.customer_buckets.max(1), ..LakeSettings::default() };
+        let clock = Arc::new(SystemClock);
+        Ok(Lake::create_or_open(&self.lake_url, &self.lake_base, &self.options, settings, clock).await?)
+    }
+
+    fn pipeline_folder(&self) -> Result<PathBuf, CliError> {
+        let pipelines = self.folder.join("pipelines");
+        let folder = pipelines.join(&self.pipeline);
+        if folder.join("pipeline.toml").is_file() {
+            return Ok(folder);
+        }
+        let mut known: Vec<String> = std::fs::read_dir(&pipelines)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect();
+        known.sort();
+        let hint = if known.is_empty() { String::new() } else { format!(": there are {}", known.join(", ")) };
+        Err(CliError::NoPipeline { name: self.pipeline.clone(), folder: pipelines, hint })
+    }
+
+    /// The pipeline's sources.
+    pub(crate) fn sources(&self) -> Result<Vec<SourceSpec>, CliError> {
+        Ok(load_sources(&self.pipeline_folder()?.join("sources"))?)
+    }
+
+    /// The pipeline's stages, which may read its sources' raw tables and the identity tables.
+    pub(crate) fn stages(&self) -> Result<Stages, CliError> {
+        let pipeline: PipelineFile = read_toml(&self.pipeline_folder()?.join("pipeline.toml"))?;
+        let mut declared = declared_tables()?;
+        for source in self.sources()? {
+            let name = raw_table(&source)?;
+            declared.push(DeclaredTable { name, schema: source.raw_schema() });
+        }
+        Ok(Stages::load(&self.folder.join(pipeline.stages), declared)?)
+    }
+
+    /// The pipeline's way to make tokens. Makes a key at first use.
+    pub(crate) fn tokens(&self) -> Result<IdentifierTokens, CliError> {
+        let rules = IdentityRules::load(&self.pipeline_folder()?.join("identity.toml"))?;
+        Ok(IdentifierTokens::new(rules, &self.key()?))
+    }
+
+    fn key(&self) -> Result<IdentityKey, CliError> {
+        if self.key_file.exists() {
+            return Ok(IdentityKey::load(&self.key_file)?);
+        }
+        // A version 4 UUID carries 122 random bits; two of them fill the key's 32 bytes.
+        let mut bytes = [0_u8; 32];
+        bytes[..16].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+        bytes[16..].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+        let key = IdentityKey::new(bytes);
+        let failed = |source| CliError::File { what: "cannot write the identity key", path: self.key_file.clone(), source };
+        if let Some(folder) = self.key_file.parent() {
+            std::fs::create_dir_all(folder).map_err(failed)?;
+        }
+        write_secret(&self.key_file, &key.to_hex()).map_err(failed)?;
+        // Another process may have been first: what is in the file counts.
+        Ok(IdentityKey::load(&self.key_file)?)
+    }
+
+    /// Sessions with the functions that stages of this pipeline may use.
+    pub(crate) fn session_settings(&self) -> Result<SessionSettings, CliError> {
+        let tokens = self.tokens()?;
+        Ok(SessionSettings {
+            memory_bytes: self.file.engine.memory_mb.max(64) << 20,
+            functions: vec![Arc::new(tokens.function())],
+            salt: tokens.fingerprint().to_owned(),
+            ..SessionSettings::default()
+        })
+    }
+
+    /// Sessions for cases, in which tokens can be written by people.
+    pub(crate) fn case_settings(&self) -> Result<SessionSettings, CliError> {
+        Ok(SessionSettings { functions: vec![Arc::new(self.tokens()?.readable_function())], ..self.session_settings()? })
+    }
+
+    /// Sessions for those who only read what is there.
+    pub(crate) fn reader_settings(&self) -> SessionSettings {
+        SessionSettings { memory_bytes: self.file.engine.memory_mb.max(64) << 20, ..SessionSettings::default() }
+    }
+}
+
+/// Writes a new file that only its owner may read. Leaves one that is there alone.
+fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    match options.open(path) {
+        Ok(mut file) => file.write_all(format!("{text}\n").as_bytes()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A source's table in `raw`.
+pub(crate) fn raw_table(source: &SourceSpec) -> Result<TableName, CliError> {
+    TableName::new("raw", &source.name).map_err(|error| CliError::Lake(error.into()))
+}
+
+fn read_toml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, CliError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| CliError::File { what: "cannot read", path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|error| {
+        let before = text.get(..error.span().map_or(0, |span| span.start)).unwrap_or_default();
+        CliError::Config {
+            path: path.to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: before.rsplit('\n').next().unwrap_or_default().chars().count() + 1,
+            message: error.message().to_owned(),
+        }
+    })
+}

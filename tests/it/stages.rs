@@ -1,0 +1,244 @@
+//! Stages through the front door: a project of a few files, a real lake, the real binary.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{commits, holdfast_binary, succeed};
+
+/// A project with one source of orders and the given stages.
+struct Shop {
+    folder: tempfile::TempDir,
+}
+
+impl Shop {
+    fn new(stages: &[(&str, &str)]) -> Self {
+        let shop = Self { folder: tempfile::tempdir().unwrap() };
+        shop.write("holdfast.toml", "[lake]\nurl = \"lake\"\n");
+        shop.write("pipelines/churn/pipeline.toml", "stages = \"sql\"\n");
+        shop.write(
+            "pipelines/churn/identity.toml",
+            "priority = [\"member_id\"]\n[types.member_id]\nunique = true\n",
+        );
+        shop.write(
+            "pipelines/churn/sources/orders.toml",
+            "kind = \"orders\"\npath = \"orders/*.csv\"\nformat = \"csv\"\nevent_time = \"at\"\n\
+             [columns]\norder_id = \"string\"\nmember = \"string\"\nat = \"timestamp\"\namount = \"decimal(12,2)\"\n\
+             [[identifiers]]\ntype = \"member_id\"\nvalue = \"member\"\n",
+        );
+        shop.write(
+            "sql/core/orders.sql",
+            "-- One row an order.\n-- @expect fail has_id: order_id is not null\n\
+             select i.customer_id, o.order_id, o.at as ordered_at, o.amount\nfrom raw.orders o\n\
+             left join identity.identifiers i on i.token = identifier_token('member_id', o.member)\n",
+        );
+        for (path, text) in stages {
+            shop.write(path, text);
+        }
+        shop
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn write(&self, path: &str, text: &str) -> PathBuf {
+        let path = self.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(holdfast_binary());
+        command.arg("--project").arg(self.path()).args(arguments).current_dir(self.path());
+        command
+    }
+
+    fn orders(&self, name: &str, rows: &str) {
+        self.write(&format!("in/orders/{name}.csv"), &format!("order_id,member,at,amount\n{rows}"));
+        succeed(&mut self.command(&["ingest", "--from", "in", "--as-of", "2025-06-30T00:00:00Z"]));
+    }
+
+    fn run(&self) {
+        succeed(&mut self.command(&["run", "--as-of", "2025-06-30T00:00:00Z"]));
+    }
+
+    fn fails(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let output = self.command(arguments).output().unwrap();
+        assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    fn query(&self, sql: &str) -> Vec<serde_json::Value> {
+        let output = succeed(&mut self.command(&["sql", sql, "--output", "json"]));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+const SPEND: &str = "-- Spend of the last 90 days, one row a customer.\n-- @stage incremental key(customer_id)\n\
+    -- @expect fail has_customer: customer_id is not null\n-- @expect quarantine sane: spend_90d >= 0\n\
+    -- @expect warn some: count(*) > 0\n\
+    select\n    customer_id,              -- Unified customer id\n    sum(amount) as spend_90d  -- CNY\nfrom core.orders\n\
+    where ordered_at >= now() - interval '90 days' and ordered_at <= now() and customer_id is not null\ngroup by customer_id\n";
+
+#[test]
+fn stg_2_rows_that_fail_an_expectation_get_no_version_and_readers_keep_the_run_they_have() {
+    let shop = Shop::new(&[("sql/profile/spend.sql", SPEND)]);
+    shop.orders("a", "o1,M1,2025-06-01T00:00:00Z,10.00\n");
+    shop.run();
+    let published = shop.query("select spend_90d from profile.spend");
+    assert_eq!(published[0]["spend_90d"].to_string(), "10.0");
+    let before = commits(&shop.path().join("lake/profile"));
+
+    shop.write("sql/profile/spend.sql", &SPEND.replace("customer_id is not null\n-- @expect q", "spend_90d < 5\n-- @expect q"));
+    let (code, said) = shop.fails(&["run", "--as-of", "2025-06-30T00:00:00Z"]);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("expectation `has_customer` (spend_90d < 5) failed for 1 of 1 rows"), "{said}");
+    assert_eq!(before, commits(&shop.path().join("lake/profile")));
+    assert_eq!(published, shop.query("select spend_90d from profile.spend"));
+}
+
+#[test]
+fn quarantined_rows_go_to_the_sibling_table_with_the_reason() {
+    let shop = Shop::new(&[("sql/profile/spend.sql", SPEND)]);
+    shop.orders("a", "o1,M1,2025-06-01T00:00:00Z,10.00\no2,M2,2025-06-02T00:00:00Z,-4.00\n");
+    shop.run();
+    assert_eq!(shop.query("select count(*) as n from profile.spend")[0]["n"], 1);
+    let refused = shop.query("select spend_90d, _expectations from quarantine.profile_spend");
+    assert_eq!(refused.len(), 1);
+    assert_eq!(refused[0]["_expectations"], "sane");
+
+    // Once the row is right, nothing is left in quarantine.
+    shop.orders("b", "o3,M2,2025-06-03T00:00:00Z,9.00\n");
+    shop.run();
+    assert_eq!(shop.query("select count(*) as n from quarantine.profile_spend")[0]["n"], 0);
+    assert_eq!(shop.query("select count(*) as n from profile.spend")[0]["n"], 2);
+}
+
+#[test]
+fn stg_3_a_comment_or_a_reformat_changes_nothing_and_another_day_does() {
+    let shop = Shop::new(&[("sql/profile/spend.sql", SPEND)]);
+    shop.orders("a", "o1,M1,2025-06-01T00:00:00Z,10.00\n");
+    shop.run();
+    let before = commits(shop.path());
+    shop.write("sql/profile/spend.sql", &format!("-- a remark\n{}", SPEND.replace("\ngroup by", "\n    group    by")));
+    shop.run();
+    succeed(&mut shop.command(&["run", "--as-of", "2025-06-30T18:00:00Z"]));
+    assert_eq!(before, commits(shop.path()));
+
+    // 90 days later the order is out of the window: only the stage that looks at the clock is made anew.
+    succeed(&mut shop.command(&["run", "--as-of", "2025-09-15T00:00:00Z"]));
+    let changed: Vec<String> = commits(shop.path()).into_iter().filter(|path| !before.contains(path)).collect();
+    assert!(changed.iter().all(|path| path.contains("/spend/") || path.contains("/_holdfast/runs/")), "{changed:?}");
+    assert_eq!(shop.query("select count(*) as n from profile.spend")[0]["n"], 0);
+}
+
+#[test]
+fn mistakes_are_told_with_file_line_column_and_a_suggestion_before_anything_runs() {
+    let shop = Shop::new(&[
+        ("sql/profile/a.sql", "select customer_idd\nfrom core.orders\n"),
+        ("sql/profile/b.sql", "-- @expct fail x: true\nselect 1 as one from core.ordes\n"),
+    ]);
+    let (code, said) = shop.fails(&["test"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("error[E0101]: unknown directive `@expct`") && said.contains("did you mean `@expect`?"), "{said}");
+
+    shop.write("sql/profile/b.sql", "select 1 as one\nfrom core.ordes\n");
+    let (_, said) = shop.fails(&["test"]);
+    assert!(said.contains("error[E0203]: table `core.ordes` not found"), "{said}");
+    assert!(said.contains("b.sql:2:6") && said.contains("did you mean `core.orders`?"), "{said}");
+
+    shop.write("sql/profile/b.sql", "select 1 as one\n");
+    let (_, said) = shop.fails(&["test"]);
+    assert!(said.contains("a.sql:1:8") && said.contains("did you mean `customer_id`?"), "{said}");
+    assert!(said.contains("^^^^"), "{said}");
+    assert!(!shop.path().join("lake").exists(), "a check wrote a lake");
+}
+
+#[test]
+fn a_circle_of_stages_is_told_with_its_members() {
+    let shop = Shop::new(&[
+        ("sql/profile/a.sql", "select 1 as x from profile.b\n"),
+        ("sql/profile/b.sql", "select 1 as x from profile.a\n"),
+    ]);
+    let (code, said) = shop.fails(&["test"]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("profile.a reads profile.b reads profile.a"), "{said}");
+}
+
+#[test]
+fn a_failed_stage_blocks_those_behind_it_and_no_others() {
+    let shop = Shop::new(&[
+        ("sql/profile/bad.sql", "-- @expect fail never: count(*) < 0\nselect customer_id, amount from core.orders\n"),
+        ("sql/profile/behind.sql", "select customer_id, amount from profile.bad\n"),
+        ("sql/profile/spend.sql", SPEND),
+    ]);
+    shop.orders("a", "o1,M1,2025-06-01T00:00:00Z,10.00\n");
+    let output = shop.command(&["run", "--json", "--as-of", "2025-06-30T00:00:00Z"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let outcomes: Vec<(String, String)> = report["stages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|stage| (stage["stage"].as_str().unwrap().to_owned(), stage["outcome"].as_str().unwrap().to_owned()))
+        .collect();
+    let of = |name: &str| outcomes.iter().find(|(stage, _)| stage == name).unwrap().1.as_str();
+    assert_eq!((of("profile.bad"), of("profile.behind"), of("profile.spend")), ("failed", "blocked", "built"));
+    assert_eq!(report["published"], serde_json::Value::Null);
+}
+
+#[test]
+fn a_case_that_does_not_hold_shows_the_rows_that_differ() {
+    let shop = Shop::new(&[("sql/profile/spend.sql", SPEND)]);
+    shop.write(
+        "sql/profile/spend.cases.toml",
+        "as_of = \"2025-06-30T00:00:00Z\"\n[[case]]\nname = \"wrong\"\n[case.given]\n\"core.orders\" = \"\"\"\n\
+         customer_id | ordered_at           | amount\nc1          | 2025-06-01T00:00:00Z | 3.00\n\"\"\"\n\
+         [case.expect]\nrows = \"\"\"\ncustomer_id | spend_90d\nc1 | 4.00\n\"\"\"\n",
+    );
+    let (code, said) = shop.fails(&["test"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("- c1 | ") && said.contains("+ c1 | "), "{said}");
+}
+
+#[test]
+fn a_query_that_is_not_a_query_is_refused() {
+    let shop = Shop::new(&[]);
+    shop.orders("a", "o1,M1,2025-06-01T00:00:00Z,10.00\n");
+    for sql in [
+        "drop table core.orders",
+        "insert into core.orders values (1)",
+        "create table core.x as select 1",
+        "copy core.orders to 'x.csv'",
+        "set datafusion.execution.batch_size = 1",
+    ] {
+        let (code, said) = shop.fails(&["sql", sql]);
+        assert_eq!(code, Some(2), "{sql}: {said}");
+        assert!(said.contains("only queries are allowed"), "{sql}: {said}");
+    }
+    let (_, said) = shop.fails(&["sql", "select ordr_id from core.orders"]);
+    assert!(said.contains("ordr_id") && said.contains("line 1"), "{said}");
+}
+
+#[test]
+fn selections_take_what_is_above_and_below() {
+    let shop = Shop::new(&[
+        ("sql/profile/spend.sql", SPEND),
+        ("sql/risk/top.sql", "select customer_id, spend_90d from profile.spend where spend_90d > 1\n"),
+        ("sql/risk/other.sql", "select customer_id from core.orders where customer_id is not null group by customer_id\n"),
+    ]);
+    shop.orders("a", "o1,M1,2025-06-01T00:00:00Z,10.00\n");
+    let selected = |pattern: &str| -> Vec<String> {
+        let arguments = ["run", "--json", "--as-of", "2025-06-30T00:00:00Z", "--select", pattern];
+        let report: serde_json::Value = serde_json::from_slice(&succeed(&mut shop.command(&arguments)).stdout).unwrap();
+        report["stages"].as_array().unwrap().iter().map(|stage| stage["stage"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(selected("profile.spend"), ["profile.spend"]);
+    assert_eq!(selected("profile.spend+"), ["profile.spend", "risk.top"]);
+    assert_eq!(selected("+risk.top"), ["core.orders", "profile.spend", "risk.top"]);
+    assert_eq!(selected("risk.*"), ["risk.other", "risk.top"]);
+    let (code, said) = shop.fails(&["run", "--select", "profile.spnd"]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("did you mean `profile.spend`?"), "{said}");
+}
