@@ -8,9 +8,10 @@ use arrow::datatypes::{DataType, Field, Schema};
 use chrono::DateTime;
 use holdfast_lake::{
     Change, ChangeKind, CommitOutcome, Lake, LakeSettings, Position, StagedFile, StoreOptions, Table, TableSpec,
-    TableWriter, WriterSettings,
+    TableWriter, WriterSettings, open_store,
 };
-use holdfast_types::FixedClock;
+use holdfast_testkit::{Fault, FaultStore};
+use holdfast_types::{ErrorKind, FixedClock};
 
 async fn lake(folder: &Path) -> Lake {
     let clock = Arc::new(FixedClock(DateTime::UNIX_EPOCH));
@@ -94,6 +95,32 @@ async fn ing_2_workers_with_the_same_position_apply_it_once_and_others_do_not_di
     let applied: i32 = workers.join_all().await.into_iter().sum();
     assert_eq!(applied, 4 + 4 * 4);
     assert_eq!(count(&lake).await, 3 * (4 + 4 * 4));
+}
+
+#[tokio::test]
+async fn ing_2_a_commit_whose_answer_is_lost_counts_and_one_that_was_refused_does_not() {
+    for (fault, expected) in [(Fault::AnswerLost, 10), (Fault::Refused, 0)] {
+        let folder = tempfile::tempdir().unwrap();
+        lake(folder.path()).await.ensure_table(&spec()).await.unwrap();
+        let mut place = open_store(&folder.path().display().to_string(), Path::new("/"), &StoreOptions::new()).unwrap();
+        let store = Arc::new(FaultStore::new(place.store, "numbers/_delta_log/", fault, 1));
+        place.store = Arc::clone(&store) as _;
+        let clock = Arc::new(FixedClock(DateTime::UNIX_EPOCH));
+        let lake = Lake::create_or_open_at(place, LakeSettings::default(), clock).await.unwrap();
+        let table = lake.table(&spec().name).await.unwrap().unwrap();
+
+        let first = lake.commit(change(&table, "a", 1, ChangeKind::Append, staged(&table, 0..10).await)).await;
+        assert_eq!(store.left(), 0, "the fault did not strike");
+        match fault {
+            Fault::AnswerLost => assert!(matches!(first.unwrap(), CommitOutcome::Applied { .. })),
+            Fault::Refused => assert_eq!(first.unwrap_err().kind(), ErrorKind::Retry),
+        }
+        assert_eq!(count(&lake).await, expected);
+        // Whoever tries again gets the same rows, once.
+        let again = lake.commit(change(&table, "a", 1, ChangeKind::Append, staged(&table, 0..10).await)).await;
+        assert!(matches!(again.unwrap(), CommitOutcome::Applied { .. } | CommitOutcome::AlreadyApplied { .. }));
+        assert_eq!(count(&lake).await, 10);
+    }
 }
 
 #[tokio::test]

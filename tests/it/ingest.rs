@@ -327,7 +327,6 @@ async fn ing_1_and_ing_2_hold_when_a_worker_is_killed_after_any_step() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "runs as a child process of another test"]
 async fn killed_worker_process() {
-    #[expect(clippy::disallowed_methods, reason = "how the parent process names the folder and the step")]
     let (Ok(folder), Ok(step)) = (std::env::var(WORKER_FOLDER), std::env::var(WORKER_STEP)) else { return };
     let step: IngestStep = step.parse().unwrap();
     let place = Place { folder: PathBuf::from(folder), _temporary: None };
@@ -560,7 +559,7 @@ async fn a_contract_may_grow_columns() {
 
 #[test]
 fn the_shipped_contracts_are_valid() {
-    let sources = load_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../pipelines/churn/sources")).unwrap();
+    let sources = load_sources(&crate::workspace().join("pipelines/churn/sources")).unwrap();
     assert!(sources.len() >= 12);
     for source in sources {
         assert!(source.event_time.is_some(), "{}", source.name);

@@ -471,7 +471,7 @@ async fn sql_selects_and_is_read_only() {
     for (wrong, expected) in [
         ("select churn_probabilty from risk.churn_score", "line 1, column 8"),
         ("select * from risk.churn_scor", "did you mean `risk.churn_score`?"),
-        ("selec 1", "column 1"),
+        ("selec 1", "found: selec"),
         ("select $1", "parameters"),
     ] {
         let error = service.select(wrong).await.unwrap_err();

@@ -8,7 +8,9 @@ use datafusion::common::cast::as_boolean_array;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionState;
+use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{Expr, ExprSchemable};
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
 use serde::Serialize;
 
@@ -53,7 +55,19 @@ pub(crate) fn check(expectation: &Expectation, schema: &SchemaRef, state: &Sessi
 
 fn parse(expectation: &Expectation, schema: &SchemaRef, state: &SessionState) -> Result<(Expr, DFSchema), String> {
     let columns = DFSchema::try_from(Arc::clone(schema)).map_err(|error| describe(&error))?;
-    let expr = state.create_logical_expr(&expectation.condition, &columns).map_err(|error| describe(&error))?;
+    let expr = state
+        .create_logical_expr(&expectation.condition, &columns)
+        .and_then(|expr| {
+            // A physical expression is made as it is written; `now()` must have become the run's moment before.
+            let context = SimplifyContext::builder()
+                .with_schema(Arc::new(columns.clone()))
+                .with_config_options(Arc::clone(state.config_options()))
+                .with_query_execution_start_time(state.execution_props().query_execution_start_time)
+                .build();
+            let simplifier = ExprSimplifier::new(context);
+            simplifier.simplify(simplifier.coerce(expr, &columns)?)
+        })
+        .map_err(|error| describe(&error))?;
     Ok((expr, columns))
 }
 

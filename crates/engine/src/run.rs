@@ -379,7 +379,7 @@ fn record(name: &TableName, outcome: &StageOutcome, seconds: f64) {
         }
         StageOutcome::Fresh { .. } => tracing::debug!(stage = %name, "stage fresh"),
         StageOutcome::Failed { kind, .. } => {
-            tracing::error!(stage = %name, kind = kind.as_str(), monotonic_counter.holdfast_errors = 1_u64, "stage failed");
+            tracing::info!(stage = %name, kind = kind.as_str(), monotonic_counter.holdfast_errors = 1_u64, "stage failed");
         }
         StageOutcome::Blocked { by } => tracing::warn!(stage = %name, %by, "stage blocked"),
     }

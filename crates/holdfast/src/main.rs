@@ -85,7 +85,8 @@ async fn start(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let span = telemetry.command_span(cli.command.name());
     let result = Box::pin(command(cli, terminal).instrument(span)).await;
     if let Err(error) = &result {
-        tracing::error!(kind = error.kind().as_str(), monotonic_counter.holdfast_errors = 1_u64, "command failed");
+        // The message itself is printed at the end; the log and the metrics get its kind.
+        tracing::info!(kind = error.kind().as_str(), monotonic_counter.holdfast_errors = 1_u64, "command failed");
     }
     telemetry.shutdown();
     result

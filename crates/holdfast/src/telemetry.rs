@@ -23,7 +23,7 @@ use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData};
 use tracing::{Level, Metadata, Span};
 use tracing_opentelemetry::{MetricsLayer, OpenTelemetrySpanExt};
 use tracing_subscriber::field::MakeExt;
-use tracing_subscriber::filter::{EnvFilter, ParseError, filter_fn};
+use tracing_subscriber::filter::{EnvFilter, FilterExt, ParseError, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format;
 use tracing_subscriber::layer::SubscriberExt;
@@ -40,6 +40,9 @@ const DURATION_BUCKETS: &[f64] =
 /// The same for lag, from a second to a year: files arrive by the minute, the day or the month.
 const LAG_BUCKETS: &[f64] =
     &[1.0, 10.0, 60.0, 300.0, 1_800.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0, 2_592_000.0, 31_536_000.0];
+
+/// The field of events about errors that the command prints.
+const PRINTED_ERRORS: &str = "monotonic_counter.holdfast_errors";
 
 /// What the crates measure. Labels are an allow-list, so that neither an unbounded value nor a person's data can
 /// become one by accident; a metric that is missing here is exported without any.
@@ -79,6 +82,8 @@ pub(crate) struct TelemetrySettings {
     pub(crate) otlp_endpoint: Option<String>,
     /// What to log, as `tracing-subscriber` writes it: `warn,holdfast=debug`.
     pub(crate) log_filter: String,
+    /// Whether to log also the errors that end a command or a stage, which the command itself prints.
+    pub(crate) log_printed_errors: bool,
     /// A JSON object a line instead of text.
     pub(crate) log_json: bool,
     pub(crate) log_colour: bool,
@@ -128,10 +133,13 @@ impl TelemetrySettings {
     /// has it. `verbose` is how often `-v` was given, which a filter in the environment overrides.
     pub(crate) fn from_environment(variable: impl Fn(&str) -> Option<String>, verbose: u8, log_to: LogSink) -> Self {
         let variable = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
+        let log_filter = variable("HOLDFAST_LOG");
+        let log_json = variable("HOLDFAST_LOG_FORMAT").is_some_and(|format| format.eq_ignore_ascii_case("json"));
         Self {
             otlp_endpoint: variable("OTEL_EXPORTER_OTLP_ENDPOINT"),
-            log_filter: variable("HOLDFAST_LOG").unwrap_or_else(|| default_log_filter(verbose).to_owned()),
-            log_json: variable("HOLDFAST_LOG_FORMAT").is_some_and(|format| format.eq_ignore_ascii_case("json")),
+            log_printed_errors: log_json || verbose > 0 || log_filter.is_some(),
+            log_filter: log_filter.unwrap_or_else(|| default_log_filter(verbose).to_owned()),
+            log_json,
             log_colour: false,
             service_name: variable("OTEL_SERVICE_NAME").unwrap_or_else(|| "holdfast".to_owned()),
             parent: variable("TRACEPARENT")
@@ -142,11 +150,12 @@ impl TelemetrySettings {
 }
 
 /// The libraries below log their inner workings, literals of queries among them: more of those only by a filter that
-/// somebody writes on purpose. The exporter's own complaints are summed up in one line of ours.
+/// somebody writes on purpose. The Delta kernel calls it an error when a table is not there yet; what is one, its caller
+/// says. The exporter's complaints are summed up in one line of ours.
 const fn default_log_filter(verbose: u8) -> &'static str {
     match verbose {
-        0 => "warn,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off",
-        1 => "warn,holdfast=info,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off",
+        0 => "warn,buoyant_kernel=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off",
+        1 => "warn,holdfast=info,buoyant_kernel=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off",
         _ => "warn,holdfast=trace",
     }
 }
@@ -160,7 +169,9 @@ impl Telemetry {
     /// A filter or an endpoint that cannot be understood; a second start.
     pub(crate) fn start(settings: TelemetrySettings) -> Result<Self, TelemetryError> {
         let filter = EnvFilter::builder().parse(&settings.log_filter)?;
-        let mut layers = vec![log_layer(&settings).with_filter(filter).boxed()];
+        let printed = settings.log_printed_errors;
+        let told = filter_fn(move |metadata| printed || metadata.fields().field(PRINTED_ERRORS).is_none());
+        let mut layers = vec![log_layer(&settings).with_filter(filter.and(told)).boxed()];
         let export = match settings.otlp_endpoint {
             Some(endpoint) => {
                 let export = Export::start(endpoint, settings.service_name)?;

@@ -549,8 +549,8 @@ mod tests {
         for (from, to, place, remedy) in [
             ("event_time", "evnt_time", "4:1", "did you mean `event_time`?"),
             ("\"timestamp\"", "\"timestmp\"", "8:7", "did you mean `timestamp`?"),
-            ("pii = true", "pii = \"yes\"", "7:48", "true or false"),
-            ("pii =", "pi =", "7:42", "did you mean `pii`?"),
+            ("pii = true", "pii = \"yes\"", "7:44", "true or false"),
+            ("pii =", "pi =", "7:38", "did you mean `pii`?"),
             ("format = \"csv\"", "format = \"cvs\"", "3:10", "did you mean `csv`?"),
             ("= \"at\"", "= \"att\"", "4:14", "did you mean `at`?"),
             ("decimal(12,2)", "decimal(2,12)", "9:19", "no more decimals than digits"),

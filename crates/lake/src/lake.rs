@@ -17,7 +17,7 @@ use url::Url;
 
 use crate::error::LakeError;
 use crate::schema::delta_compatible;
-use crate::store::{StoreOptions, open_store};
+use crate::store::{ObjectLocation, StoreOptions, open_store};
 use crate::table::Table;
 use crate::{Result, manifest};
 
@@ -85,7 +85,18 @@ impl Lake {
         settings: LakeSettings,
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
-        let place = open_store(location, relative_to, options)?;
+        Self::create_or_open_at(open_store(location, relative_to, options)?, settings, clock).await
+    }
+
+    /// As [`Lake::create_or_open`], in a store that is open already.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn create_or_open_at(
+        place: ObjectLocation,
+        settings: LakeSettings,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self> {
         let path = place.path.clone().join(SYSTEM_FOLDER).join("lake.json");
         let body = serde_json::to_vec_pretty(&settings).map_err(|error| LakeError::Damaged {
             path: path.to_string(),
@@ -95,7 +106,7 @@ impl Lake {
             && let Ok(folder) = place.url.to_file_path()
         {
             std::fs::create_dir_all(&folder).map_err(|error| LakeError::InvalidUrl {
-                url: location.to_owned(),
+                url: place.url.to_string(),
                 reason: format!("cannot create the folder: {error}"),
             })?;
         }
@@ -104,7 +115,7 @@ impl Lake {
             Ok(_) | Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
             Err(source) => return Err(LakeError::store(format!("cannot create the lake at {}", place.url))(source)),
         }
-        Self::open(location, relative_to, options, clock).await
+        Self::open_at(place, clock).await
     }
 
     /// Opens the lake at `location`.
@@ -117,8 +128,11 @@ impl Lake {
         options: &StoreOptions,
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
+        Self::open_at(open_store(location, relative_to, options)?, clock).await
+    }
+
+    async fn open_at(place: ObjectLocation, clock: Arc<dyn Clock>) -> Result<Self> {
         register_log_stores();
-        let place = open_store(location, relative_to, options)?;
         let path = place.path.clone().join(SYSTEM_FOLDER).join("lake.json");
         let damaged = |reason: String| LakeError::Damaged { path: path.to_string(), reason };
         let body = match place.store.get(&path).await {
@@ -232,8 +246,18 @@ impl Lake {
     pub async fn table(&self, name: &TableName) -> Result<Option<Table>> {
         match self.builder(name)?.load().await {
             Ok(table) => Ok(Some(self.pinned(name, table)?)),
-            Err(error) if is_missing(&error) => Ok(None),
+            // The library has several errors for a table that is not there; the store knows.
+            Err(_) if !self.has_log(name).await? => Ok(None),
             Err(error) => Err(LakeError::delta(name)(error)),
+        }
+    }
+
+    async fn has_log(&self, name: &TableName) -> Result<bool> {
+        let log = self.inner.root.clone().join(name.schema()).join(name.table()).join("_delta_log");
+        match self.inner.store.list(Some(&log)).try_next().await {
+            Ok(first) => Ok(first.is_some()),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(source) => Err(LakeError::store(format!("cannot list {log}"))(source)),
         }
     }
 
@@ -244,11 +268,15 @@ impl Lake {
     pub async fn table_at(&self, name: &TableName, version: u64) -> Result<Table> {
         match self.builder(name)?.with_version(version).load().await {
             Ok(table) => self.pinned(name, table),
-            Err(DeltaTableError::InvalidVersion(_)) => {
-                Err(LakeError::NoVersion { table: name.clone(), version })
+            Err(error) => {
+                let newest = self.table(name).await?.map(|table| table.version());
+                match newest {
+                    Some(newest) if newest >= version && !matches!(error, DeltaTableError::InvalidVersion(_)) => {
+                        Err(LakeError::delta(name)(error))
+                    }
+                    _ => Err(LakeError::NoVersion { table: name.clone(), version }),
+                }
             }
-            Err(error) if is_missing(&error) => Err(LakeError::NoVersion { table: name.clone(), version }),
-            Err(error) => Err(LakeError::delta(name)(error)),
         }
     }
 
@@ -419,18 +447,6 @@ pub(crate) fn kernel_schema(name: &TableName, schema: &SchemaRef) -> Result<Stru
 /// Equal but for names of list items and nullability, which Delta renames and widens.
 fn same_shape(left: &arrow::datatypes::DataType, right: &arrow::datatypes::DataType) -> bool {
     left.equals_datatype(right)
-}
-
-fn is_missing(error: &DeltaTableError) -> bool {
-    match error {
-        DeltaTableError::NotATable(_) => true,
-        DeltaTableError::ObjectStore { source } => matches!(source, object_store::Error::NotFound { .. }),
-        DeltaTableError::KernelError(kernel) => {
-            let text = kernel.to_string();
-            text.contains("No files in log segment") || text.contains("No table version found")
-        }
-        _ => false,
-    }
 }
 
 /// The part of a URL that names a store: scheme and authority.

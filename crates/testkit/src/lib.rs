@@ -1,1 +1,101 @@
-//! placeholder
+//! What tests of several crates need: a store that fails on purpose.
+//!
+//! For tests only. It must not know tables or commits: it sees paths and calls.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, Result,
+};
+
+/// When a faulty PUT fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Before anything happened.
+    Refused,
+    /// After the object was stored: the answer is lost on the way.
+    AnswerLost,
+}
+
+/// A store over another one, in which some PUTs fail: those whose path contains a text, a given number of times.
+#[derive(Debug)]
+pub struct FaultStore {
+    inner: Arc<dyn ObjectStore>,
+    path_contains: String,
+    fault: Fault,
+    left: AtomicU32,
+}
+
+impl FaultStore {
+    /// Fails the next `times` PUTs to paths that contain `path_contains`.
+    pub fn new(inner: Arc<dyn ObjectStore>, path_contains: &str, fault: Fault, times: u32) -> Self {
+        Self { inner, path_contains: path_contains.to_owned(), fault, left: AtomicU32::new(times) }
+    }
+
+    /// How many faults are still to come.
+    pub fn left(&self) -> u32 {
+        self.left.load(Ordering::SeqCst)
+    }
+
+    fn strikes(&self, location: &Path) -> bool {
+        location.as_ref().contains(&self.path_contains)
+            && self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+    }
+}
+
+impl fmt::Display for FaultStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FaultStore({})", self.inner)
+    }
+}
+
+fn failure() -> object_store::Error {
+    object_store::Error::Generic { store: "fault", source: "the connection broke on purpose".into() }
+}
+
+#[async_trait]
+impl ObjectStore for FaultStore {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        if !self.strikes(location) {
+            return self.inner.put_opts(location, payload, options).await;
+        }
+        if self.fault == Fault::AnswerLost {
+            self.inner.put_opts(location, payload, options).await?;
+        }
+        Err(failure())
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, options).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.inner.get_opts(location, options).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}

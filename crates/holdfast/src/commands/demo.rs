@@ -53,7 +53,8 @@ struct DemoReport {
 
 /// The valued customers most at risk, with reasons.
 const MOST_AT_RISK: &str = "select customer_id, churn_probability, reason_1, reason_2, reason_3 \
-    from risk.churn_score where is_valued order by churn_probability desc, customer_id limit 10";
+    from risk.churn_score where is_valued and lifecycle_stage <> 'churned' \
+    order by churn_probability desc, customer_id limit 10";
 
 pub(crate) async fn run(project: Project, args: &DemoArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let started = Instant::now();
