@@ -18,6 +18,17 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
+class Flight:
+    """A pyarrow Flight client that gives every call the same options."""
+
+    def __init__(self, client, options):
+        self.client = client
+        self.options = options
+
+    def __getattr__(self, method):
+        return lambda *arguments: getattr(self.client, method)(*arguments, self.options)
+
+
 def environment(name):
     value = os.environ.get(name)
     if not value:
@@ -52,11 +63,9 @@ def token():
 
 @pytest.fixture(scope="session")
 def flight(address, token):
-    client = pyarrow.flight.connect(f"grpc://{address}")
     headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
-    client.options = pyarrow.flight.FlightCallOptions(timeout=60, headers=headers)
-    yield client
-    client.close()
+    with pyarrow.flight.connect(f"grpc://{address}") as client:
+        yield Flight(client, pyarrow.flight.FlightCallOptions(timeout=60, headers=headers))
 
 
 @pytest.fixture(scope="session")
@@ -119,8 +128,8 @@ def holdfast_sql(lake):
 
 def flight_table(client, descriptor):
     """Everything a descriptor describes, with the promises of GetFlightInfo checked on the way."""
-    info = client.get_flight_info(descriptor, client.options)
-    table = client.do_get(info.endpoints[0].ticket, client.options).read_all()
+    info = client.get_flight_info(descriptor)
+    table = client.do_get(info.endpoints[0].ticket).read_all()
     assert table.schema == info.schema
     if info.total_records >= 0:
         assert table.num_rows == info.total_records

@@ -30,8 +30,13 @@ def test_catalogs_schemas_tables_and_columns_are_listed(adbc, published):
     (schema,) = one.to_pylist()[0]["catalog_db_schemas"]
     (table,) = schema["db_schema_tables"]
     assert {"customer_id", "churn_probability"} <= {column["column_name"] for column in table["table_columns"]}
-    remarks = [column["remarks"] for column in table["table_columns"] if column["remarks"]]
-    assert remarks, "columns have comments"
+
+
+def test_columns_carry_their_comments(adbc):
+    schema = adbc.adbc_get_table_schema("churn_score", db_schema_filter="risk")
+    metadata = schema.field("customer_id").metadata
+    assert metadata[b"ARROW:FLIGHT:SQL:REMARKS"]
+    assert metadata[b"ARROW:FLIGHT:SQL:TYPE_NAME"] == b"VARCHAR"
 
 
 def test_table_types(adbc):

@@ -22,7 +22,7 @@ def ask(flight, message):
 
 def test_every_published_table_is_listed(flight, published):
     listed = {}
-    for info in flight.list_flights(b"", flight.options):
+    for info in flight.list_flights(b""):
         name = b".".join(info.descriptor.path).decode()
         listed[name] = (info.total_records, info.total_bytes, info.schema)
     assert set(listed) == set(published)
@@ -30,7 +30,7 @@ def test_every_published_table_is_listed(flight, published):
         assert records == published[name][1], name
         assert size >= 0, name
         descriptor = pyarrow.flight.FlightDescriptor.for_path(*name.split("."))
-        assert flight.get_schema(descriptor, flight.options).schema == schema
+        assert flight.get_schema(descriptor).schema == schema
 
 
 def test_features_come_in_request_order(flight, commands):
@@ -52,7 +52,7 @@ def test_features_come_in_request_order(flight, commands):
 
     # In one round trip, one feature.
     wanted = commands.FeaturesForCustomers(feature_view=name, customer_ids=[ids[0]], features=features[:1])
-    reader = flight.do_get(pyarrow.flight.Ticket(command(wanted)), flight.options)
+    reader = flight.do_get(pyarrow.flight.Ticket(command(wanted)))
     assert reader.read_all().column_names == ["customer_id", features[0], "status"]
 
 
@@ -70,23 +70,21 @@ def test_scores_above_are_the_highest_first(flight, commands):
 
 
 def test_health_tells_the_run(flight, published):
-    (result,) = flight.do_action(pyarrow.flight.Action("health", b""), flight.options)
+    (result,) = flight.do_action(pyarrow.flight.Action("health", b""))
     health = json.loads(result.body.to_pybytes())
     assert health["status"] == "serving"
     assert health["tables"] == len(published)
-    assert {action.type for action in flight.list_actions(flight.options)} >= {"health", "refresh"}
+    assert {action.type for action in flight.list_actions()} >= {"health", "refresh"}
 
 
 def test_an_unknown_table_is_explained(flight):
     with pytest.raises(pyarrow.ArrowKeyError, match="did you mean risk.churn_score"):
-        flight.get_flight_info(pyarrow.flight.FlightDescriptor.for_path("risk", "churn_scores"), flight.options)
+        flight.get_flight_info(pyarrow.flight.FlightDescriptor.for_path("risk", "churn_scores"))
 
 
 def test_nothing_can_be_written(flight):
     table = pyarrow.table({"customer_id": ["x"]})
     with pytest.raises((pyarrow.ArrowNotImplementedError, pyarrow.flight.FlightError), match="read-only"):
-        writer, _ = flight.do_put(
-            pyarrow.flight.FlightDescriptor.for_path("risk", "churn_score"), table.schema, flight.options
-        )
+        writer, _ = flight.do_put(pyarrow.flight.FlightDescriptor.for_path("risk", "churn_score"), table.schema)
         writer.write_table(table)
         writer.close()

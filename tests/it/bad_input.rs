@@ -16,9 +16,7 @@ fn refused(command: &mut Command) -> (i32, String) {
 
 fn small_lake() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    succeed(
-        holdfast().args(["demo", "--no-serve", "--customers", "40", "--days", "60", "--dir"]).arg(folder.path()),
-    );
+    succeed(holdfast().args(["demo", "--no-serve", "--customers", "40", "--days", "60", "--dir"]).arg(folder.path()));
     folder
 }
 
@@ -94,13 +92,19 @@ fn malformed_files_of_a_project_are_told_with_line_and_column() {
     write("holdfast.toml", "");
     write("pipelines/churn/pipeline.toml", "stages = \"sql\"\n");
     write("pipelines/churn/identity.toml", "priority = [\"phone\", \"fax\"]\n[types.phone]\n");
-    write("pipelines/churn/sources/a.toml", "kind = \"x\"\npath = \"a/*.csv\"\nformat = \"csv\"\n[columns]\na = \"strin\"\n");
+    write(
+        "pipelines/churn/sources/a.toml",
+        "kind = \"x\"\npath = \"a/*.csv\"\nformat = \"csv\"\n[columns]\na = \"strin\"\n",
+    );
     std::fs::create_dir_all(folder.path().join("sql")).unwrap();
     let (code, said) = run();
     assert_eq!(code, 2, "{said}");
     assert!(said.contains("a.toml:5") && said.contains("strin"), "{said}");
 
-    write("pipelines/churn/sources/a.toml", "kind = \"x\"\npath = \"a/*.csv\"\nformat = \"csv\"\n[columns]\na = \"string\"\n");
+    write(
+        "pipelines/churn/sources/a.toml",
+        "kind = \"x\"\npath = \"a/*.csv\"\nformat = \"csv\"\n[columns]\na = \"string\"\n",
+    );
     let (code, said) = run();
     assert_eq!(code, 2, "{said}");
     assert!(said.contains("identity.toml:1:22") && said.contains("fax"), "{said}");

@@ -74,7 +74,8 @@ pub(crate) fn commits(folder: &Path) -> Vec<String> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 open.push(path);
-            } else if path.components().any(|part| part.as_os_str() == "_delta_log" || part.as_os_str() == "_holdfast") {
+            } else if path.components().any(|part| part.as_os_str() == "_delta_log" || part.as_os_str() == "_holdfast")
+            {
                 found.push(path.display().to_string());
             }
         }

@@ -27,7 +27,7 @@ fn data(set: &str, file: &str) -> Option<PathBuf> {
         eprintln!("skipped: {set} ({} is not there; HOLDFAST_DATA names the folder of data sets)", path.display());
         return None;
     }
-    Some(path)
+    Some(path.canonicalize().unwrap())
 }
 
 /// A lake of one pipeline in a folder of its own. Lakes that share a key give the same people the same ids.

@@ -627,7 +627,7 @@ const ENDLESS: &str =
 #[tokio::test(flavor = "multi_thread")]
 async fn the_deadline_covers_the_whole_stream_and_a_dropped_client_frees_its_place() {
     let service = Service::start_with(ServeSettings {
-        query_timeout: Duration::from_millis(700),
+        query_timeout: Duration::from_secs(2),
         max_concurrent_queries: 1,
         max_waiting_queries: 0,
         ..ServeSettings::default()
@@ -640,7 +640,7 @@ async fn the_deadline_covers_the_whole_stream_and_a_dropped_client_frees_its_pla
     let mut stream = service.flight().do_get(ticket()).await.unwrap();
     let busy = service.flight().do_get(ticket()).await.map(|_| ()).map_err(status).unwrap_err();
     assert_eq!(busy.code(), Code::ResourceExhausted);
-    tokio::time::sleep(Duration::from_millis(900)).await;
+    tokio::time::sleep(Duration::from_millis(2300)).await;
     let second = service.flight().do_get(ticket()).await.unwrap();
     let error = loop {
         match stream.next().await.expect("the stream ends with an error") {
@@ -654,7 +654,7 @@ async fn the_deadline_covers_the_whole_stream_and_a_dropped_client_frees_its_pla
     drop(second);
     let began = std::time::Instant::now();
     while service.flight().do_get(ticket()).await.is_err() {
-        assert!(began.elapsed() < Duration::from_millis(500), "the place was not freed");
+        assert!(began.elapsed() < Duration::from_millis(1500), "the place was not freed");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     service.shut_down().await;

@@ -15,10 +15,7 @@ impl Shop {
         let shop = Self { folder: tempfile::tempdir().unwrap() };
         shop.write("holdfast.toml", "[lake]\nurl = \"lake\"\n");
         shop.write("pipelines/churn/pipeline.toml", "stages = \"sql\"\n");
-        shop.write(
-            "pipelines/churn/identity.toml",
-            "priority = [\"member_id\"]\n[types.member_id]\nunique = true\n",
-        );
+        shop.write("pipelines/churn/identity.toml", "priority = [\"member_id\"]\n[types.member_id]\nunique = true\n");
         shop.write(
             "pipelines/churn/sources/orders.toml",
             "kind = \"orders\"\npath = \"orders/*.csv\"\nformat = \"csv\"\nevent_time = \"at\"\n\
@@ -90,7 +87,10 @@ fn stg_2_rows_that_fail_an_expectation_get_no_version_and_readers_keep_the_run_t
     assert_eq!(published[0]["spend_90d"].to_string(), "10.0");
     let before = commits(&shop.path().join("lake/profile"));
 
-    shop.write("sql/profile/spend.sql", &SPEND.replace("customer_id is not null\n-- @expect q", "spend_90d < 5\n-- @expect q"));
+    shop.write(
+        "sql/profile/spend.sql",
+        &SPEND.replace("customer_id is not null\n-- @expect q", "spend_90d < 5\n-- @expect q"),
+    );
     let (code, said) = shop.fails(&["run", "--as-of", "2025-06-30T00:00:00Z"]);
     assert_eq!(code, Some(3), "{said}");
     assert!(said.contains("expectation `has_customer` (spend_90d < 5) failed for 1 of 1 rows"), "{said}");
@@ -141,7 +141,10 @@ fn mistakes_are_told_with_file_line_column_and_a_suggestion_before_anything_runs
     ]);
     let (code, said) = shop.fails(&["test"]);
     assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("error[E0101]: unknown directive `@expct`") && said.contains("did you mean `@expect`?"), "{said}");
+    assert!(
+        said.contains("error[E0101]: unknown directive `@expct`") && said.contains("did you mean `@expect`?"),
+        "{said}"
+    );
 
     shop.write("sql/profile/b.sql", "select 1 as one\nfrom core.ordes\n");
     let (_, said) = shop.fails(&["test"]);
@@ -226,7 +229,10 @@ fn selections_take_what_is_above_and_below() {
     let shop = Shop::new(&[
         ("sql/profile/spend.sql", SPEND),
         ("sql/risk/top.sql", "select customer_id, spend_90d from profile.spend where spend_90d > 1\n"),
-        ("sql/risk/other.sql", "select customer_id from core.orders where customer_id is not null group by customer_id\n"),
+        (
+            "sql/risk/other.sql",
+            "select customer_id from core.orders where customer_id is not null group by customer_id\n",
+        ),
     ]);
     shop.orders("a", "o1,M1,2025-06-01T00:00:00Z,10.00\n");
     let selected = |pattern: &str| -> Vec<String> {

@@ -225,7 +225,7 @@ async fn traces_and_metrics_of_the_whole_path_arrive_without_customer_data() {
     let traceparent = format!("00-{TRACE}-{PARENT}-01");
     let environment = [("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint.as_str()), ("TRACEPARENT", &traceparent)];
 
-    let arguments = ["demo", "--customers", "200", "--days", "120", "--no-serve", "--quiet", "--dir", demo];
+    let arguments = ["demo", "--customers", "200", "--no-serve", "--quiet", "--dir", demo];
     assert_success(&holdfast(&arguments, &environment).await);
     let values = personal_values(&Path::new(demo).join("sources"));
     assert!(values.len() > 400, "only {} personal values in the generated sources", values.len());

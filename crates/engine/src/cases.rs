@@ -94,15 +94,14 @@ pub async fn run_cases(
             report.stages_without.push(stage.stage.name.clone());
             continue;
         }
-        let text = std::fs::read_to_string(&file)
-            .map_err(|source| EngineError::Unreadable { path: file.clone(), source })?;
+        let text =
+            std::fs::read_to_string(&file).map_err(|source| EngineError::Unreadable { path: file.clone(), source })?;
         let parsed: CaseFile = toml::from_str(&text).map_err(|error| {
             let (line, column) = error.span().map_or((0, 0), |span| line_and_column(&text, span.start));
             mistake(Diagnostic::at("E0401", error.message(), &file, &text, line, column, 1))
         })?;
         for case in &parsed.cases {
-            let difference =
-                run_case(lake, settings, stage, &schemas, case, parsed.as_of, &file).await?;
+            let difference = run_case(lake, settings, stage, &schemas, case, parsed.as_of, &file).await?;
             match difference {
                 None => report.passed += 1,
                 Some(difference) => report.failed.push(CaseFailure {
@@ -149,9 +148,8 @@ async fn run_case(
     let runtime = settings.runtime(lake)?;
     let context = session_with(settings, &runtime, lake.settings().customer_buckets, tables)?;
     let failed = || EngineError::execution(format!("case {} of {}", case.name, stage.stage.name));
-    let (state, plan) = plan_as_of(&context, stage.stage.statement.clone(), case.as_of.unwrap_or(as_of))
-        .await
-        .map_err(failed())?;
+    let (state, plan) =
+        plan_as_of(&context, stage.stage.statement.clone(), case.as_of.unwrap_or(as_of)).await.map_err(failed())?;
     let batches = DataFrame::new(state, plan).collect().await.map_err(failed())?;
 
     let (names, expected) = parse_table(&case.expect.rows).map_err(wrong)?;
@@ -168,7 +166,8 @@ async fn run_case(
         for row in 0..batch.num_rows() {
             let mut cells = Vec::with_capacity(names.len());
             for field in &wanted {
-                let column = batch.column_by_name(field.name()).ok_or_else(|| wrong("a column is missing".to_owned()))?;
+                let column =
+                    batch.column_by_name(field.name()).ok_or_else(|| wrong("a column is missing".to_owned()))?;
                 cells.push(shown(column, field, row).map_err(wrong)?);
             }
             actual.push(cells);
@@ -205,7 +204,8 @@ fn given_rows(text: &str, schema: &SchemaRef) -> Result<RecordBatch, String> {
             None => Ok(new_null_array(field.data_type(), rows.len())),
         })
         .collect::<Result<Vec<_>, String>>()?;
-    let nullable: Vec<_> = schema.fields().iter().map(|field| Arc::new(field.as_ref().clone().with_nullable(true))).collect();
+    let nullable: Vec<_> =
+        schema.fields().iter().map(|field| Arc::new(field.as_ref().clone().with_nullable(true))).collect();
     let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(rows.len()));
     RecordBatch::try_new_with_options(Arc::new(Schema::new(nullable)), columns, &options)
         .and_then(|batch| batch.with_schema(Arc::clone(schema)))
@@ -248,8 +248,10 @@ fn typed(cells: &[Option<&str>], field: &Field) -> Result<ArrayRef, String> {
     let unreadable = |error: arrow::error::ArrowError| format!("column {}: {error}", field.name());
     if field.data_type().is_nested() {
         let schema = Arc::new(Schema::new(vec![field.clone().with_nullable(true)]));
-        let mut decoder =
-            arrow::json::ReaderBuilder::new(schema).with_batch_size(cells.len().max(1)).build_decoder().map_err(unreadable)?;
+        let mut decoder = arrow::json::ReaderBuilder::new(schema)
+            .with_batch_size(cells.len().max(1))
+            .build_decoder()
+            .map_err(unreadable)?;
         for cell in cells {
             let line = format!("{{{:?}: {}}}\n", field.name(), cell.unwrap_or("null"));
             decoder.decode(line.as_bytes()).map_err(unreadable)?;
@@ -270,7 +272,8 @@ fn shown(column: &ArrayRef, field: &Field, row: usize) -> Result<String, String>
         return Ok(String::new());
     }
     let options = CastOptions { safe: false, ..CastOptions::default() };
-    let column = cast_with_options(&column.slice(row, 1), field.data_type(), &options).map_err(|error| error.to_string())?;
+    let column =
+        cast_with_options(&column.slice(row, 1), field.data_type(), &options).map_err(|error| error.to_string())?;
     let value = ScalarValue::try_from_array(&column, 0).map_err(|error| describe(&error))?;
     Ok(match (&value, field.data_type()) {
         (ScalarValue::Float64(Some(number)), _) => format!("{:.9}", number + 0.0),

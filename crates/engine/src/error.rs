@@ -35,7 +35,9 @@ pub enum EngineError {
         source: Box<DataFusionError>,
     },
     /// An expectation marked `fail` was not met: nothing was committed.
-    #[error("{table}: expectation `{expectation}` ({condition}) failed for {rows}, so no version was made: look at the rows with `holdfast sql`, mend the data or the expectation")]
+    #[error(
+        "{table}: expectation `{expectation}` ({condition}) failed for {rows}, so no version was made: look at the rows with `holdfast sql`, mend the data or the expectation"
+    )]
     Expectation {
         /// The stage.
         table: TableName,

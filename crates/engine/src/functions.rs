@@ -4,9 +4,7 @@ use arrow::array::{Array, ArrayRef, Int32Array};
 use arrow::datatypes::DataType;
 use datafusion::common::cast::as_string_array;
 use datafusion::error::Result;
-use datafusion::logical_expr::{
-    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
-};
+use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 
 /// The bucket of rows whose customer is unknown.
 const UNKNOWN_CUSTOMER: i32 = -1;
@@ -21,7 +19,10 @@ pub fn customer_bucket_of(customer_id: &str, buckets: u32) -> i32 {
 
 /// `customer_bucket(customer_id)`: the partition of a customer's rows; -1 for rows of nobody known.
 pub(crate) fn customer_bucket_function(buckets: u32) -> ScalarUDF {
-    ScalarUDF::from(CustomerBucket { buckets, signature: Signature::exact(vec![DataType::Utf8], Volatility::Immutable) })
+    ScalarUDF::from(CustomerBucket {
+        buckets,
+        signature: Signature::exact(vec![DataType::Utf8], Volatility::Immutable),
+    })
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -46,10 +47,8 @@ impl ScalarUDFImpl for CustomerBucket {
     fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let arrays = ColumnarValue::values_to_arrays(&arguments.args)?;
         let ids = as_string_array(&arrays[0])?;
-        let buckets: Int32Array = ids
-            .iter()
-            .map(|id| Some(id.map_or(UNKNOWN_CUSTOMER, |id| customer_bucket_of(id, self.buckets))))
-            .collect();
+        let buckets: Int32Array =
+            ids.iter().map(|id| Some(id.map_or(UNKNOWN_CUSTOMER, |id| customer_bucket_of(id, self.buckets)))).collect();
         debug_assert_eq!(buckets.len(), ids.len());
         Ok(ColumnarValue::Array(Arc::new(buckets) as ArrayRef))
     }

@@ -66,7 +66,9 @@ pub(crate) async fn stage_rows(
     let mut staged = Staged { failed: vec![0; target.rules.len()], ..Staged::default() };
     while let Some(done) = tasks.join_next().await {
         let part = done.map_err(|error| {
-            EngineError::execution(format!("stage {what}"))(datafusion::error::DataFusionError::External(Box::new(error)))
+            EngineError::execution(format!("stage {what}"))(datafusion::error::DataFusionError::External(Box::new(
+                error,
+            )))
         })??;
         staged.files.extend(part.files);
         staged.refused.extend(part.refused);
@@ -99,9 +101,10 @@ async fn physical_plan(
 
     let plan = state.create_physical_plan(&plan).await?;
     let output = plan.schema();
-    let column = |name: &str| -> Result<Arc<dyn datafusion::physical_expr::PhysicalExpr>, datafusion::error::DataFusionError> {
-        Ok(Arc::new(Column::new_with_schema(name, &output)?))
-    };
+    let column =
+        |name: &str| -> Result<Arc<dyn datafusion::physical_expr::PhysicalExpr>, datafusion::error::DataFusionError> {
+            Ok(Arc::new(Column::new_with_schema(name, &output)?))
+        };
     let partitions = state.config().target_partitions();
     let bucketed =
         RepartitionExec::try_new(Arc::clone(&plan), Partitioning::Hash(vec![column(CUSTOMER_BUCKET)?], partitions))?;
@@ -130,9 +133,10 @@ async fn write_partition(
     let mut stream = plan.execute(partition, context).map_err(failed())?;
     let mut staged = Staged { failed: vec![0; target.rules.len()], ..Staged::default() };
     let mut writer = TableWriter::with_schema(&target.table, Arc::clone(&target.schema), WriterSettings::default());
-    let mut quarantine = target.quarantine.as_ref().map(|table| {
-        TableWriter::with_schema(table, quarantine_schema(&target.schema), WriterSettings::default())
-    });
+    let mut quarantine = target
+        .quarantine
+        .as_ref()
+        .map(|table| TableWriter::with_schema(table, quarantine_schema(&target.schema), WriterSettings::default()));
     while let Some(batch) = stream.next().await {
         let batch = batch.map_err(failed())?;
         let batch = to_delta_compatible(&batch, &target.schema).map_err(|error| failed()(error.into()))?;

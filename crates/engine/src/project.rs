@@ -12,12 +12,12 @@ use datafusion::prelude::SessionContext;
 use holdfast_lake::{Lake, delta_compatible};
 use holdfast_types::{COMMENT_KEY, CUSTOMER_BUCKET, CUSTOMER_ID, TableName};
 
+use crate::Result;
 use crate::diagnostic::{Diagnostic, Diagnostics, most_similar};
 use crate::error::{EngineError, describe};
 use crate::expectation;
 use crate::session::{SessionSettings, plan_as_of, session_with};
 use crate::stage::Stage;
-use crate::Result;
 
 /// A table that stages may read and that no stage makes: a source's `raw` table, an identity table.
 #[derive(Debug, Clone)]
@@ -92,8 +92,11 @@ impl Project {
                 );
                 mistakes.push(match most_similar(&input.to_string(), names.iter().map(String::as_str)) {
                     Some(name) => mistake.with_help(format!("did you mean `{name}`?")),
-                    None => mistake
-                        .with_help(format!("add the stage {}/{}.sql, or a source of that name", input.schema(), input.table())),
+                    None => mistake.with_help(format!(
+                        "add the stage {}/{}.sql, or a source of that name",
+                        input.schema(),
+                        input.table()
+                    )),
                 });
             }
         }
@@ -166,12 +169,7 @@ impl Project {
     }
 
     /// Adds the stages that can be reached from `name` over any number of steps.
-    fn reach(
-        &self,
-        name: &TableName,
-        selected: &mut BTreeSet<TableName>,
-        next: impl Fn(&TableName) -> Vec<TableName>,
-    ) {
+    fn reach(&self, name: &TableName, selected: &mut BTreeSet<TableName>, next: impl Fn(&TableName) -> Vec<TableName>) {
         let mut open = vec![name.clone()];
         let mut seen = BTreeSet::new();
         while let Some(name) = open.pop() {
@@ -191,7 +189,12 @@ impl Project {
     /// # Errors
     /// [`EngineError::Mistakes`] with the first mistake of every stage: unknown columns, wrong types, conditions of expectations that
     /// do not fit. A stage behind a wrong one is not judged.
-    pub async fn check(&self, lake: &Lake, settings: &SessionSettings, as_of: DateTime<Utc>) -> Result<Vec<CheckedStage>> {
+    pub async fn check(
+        &self,
+        lake: &Lake,
+        settings: &SessionSettings,
+        as_of: DateTime<Utc>,
+    ) -> Result<Vec<CheckedStage>> {
         let runtime = settings.runtime(lake)?;
         let mut known: BTreeMap<TableName, SchemaRef> = self.declared.clone();
         let mut checked = Vec::with_capacity(self.stages.len());
@@ -238,8 +241,12 @@ async fn check_stage(
     for (tag, columns) in &stage.directives.tags {
         for column in columns {
             if schema.field_with_name(column).is_err() {
-                let mistake = Diagnostic::of_file("E0104", format!("@tag {tag} names `{column}`, which is no column"), &stage.file)
-                    .with_suggestion(column, schema.fields().iter().map(|field| field.name().as_str()));
+                let mistake = Diagnostic::of_file(
+                    "E0104",
+                    format!("@tag {tag} names `{column}`, which is no column"),
+                    &stage.file,
+                )
+                .with_suggestion(column, schema.fields().iter().map(|field| field.name().as_str()));
                 return Err(Box::new(mistake));
             }
         }

@@ -46,7 +46,12 @@ pub struct Published {
 }
 
 impl Published {
-    async fn read(lake: &Lake, settings: &SessionSettings, runtime: &Arc<RuntimeEnv>, manifest: &Manifest) -> Result<Self> {
+    async fn read(
+        lake: &Lake,
+        settings: &SessionSettings,
+        runtime: &Arc<RuntimeEnv>,
+        manifest: &Manifest,
+    ) -> Result<Self> {
         let tables: Vec<Table> = futures::stream::iter(manifest.tables.clone())
             .map(|entry| {
                 let lake = lake.clone();
@@ -138,10 +143,8 @@ impl LakeReader {
     /// [`EngineError::NothingPublished`] when there is none.
     pub async fn open(lake: Lake, settings: SessionSettings) -> Result<Self> {
         let runtime = settings.runtime(&lake)?;
-        let manifest = lake
-            .latest_manifest()
-            .await?
-            .ok_or_else(|| EngineError::NothingPublished(lake.url().to_string()))?;
+        let manifest =
+            lake.latest_manifest().await?.ok_or_else(|| EngineError::NothingPublished(lake.url().to_string()))?;
         let published = Published::read(&lake, &settings, &runtime, &manifest).await?;
         Ok(Self { lake, settings, runtime, current: RwLock::new(Arc::new(published)) })
     }
@@ -151,8 +154,23 @@ impl LakeReader {
     /// # Errors
     /// What the lake answers.
     pub async fn newest(lake: &Lake, settings: &SessionSettings) -> Result<Published> {
+        Self::unpublished(lake, settings, pin_all(lake).await?.into_values().collect())
+    }
+
+    /// The newest version of the named tables alone; those that do not exist are left out.
+    ///
+    /// # Errors
+    /// What the lake answers.
+    pub async fn newest_of(lake: &Lake, settings: &SessionSettings, names: &[TableName]) -> Result<Published> {
+        let mut tables = Vec::with_capacity(names.len());
+        for name in names {
+            tables.extend(lake.table(name).await?);
+        }
+        Self::unpublished(lake, settings, tables)
+    }
+
+    fn unpublished(lake: &Lake, settings: &SessionSettings, tables: Vec<Table>) -> Result<Published> {
         let runtime = settings.runtime(lake)?;
-        let tables = pin_all(lake).await?.into_values().collect();
         let now = lake.clock().now();
         let manifest =
             Manifest { sequence: 0, run_id: String::new(), as_of: now, published_at: now, tables: Vec::new() };

@@ -9,7 +9,9 @@ use datafusion::datasource::empty::EmptyTable;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::DataFrame;
 use futures::{StreamExt, TryStreamExt};
-use holdfast_lake::{Change, ChangeKind, CommitOutcome, Lake, Manifest, ManifestEntry, Position, Table, TableSpec};
+use holdfast_lake::{
+    Change, ChangeKind, CommitOutcome, Lake, Manifest, ManifestEntry, Position, StagedFile, Table, TableSpec,
+};
 use holdfast_types::{CUSTOMER_BUCKET, ErrorKind, Progress, Promise, TableName};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -81,9 +83,7 @@ impl RunReport {
 
     /// Whether every selected stage is up to date now.
     pub fn succeeded(&self) -> bool {
-        self.stages
-            .iter()
-            .all(|stage| matches!(stage.outcome, StageOutcome::Built { .. } | StageOutcome::Fresh { .. }))
+        self.stages.iter().all(|stage| matches!(stage.outcome, StageOutcome::Built { .. } | StageOutcome::Fresh { .. }))
     }
 }
 
@@ -145,7 +145,8 @@ struct StageNote {
 struct Built {
     outcome: StageOutcome,
     expectations: Vec<ExpectationResult>,
-    table: Option<Table>,
+    /// The tables it made new versions of: the stage's, and its quarantine.
+    tables: Vec<Table>,
 }
 
 impl Runner {
@@ -273,18 +274,17 @@ impl Runner {
                 Err(error) => Built {
                     outcome: StageOutcome::Failed { error: error.to_string(), kind: error.kind() },
                     expectations: Vec::new(),
-                    table: None,
+                    tables: Vec::new(),
                 },
             };
             record(&name, &built.outcome, seconds);
             if matches!(built.outcome, StageOutcome::Failed { .. }) {
                 broken.insert(name.clone());
             }
-            if let Some(table) = built.table {
-                pinned.insert(name.clone(), table);
-            }
+            pinned.extend(built.tables.into_iter().map(|table| (table.name().clone(), table)));
             progress.note(&line(&name, &built.outcome, seconds));
-            for failed in built.expectations.iter().filter(|result| result.failed_rows > 0 && result.severity == Severity::Warn)
+            for failed in
+                built.expectations.iter().filter(|result| result.failed_rows > 0 && result.severity == Severity::Warn)
             {
                 progress.note(&format!(
                     "   Warned {name} [{}] {} rows: {}",
@@ -426,7 +426,7 @@ impl StageWork {
             && serde_json::from_value::<StageNote>(stored).is_ok_and(|stored| stored == note)
         {
             let outcome = StageOutcome::Fresh { version: current.version() };
-            return Ok(Built { outcome, expectations: Vec::new(), table: None });
+            return Ok(Built { outcome, expectations: Vec::new(), tables: Vec::new() });
         }
 
         let table = match &self.current {
@@ -434,8 +434,7 @@ impl StageWork {
             None => self.lake.ensure_table(&self.spec()).await?,
         };
         self.check_partitioning(&table)?;
-        let staged = self.stage(&table).await?;
-        let (staged, expectations) = staged;
+        let (staged, expectations) = self.stage(&table).await?;
         if let Err(error) = self.judge(&staged, &expectations) {
             self.lake.discard(staged.files.into_iter().chain(staged.refused).collect(), &table).await;
             return Err(error);
@@ -479,8 +478,7 @@ impl StageWork {
         let buckets = self.lake.settings().customer_buckets;
         let context = session_with(&self.settings, &self.runtime, buckets, tables)?;
         let failed = || EngineError::execution(format!("stage {}", stage.name));
-        let (state, plan) =
-            plan_as_of(&context, stage.statement.clone(), self.as_of).await.map_err(failed())?;
+        let (state, plan) = plan_as_of(&context, stage.statement.clone(), self.as_of).await.map_err(failed())?;
         let schema = Arc::clone(&self.checked.schema);
         let (rules, whole) = expectation::split(&stage.directives.expectations, &schema, &state)
             .map_err(|message| EngineError::Query { message: format!("{}: {message}", stage.name) })?;
@@ -566,25 +564,14 @@ impl StageWork {
         Promise::Stg2.check(!failing, || format!("{} was about to be committed", self.name()))?;
 
         let app_id = format!("stage/{}", self.name());
+        let mut tables = Vec::new();
         if let Some(name) = quarantine_name(self.name())
             && let Some(quarantine) = self.lake.table(&name).await?
-            && (!staged.refused.is_empty() || quarantine.row_count() != Some(0))
         {
-            let version = quarantine.position(&app_id).await?.unwrap_or(0) + 1;
-            let outcome = self
-                .lake
-                .commit(Change {
-                    table: &quarantine,
-                    position: Position { app_id: app_id.clone(), version },
-                    kind: ChangeKind::ReplaceAll,
-                    files: staged.refused,
-                    schema: Some(quarantine_schema(&self.checked.schema)),
-                    comment: None,
-                    metadata: Map::new(),
-                })
-                .await?;
-            if !matches!(outcome, CommitOutcome::Applied { .. }) {
-                return Err(EngineError::Concurrent { table: name });
+            if staged.refused.is_empty() && quarantine.row_count() == Some(0) {
+                tables.push(quarantine);
+            } else {
+                tables.push(self.replace_quarantine(&quarantine, &app_id, staged.refused).await?);
             }
         }
 
@@ -610,7 +597,31 @@ impl StageWork {
         Ok(Built {
             outcome: StageOutcome::Built { version, rows: staged.rows, quarantined_rows: staged.refused_rows },
             expectations,
-            table: Some(self.lake.table_at(self.name(), version).await?),
+            tables: {
+                tables.push(self.lake.table_at(self.name(), version).await?);
+                tables
+            },
         })
+    }
+
+    async fn replace_quarantine(&self, quarantine: &Table, app_id: &str, refused: Vec<StagedFile>) -> Result<Table> {
+        let name = quarantine.name();
+        let version = quarantine.position(app_id).await?.unwrap_or(0) + 1;
+        let outcome = self
+            .lake
+            .commit(Change {
+                table: quarantine,
+                position: Position { app_id: app_id.to_owned(), version },
+                kind: ChangeKind::ReplaceAll,
+                files: refused,
+                schema: Some(quarantine_schema(&self.checked.schema)),
+                comment: None,
+                metadata: Map::new(),
+            })
+            .await?;
+        match outcome {
+            CommitOutcome::Applied { version } => Ok(self.lake.table_at(name, version).await?),
+            _ => Err(EngineError::Concurrent { table: name.clone() }),
+        }
     }
 }

@@ -12,6 +12,7 @@ use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
 use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 use holdfast_lake::Lake;
 use holdfast_types::TableName;
 
@@ -130,22 +131,41 @@ pub async fn plan_as_of(
 /// # Errors
 /// [`EngineError::Query`] with line and column when the text cannot be planned or is not a query.
 pub async fn plan_read_only(context: &SessionContext, sql: &str) -> Result<LogicalPlan> {
+    let refused = || EngineError::Query {
+        message: "only queries are allowed: tables are written by ingestion and stages".to_owned(),
+    };
     let state = context.state();
-    let plan = state.create_logical_plan(sql).await.map_err(|error| query_error(&error, context))?;
+    let dialect = state.config_options().sql_parser.dialect;
+    let statement = state.sql_to_statement(sql, &dialect).map_err(|error| query_error(&error, context))?;
+    if !reads_only(&statement) {
+        return Err(refused());
+    }
+    let plan = state.statement_to_plan(statement).await.map_err(|error| query_error(&error, context))?;
+    // The plan decides: what a statement looks like is only the first hurdle.
     SQLOptions::new()
         .with_allow_ddl(false)
         .with_allow_dml(false)
         .with_allow_statements(false)
         .verify_plan(&plan)
-        .map_err(|_| EngineError::Query {
-            message: "only queries are allowed: tables are written by ingestion and stages".to_owned(),
-        })?;
-    if matches!(plan, LogicalPlan::Copy(_) | LogicalPlan::Dml(_) | LogicalPlan::Ddl(_) | LogicalPlan::Statement(_)) {
-        return Err(EngineError::Query {
-            message: "only queries are allowed: tables are written by ingestion and stages".to_owned(),
-        });
-    }
+        .map_err(|_| refused())?;
     Ok(plan)
+}
+
+fn reads_only(statement: &Statement) -> bool {
+    match statement {
+        Statement::Explain(explain) => reads_only(&explain.statement),
+        Statement::Statement(statement) => matches!(
+            statement.as_ref(),
+            SqlStatement::Query(_)
+                | SqlStatement::Explain { .. }
+                | SqlStatement::ExplainTable { .. }
+                | SqlStatement::ShowTables { .. }
+                | SqlStatement::ShowColumns { .. }
+                | SqlStatement::ShowVariable { .. }
+                | SqlStatement::ShowFunctions { .. }
+        ),
+        _ => false,
+    }
 }
 
 fn query_error(error: &datafusion::error::DataFusionError, context: &SessionContext) -> EngineError {

@@ -34,7 +34,8 @@ pub struct Stage {
 }
 
 /// Functions whose value is the moment of the run.
-const CLOCK_FUNCTIONS: [&str; 6] = ["now", "current_timestamp", "current_date", "current_time", "today", "localtimestamp"];
+const CLOCK_FUNCTIONS: [&str; 6] =
+    ["now", "current_timestamp", "current_date", "current_time", "today", "localtimestamp"];
 
 /// Functions whose value differs from call to call: a stage with one cannot be repeated.
 const VOLATILE_FUNCTIONS: [&str; 3] = ["random", "uuid", "gen_random_uuid"];
@@ -78,7 +79,16 @@ impl Stage {
         }
         if mistakes.is_empty() {
             let column_comments = column_comments(&text);
-            Ok(Self { name, file: file.to_owned(), text, directives, inputs, column_comments, depends_on_time, statement })
+            Ok(Self {
+                name,
+                file: file.to_owned(),
+                text,
+                directives,
+                inputs,
+                column_comments,
+                depends_on_time,
+                statement,
+            })
         } else {
             Err(mistakes)
         }
@@ -208,8 +218,16 @@ fn inputs(
                 found.insert(name, (line, column, width));
             }
             Err(_) => mistakes.push(
-                Diagnostic::at("E0204", format!("`{shown}` is not the name of a table"), file, text, line, column, width)
-                    .with_help("name tables as schema.table"),
+                Diagnostic::at(
+                    "E0204",
+                    format!("`{shown}` is not the name of a table"),
+                    file,
+                    text,
+                    line,
+                    column,
+                    width,
+                )
+                .with_help("name tables as schema.table"),
             ),
         }
     }
@@ -248,7 +266,9 @@ mod tests {
 
     #[test]
     fn inputs_are_tables_and_not_common_table_expressions() {
-        let stage = stage("with orders as (select * from core.orders)\nselect * from orders\njoin core.events e on true").unwrap();
+        let stage =
+            stage("with orders as (select * from core.orders)\nselect * from orders\njoin core.events e on true")
+                .unwrap();
         let inputs: Vec<_> = stage.inputs.iter().map(|(name, place)| (name.to_string(), place.0)).collect();
         assert_eq!(inputs, [("core.events".to_owned(), 3), ("core.orders".to_owned(), 1)]);
     }
@@ -285,7 +305,8 @@ mod tests {
 
     #[test]
     fn comments_document_columns() {
-        let stage = stage("select\n    a.b,        -- The b\n    sum(c) as d -- Total, CNY\nfrom core.x a group by b").unwrap();
+        let stage =
+            stage("select\n    a.b,        -- The b\n    sum(c) as d -- Total, CNY\nfrom core.x a group by b").unwrap();
         assert_eq!(stage.column_comments["b"], "The b");
         assert_eq!(stage.column_comments["d"], "Total, CNY");
     }

@@ -40,7 +40,6 @@ struct Cli {
 }
 
 #[derive(Debug, clap::Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one, and it lives as long as the process")]
 enum Command {
     Demo(demo::DemoArgs),
     Generate(generate::GenerateArgs),

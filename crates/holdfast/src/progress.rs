@@ -101,9 +101,10 @@ impl Progress for Terminal {
 
 fn new_bar(name: &str, total: Option<u64>, unit: &str) -> ProgressBar {
     let (bar, template) = match total {
-        Some(total) => {
-            (ProgressBar::new(total), format!("{{prefix:>14}} [{{bar:30}}] {{human_pos}}/{{human_len}} {unit} {{elapsed}}"))
-        }
+        Some(total) => (
+            ProgressBar::new(total),
+            format!("{{prefix:>14}} [{{bar:30}}] {{human_pos}}/{{human_len}} {unit} {{elapsed}}"),
+        ),
         None => (ProgressBar::new_spinner(), format!("{{prefix:>14}} {{spinner}} {{human_pos}} {unit} {{elapsed}}")),
     };
     let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());

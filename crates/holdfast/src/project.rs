@@ -116,8 +116,11 @@ pub(crate) struct Project {
 impl Project {
     /// Finds and reads the project.
     pub(crate) fn find(args: &ProjectArgs, options: StoreOptions) -> Result<Self, CliError> {
-        let here = std::path::absolute(".")
-            .map_err(|source| CliError::File { what: "cannot resolve", path: PathBuf::from("."), source })?;
+        let here = std::path::absolute(".").map_err(|source| CliError::File {
+            what: "cannot resolve",
+            path: PathBuf::from("."),
+            source,
+        })?;
         let folder = match &args.project {
             Some(folder) if folder.join("holdfast.toml").is_file() => folder.clone(),
             Some(folder) => return Err(CliError::NoProject(folder.clone())),
@@ -172,7 +175,8 @@ impl Project {
 
     /// Opens the lake, creating it where there is none.
     pub(crate) async fn create_lake(&self) -> Result<Lake, CliError> {
-        let settings = LakeSettings { customer_buckets: self.file.lake.customer_buckets.max(1), ..LakeSettings::default() };
+        let settings =
+            LakeSettings { customer_buckets: self.file.lake.customer_buckets.max(1), ..LakeSettings::default() };
         let clock = Arc::new(SystemClock);
         Ok(Lake::create_or_open(&self.lake_url, &self.lake_base, &self.options, settings, clock).await?)
     }
@@ -224,7 +228,8 @@ impl Project {
         bytes[..16].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
         bytes[16..].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
         let key = IdentityKey::new(bytes);
-        let failed = |source| CliError::File { what: "cannot write the identity key", path: self.key_file.clone(), source };
+        let failed =
+            |source| CliError::File { what: "cannot write the identity key", path: self.key_file.clone(), source };
         if let Some(folder) = self.key_file.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
@@ -246,7 +251,10 @@ impl Project {
 
     /// Sessions for cases, in which tokens can be written by people.
     pub(crate) fn case_settings(&self) -> Result<SessionSettings, CliError> {
-        Ok(SessionSettings { functions: vec![Arc::new(self.tokens()?.readable_function())], ..self.session_settings()? })
+        Ok(SessionSettings {
+            functions: vec![Arc::new(self.tokens()?.readable_function())],
+            ..self.session_settings()?
+        })
     }
 
     /// Sessions for those who only read what is there.
@@ -275,8 +283,11 @@ pub(crate) fn raw_table(source: &SourceSpec) -> Result<TableName, CliError> {
 }
 
 fn read_toml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, CliError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| CliError::File { what: "cannot read", path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| CliError::File {
+        what: "cannot read",
+        path: path.to_owned(),
+        source,
+    })?;
     toml::from_str(&text).map_err(|error| {
         let before = text.get(..error.span().map_or(0, |span| span.start)).unwrap_or_default();
         CliError::Config {

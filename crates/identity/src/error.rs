@@ -59,7 +59,9 @@ impl IdentityError {
     /// What the caller should do.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Unreadable { .. } | Self::Rules { .. } | Self::Key(_) | Self::Source { .. } => ErrorKind::InvalidConfig,
+            Self::Unreadable { .. } | Self::Rules { .. } | Self::Key(_) | Self::Source { .. } => {
+                ErrorKind::InvalidConfig
+            }
             Self::Concurrent => ErrorKind::Conflict,
             Self::Engine(error) => error.kind(),
             Self::Lake(error) => error.kind(),

@@ -66,20 +66,18 @@ pub fn cluster(rules: &IdentityRules, edges: &[Edge]) -> Vec<Cluster> {
         key(one).cmp(&key(two))
     });
 
-    let unique: BTreeSet<u8> = rules
-        .types
-        .iter()
-        .filter(|(_, rule)| rule.unique)
-        .filter_map(|(name, _)| rules.rank(name))
-        .collect();
+    let unique: BTreeSet<u8> =
+        rules.types.iter().filter(|(_, rule)| rule.unique).filter_map(|(name, _)| rules.rank(name)).collect();
     let mut sets = Sets::new(members.len());
     // The unique values of each set, by its root: rank and member.
     let mut taken: Vec<BTreeMap<u8, usize>> = members
         .iter()
         .enumerate()
-        .map(|(id, member)| {
-            if unique.contains(&member.rank) { BTreeMap::from([(member.rank, id)]) } else { BTreeMap::new() }
-        })
+        .map(
+            |(id, member)| {
+                if unique.contains(&member.rank) { BTreeMap::from([(member.rank, id)]) } else { BTreeMap::new() }
+            },
+        )
         .collect();
     for edge in order {
         let (left, right) = ends[edge];
@@ -87,7 +85,8 @@ pub fn cluster(rules: &IdentityRules, edges: &[Edge]) -> Vec<Cluster> {
             continue;
         }
         let (left, right) = (sets.root(left), sets.root(right));
-        if left == right || taken[left].iter().any(|(rank, id)| taken[right].get(rank).is_some_and(|other| other != id)) {
+        if left == right || taken[left].iter().any(|(rank, id)| taken[right].get(rank).is_some_and(|other| other != id))
+        {
             continue;
         }
         let root = sets.union(left, right);
@@ -238,8 +237,7 @@ mod tests {
     #[test]
     fn two_member_ids_are_never_one_customer() {
         // A chain m1 - d1 - u1 - m2 in which no single identifier was seen with two member ids.
-        let edges =
-            [edge((0, "m1"), (3, "d1"), 1), edge((1, "u1"), (3, "d1"), 2), edge((0, "m2"), (1, "u1"), 3)];
+        let edges = [edge((0, "m1"), (3, "d1"), 1), edge((1, "u1"), (3, "d1"), 2), edge((0, "m2"), (1, "u1"), 3)];
         for set in sets(&edges) {
             assert!(!(set.contains("m1") && set.contains("m2")), "{set:?}");
         }
@@ -259,7 +257,11 @@ mod tests {
                     let rank = |n: u64| u8::try_from(n).unwrap();
                     let (a, b) = (rank(next(4)), rank(next(4)));
                     let (x, y) = (next(5), next(5));
-                    edge((a.min(b), &format!("{}-{x}", a.min(b))), (a.max(b), &format!("{}-{y}", a.max(b))), i64::try_from(next(9)).unwrap())
+                    edge(
+                        (a.min(b), &format!("{}-{x}", a.min(b))),
+                        (a.max(b), &format!("{}-{y}", a.max(b))),
+                        i64::try_from(next(9)).unwrap(),
+                    )
                 })
                 .collect();
             let forwards = cluster(&rules(), &edges);

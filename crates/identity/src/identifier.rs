@@ -6,13 +6,11 @@ use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
 use datafusion::common::cast::as_string_array;
 use datafusion::error::{DataFusionError, Result as DataFusionResult};
-use datafusion::logical_expr::{
-    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
-};
+use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 
+use crate::Result;
 use crate::error::IdentityError;
 use crate::rules::IdentityRules;
-use crate::Result;
 
 /// The secret that identifiers are hashed with. Whoever has it can test guesses against tokens, so it lives outside the lake.
 #[derive(Clone, PartialEq, Eq)]
@@ -139,11 +137,8 @@ pub fn normalise(rules: &IdentityRules, identifier_type: &str, value: &str) -> O
         "phone" => phone(rules.types.get("phone").and_then(|rule| rule.country.as_deref()), value),
         "email" => email(value),
         "member_id" => {
-            let id: String = half_width(value)
-                .chars()
-                .filter(|c| c.is_alphanumeric())
-                .flat_map(char::to_uppercase)
-                .collect();
+            let id: String =
+                half_width(value).chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_uppercase).collect();
             meaningful(id)
         }
         _ => meaningful(value.to_owned()),
@@ -263,7 +258,9 @@ impl ScalarUDFImpl for IdentifierToken {
             };
             if last.as_ref().is_none_or(|(seen, _)| *seen != value) {
                 let token = if self.readable {
-                    Some(value.trim()).filter(|value| !value.is_empty()).map(|value| format!("{identifier_type}:{value}"))
+                    Some(value.trim())
+                        .filter(|value| !value.is_empty())
+                        .map(|value| format!("{identifier_type}:{value}"))
                 } else {
                     self.tokens.token_with(key, identifier_type, value)
                 };
@@ -283,17 +280,26 @@ mod tests {
     use crate::rules::TypeRule;
 
     fn rules() -> IdentityRules {
-        let rule = |country: Option<&str>| TypeRule { unique: false, shared_above: 1, country: country.map(str::to_owned) };
-        let types: BTreeMap<String, TypeRule> = [("phone", Some("CN")), ("email", None), ("member_id", None), ("device", None)]
-            .into_iter()
-            .map(|(name, country)| (name.to_owned(), rule(country)))
-            .collect();
+        let rule =
+            |country: Option<&str>| TypeRule { unique: false, shared_above: 1, country: country.map(str::to_owned) };
+        let types: BTreeMap<String, TypeRule> =
+            [("phone", Some("CN")), ("email", None), ("member_id", None), ("device", None)]
+                .into_iter()
+                .map(|(name, country)| (name.to_owned(), rule(country)))
+                .collect();
         IdentityRules { priority: types.keys().cloned().collect(), types, blocked: BTreeMap::new() }
     }
 
     #[test]
     fn the_same_phone_in_any_notation_is_one_value() {
-        for text in ["138 1234 5678", "+86-138-1234-5678", "0086 13812345678", "8613812345678", "１３８１２３４５６７８", "(+86) 138.1234.5678"] {
+        for text in [
+            "138 1234 5678",
+            "+86-138-1234-5678",
+            "0086 13812345678",
+            "8613812345678",
+            "１３８１２３４５６７８",
+            "(+86) 138.1234.5678",
+        ] {
             assert_eq!(normalise(&rules(), "phone", text).as_deref(), Some("+8613812345678"), "{text}");
         }
         for text in ["", "12345", "00000000000", "abc"] {

@@ -103,12 +103,13 @@ async fn collect_edges(
     if known >= source.newest_batch {
         return Ok(0);
     }
-    let batches = query(lake, settings, &evidence_sql(source, known)).await.map_err(|error| match error {
-        IdentityError::Engine(holdfast_engine::EngineError::Query { message }) => {
-            IdentityError::Source { name: source.name.clone(), reason: message }
-        }
-        other => other,
-    })?;
+    let batches =
+        query(lake, settings, &source.table, &evidence_sql(source, known)).await.map_err(|error| match error {
+            IdentityError::Engine(holdfast_engine::EngineError::Query { message }) => {
+                IdentityError::Source { name: source.name.clone(), reason: message }
+            }
+            other => other,
+        })?;
     let rows = pairs(tokens, source, &batches)?;
     let position = Position { app_id, version: source.newest_batch };
     let count = rows.num_rows() as u64;
@@ -248,7 +249,8 @@ async fn resolve_customers(
     };
     report.customers = ids.iter().collect::<BTreeSet<_>>().len() as u64;
     report.identifiers = clusters.iter().map(|cluster| cluster.members.len() as u64).sum();
-    report.shared_identifiers = clusters.iter().flat_map(|c| &c.members).filter(|member| member.is_shared).count() as u64;
+    report.shared_identifiers =
+        clusters.iter().flat_map(|c| &c.members).filter(|member| member.is_shared).count() as u64;
 
     // Identifiers come last and carry the note: until they are there, the step is done again.
     let position = || Position { app_id: RESOLVE_APP.to_owned(), version: step };
@@ -305,7 +307,8 @@ fn assign(
     }
     let mut won: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     for (id, claimants) in &claims {
-        let best = claimants.iter().max_by_key(|(founding, members, index)| (*founding, *members, std::cmp::Reverse(*index)));
+        let best =
+            claimants.iter().max_by_key(|(founding, members, index)| (*founding, *members, std::cmp::Reverse(*index)));
         if let Some((_, _, index)) = best {
             won.entry(*index).or_default().push(*id);
         }
@@ -334,7 +337,12 @@ fn assign(
                         customer.merged_into = Some(oldest.clone());
                     }
                     report.merged += 1;
-                    events.push(Event { kind: "merged", id: oldest.clone(), other: Some((*id).to_owned()), cause: cause.clone() });
+                    events.push(Event {
+                        kind: "merged",
+                        id: oldest.clone(),
+                        other: Some((*id).to_owned()),
+                        cause: cause.clone(),
+                    });
                 }
                 oldest
             }
@@ -360,6 +368,8 @@ fn assign(
         if let Some(customer) = customers.get_mut(&id) {
             // An id that went up in another and won a cluster of its own again is in use again.
             customer.merged_into = None;
+            // Files may arrive in any order: what is known of the customer's beginning may move back.
+            customer.first_seen = customer.first_seen.min(founder.first_seen);
         }
         ids.push(id);
     }
@@ -383,8 +393,8 @@ fn mint(customers: &BTreeMap<String, Customer>, founding_token: &str) -> String 
     }
 }
 
-async fn query(lake: &Lake, settings: &SessionSettings, sql: &str) -> Result<Vec<RecordBatch>> {
-    let session = LakeReader::newest(lake, settings).await?.session()?;
+async fn query(lake: &Lake, settings: &SessionSettings, table: &TableName, sql: &str) -> Result<Vec<RecordBatch>> {
+    let session = LakeReader::newest_of(lake, settings, std::slice::from_ref(table)).await?.session()?;
     let plan = plan_read_only(&session, sql).await?;
     let frame = session.execute_logical_plan(plan).await.map_err(failed)?;
     frame.collect().await.map_err(failed)
@@ -401,7 +411,7 @@ async fn read_edges(lake: &Lake, settings: &SessionSettings, tokens: &Identifier
     let sql = "select left_type, left_token, right_type, right_token, min(first_seen_at), max(last_seen_at), sum(records) \
                from identity.edges group by left_type, left_token, right_type, right_token";
     let mut edges = Vec::new();
-    for batch in query(lake, settings, sql).await? {
+    for batch in query(lake, settings, &tables::edges()?.name, sql).await? {
         let text = |index: usize| batch.column(index).as_string::<i32>();
         let first = batch.column(4).as_primitive::<TimestampMicrosecondType>();
         let last = batch.column(5).as_primitive::<TimestampMicrosecondType>();
@@ -430,7 +440,10 @@ async fn read_assignment(lake: &Lake, settings: &SessionSettings, exists: bool) 
         return Ok(HashMap::new());
     }
     let mut before = HashMap::new();
-    for batch in query(lake, settings, "select token, customer_id from identity.identifiers").await? {
+    for batch in
+        query(lake, settings, &tables::identifiers()?.name, "select token, customer_id from identity.identifiers")
+            .await?
+    {
         let (tokens, ids) = (batch.column(0).as_string::<i32>(), batch.column(1).as_string::<i32>());
         before.extend(tokens.iter().zip(ids).filter_map(|(token, id)| Some((token?.to_owned(), id?.to_owned()))));
     }
@@ -443,7 +456,7 @@ async fn read_customers(lake: &Lake, settings: &SessionSettings) -> Result<BTree
         return Ok(customers);
     }
     let sql = "select customer_id, founding_type, founding_token, first_seen_at, merged_into from identity.customers";
-    for batch in query(lake, settings, sql).await? {
+    for batch in query(lake, settings, &tables::customers()?.name, sql).await? {
         let text = |index: usize| batch.column(index).as_string::<i32>();
         let first = batch.column(3).as_primitive::<TimestampMicrosecondType>();
         for row in 0..batch.num_rows() {

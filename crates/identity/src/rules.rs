@@ -3,9 +3,9 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::Result;
 use crate::error::IdentityError;
 use crate::identifier::normalise;
-use crate::Result;
 
 /// The rules of a pipeline: `identity.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,8 +10,7 @@ use crate::Result;
 use crate::error::IdentityError;
 
 fn column(name: &str, data_type: DataType, comment: &str) -> Field {
-    Field::new(name, data_type, true)
-        .with_metadata(HashMap::from([(COMMENT_KEY.to_owned(), comment.to_owned())]))
+    Field::new(name, data_type, true).with_metadata(HashMap::from([(COMMENT_KEY.to_owned(), comment.to_owned())]))
 }
 
 fn moment(name: &str, comment: &str) -> Field {

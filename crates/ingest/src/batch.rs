@@ -386,15 +386,27 @@ fn note_columns(known: &mut Vec<String>, found: &[String]) {
     }
 }
 
+/// Decodes on a thread of its own, which lives as long as the batch so that its memory is used again and again, and
+/// writes here.
 async fn work(staging: Staging, files: Arc<[HashedFile]>, mut receiver: Receiver<Work>) -> Result<Worked> {
     let mut raw: Option<TableWriter> = None;
     let mut quarantine: Option<TableWriter> = None;
     let mut worked = Worked::default();
-    let staging = Arc::new(staging);
-    while let Some(work) = receiver.recv().await {
-        let (task_staging, task_files) = (Arc::clone(&staging), Arc::clone(&files));
-        let decoded =
-            spawn_blocking(move || task_staging.decode(work, &task_files)).await.map_err(IngestError::internal)??;
+    let (sender, mut decoded_blocks) = channel(1);
+    let decoding = {
+        let staging = staging.clone();
+        spawn_blocking(move || {
+            while let Some(work) = receiver.blocking_recv() {
+                let decoded = staging.decode(work, &files);
+                let failed = decoded.is_err();
+                if sender.blocking_send(decoded).is_err() || failed {
+                    break;
+                }
+            }
+        })
+    };
+    while let Some(decoded) = decoded_blocks.recv().await {
+        let decoded = decoded?;
         if let Some(rows) = &decoded.raw {
             raw.get_or_insert_with(|| TableWriter::new(&staging.raw, WriterSettings::default())).write(rows).await?;
         }
@@ -407,6 +419,7 @@ async fn work(staging: Staging, files: Arc<[HashedFile]>, mut receiver: Receiver
         worked.files.entry(decoded.file).or_default().merge(decoded.outcome);
         worked.unknown.merge(decoded.unknown);
     }
+    decoding.await.map_err(IngestError::internal)?;
     if let Some(writer) = raw {
         worked.raw = writer.close().await?;
     }

@@ -32,6 +32,8 @@ pub(crate) struct Block {
     /// Where the first record begins in the (uncompressed) file.
     pub(crate) offset: u64,
     pub(crate) bytes: Vec<u8>,
+    /// Blank ones included.
+    pub(crate) records: u64,
     /// For CSV, where the columns are.
     pub(crate) layout: Option<Arc<Layout>>,
 }
@@ -98,10 +100,23 @@ impl Input {
 
     /// Appends up to `wanted` bytes. Fewer mean the end.
     fn append(&mut self, wanted: usize, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
-        let wanted = u64::try_from(wanted).unwrap_or(u64::MAX);
+        buffer.reserve(wanted);
         match self {
-            Self::Plain(chunks) => chunks.as_mut().take(wanted).read_to_end(buffer),
-            Self::Gzip(decoder) => decoder.as_mut().take(wanted).read_to_end(buffer),
+            Self::Plain(chunks) => {
+                let mut missing = wanted;
+                while missing > 0 {
+                    let available = chunks.fill_buf()?;
+                    if available.is_empty() {
+                        break;
+                    }
+                    let length = available.len().min(missing);
+                    buffer.extend_from_slice(&available[..length]);
+                    chunks.consume(length);
+                    missing -= length;
+                }
+                Ok(wanted - missing)
+            }
+            Self::Gzip(decoder) => decoder.as_mut().take(u64::try_from(wanted).unwrap_or(u64::MAX)).read_to_end(buffer),
         }
     }
 }
@@ -167,13 +182,22 @@ impl Splitter<'_> {
                 continue;
             }
             wanted = self.block_bytes;
-            let rest = buffer.split_off(end);
+            let mut rest = Vec::with_capacity(self.block_bytes.max(buffer.len() - end));
+            rest.extend_from_slice(&buffer[end..]);
+            buffer.truncate(end);
             let bytes = std::mem::replace(&mut buffer, rest);
             let (count, lines) = self.count(&bytes);
             let length = u64::try_from(bytes.len()).unwrap_or(0);
             records += count;
             if !bytes.is_empty()
-                && !emit(Block { file: self.file, first_line: line, offset, bytes, layout: layout.clone() })
+                && !emit(Block {
+                    file: self.file,
+                    first_line: line,
+                    offset,
+                    bytes,
+                    records: count,
+                    layout: layout.clone(),
+                })
             {
                 return Ok(records);
             }
@@ -365,7 +389,9 @@ pub(crate) fn decode(block: &Block, name: &str, spec: &SourceSpec, original_byte
         .map(|column| Column::new(&column.source_name, &column.data_type, column.epoch))
         .collect::<Result<Vec<_>, _>>()
         .map_err(IngestError::internal)?;
-    let mut lines = Vec::new();
+    let rows_max = usize::try_from(block.records).unwrap_or(0);
+    columns.iter_mut().for_each(|column| column.reserve(rows_max));
+    let mut lines = Vec::with_capacity(rows_max);
     let mut refused = Vec::new();
     let mut unknown = UnknownFields::default();
     let mut blank = 0;

@@ -97,6 +97,21 @@ impl Column {
         })
     }
 
+    /// Makes room for `rows` more rows. Of texts only the number is known, not the length.
+    pub(crate) fn reserve(&mut self, rows: usize) {
+        self.valid.reserve(rows);
+        match &mut self.values {
+            Values::Text { offsets, .. } => offsets.reserve(rows),
+            Values::Int32(values) | Values::Date(values) => values.reserve(rows),
+            Values::Int64(values) | Values::Timestamp(values) => values.reserve(rows),
+            Values::Float64(values) => values.reserve(rows),
+            Values::Boolean(values) => values.reserve(rows),
+            Values::Decimal { values, .. } => values.reserve(rows),
+            Values::List { offsets, .. } => offsets.reserve(rows),
+            Values::Struct(children) => children.iter_mut().for_each(|child| child.reserve(rows)),
+        }
+    }
+
     /// The number of rows.
     pub(crate) fn len(&self) -> usize {
         self.valid.len()

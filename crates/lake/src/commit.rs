@@ -8,10 +8,10 @@ use deltalake_core::protocol::{DeltaOperation, SaveMode};
 use object_store::ObjectStoreExt;
 use serde_json::{Map, Value};
 
+use crate::Result;
 use crate::error::LakeError;
 use crate::lake::{Lake, kernel_schema};
 use crate::table::{StagedFile, Table};
-use crate::Result;
 
 /// How far a writer has come: `app_id` is a source's partition or a stage, `version` only ever grows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,8 +120,7 @@ impl Lake {
     /// Deletes staged files that will not be committed. What cannot be deleted stays behind unreferenced until vacuum.
     pub async fn discard(&self, files: Vec<StagedFile>, table: &Table) {
         for file in files {
-            let location =
-                file.add.path.split('/').fold(table.prefix().clone(), |path, part| path.join(part));
+            let location = file.add.path.split('/').fold(table.prefix().clone(), |path, part| path.join(part));
             if let Err(error) = self.store().delete(&location).await {
                 tracing::debug!(%location, %error, "a staged file stays behind");
             }
@@ -136,9 +135,7 @@ impl Lake {
         let operation = match change.kind {
             ChangeKind::Append => DeltaOperation::Write { mode: SaveMode::Append, partition_by, predicate: None },
             ChangeKind::ReplaceAll => {
-                actions.extend(
-                    snapshot.log_data().iter().map(|file| Action::Remove(file.remove_action(true))),
-                );
+                actions.extend(snapshot.log_data().iter().map(|file| Action::Remove(file.remove_action(true))));
                 if let Some(schema) = &change.schema {
                     let schema = kernel_schema(table.name(), schema)
                         .map_err(|error| DeltaTableError::generic(error.to_string()))?;
@@ -149,11 +146,7 @@ impl Lake {
                     actions.push(Action::Metadata(metadata));
                 }
                 // Without a predicate delta-rs would not notice a concurrent rewrite of the same rows.
-                DeltaOperation::Write {
-                    mode: SaveMode::Overwrite,
-                    partition_by,
-                    predicate: Some("true".to_owned()),
-                }
+                DeltaOperation::Write { mode: SaveMode::Overwrite, partition_by, predicate: Some("true".to_owned()) }
             }
         };
         actions.extend(change.files.into_iter().map(|file| Action::Add(file.add)));

@@ -3,8 +3,8 @@ use std::sync::{Arc, Once};
 
 use arrow::datatypes::SchemaRef;
 use datafusion::datasource::object_store::ObjectStoreUrl;
-use deltalake_core::kernel::transaction::CommitProperties;
 use deltalake_core::kernel::StructType;
+use deltalake_core::kernel::transaction::CommitProperties;
 use deltalake_core::logstore::{LogStore, LogStoreFactory, StorageConfig, default_logstore, logstore_factories};
 use deltalake_core::operations::create::CreateBuilder;
 use deltalake_core::{DeltaResult, DeltaTable, DeltaTableBuilder, DeltaTableError};
@@ -98,10 +98,8 @@ impl Lake {
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
         let path = place.path.clone().join(SYSTEM_FOLDER).join("lake.json");
-        let body = serde_json::to_vec_pretty(&settings).map_err(|error| LakeError::Damaged {
-            path: path.to_string(),
-            reason: error.to_string(),
-        })?;
+        let body = serde_json::to_vec_pretty(&settings)
+            .map_err(|error| LakeError::Damaged { path: path.to_string(), reason: error.to_string() })?;
         if place.url.scheme() == "file"
             && let Ok(folder) = place.url.to_file_path()
         {
@@ -151,8 +149,7 @@ impl Lake {
         struct Version {
             format_version: u32,
         }
-        let Version { format_version } =
-            serde_json::from_slice(&body).map_err(|error| damaged(error.to_string()))?;
+        let Version { format_version } = serde_json::from_slice(&body).map_err(|error| damaged(error.to_string()))?;
         if format_version > FORMAT_VERSION {
             return Err(LakeError::NewerLake {
                 url: place.url.to_string(),
@@ -301,9 +298,8 @@ impl Lake {
         }
         let mut missing = Vec::new();
         for field in spec.schema.fields() {
-            let wanted = delta_compatible(field.data_type()).map_err(|reason| {
-                mismatch(format!("column {} has type {reason}", field.name()))
-            })?;
+            let wanted = delta_compatible(field.data_type())
+                .map_err(|reason| mismatch(format!("column {} has type {reason}", field.name())))?;
             match table.schema().field_with_name(field.name()) {
                 Ok(have) if same_shape(have.data_type(), &wanted) => {}
                 Ok(have) => {
@@ -389,7 +385,14 @@ impl Lake {
     fn pinned(&self, name: &TableName, table: DeltaTable) -> Result<Table> {
         let prefix = self.inner.root.clone().join(name.schema()).join(name.table());
         let inner = &self.inner;
-        Table::new(name.clone(), table, prefix, inner.store_url.clone(), Arc::clone(&inner.store), Arc::clone(&inner.clock))
+        Table::new(
+            name.clone(),
+            table,
+            prefix,
+            inner.store_url.clone(),
+            Arc::clone(&inner.store),
+            Arc::clone(&inner.clock),
+        )
     }
 
     /// The newest published run, or `None` before the first.
@@ -451,10 +454,8 @@ fn same_shape(left: &arrow::datatypes::DataType, right: &arrow::datatypes::DataT
 
 /// The part of a URL that names a store: scheme and authority.
 fn store_url(url: &Url) -> Result<ObjectStoreUrl> {
-    ObjectStoreUrl::parse(&url[..url::Position::BeforePath]).map_err(|error| LakeError::InvalidUrl {
-        url: url.to_string(),
-        reason: error.to_string(),
-    })
+    ObjectStoreUrl::parse(&url[..url::Position::BeforePath])
+        .map_err(|error| LakeError::InvalidUrl { url: url.to_string(), reason: error.to_string() })
 }
 
 /// delta-rs knows `file` and `memory` by itself. Cloud stores whose conditional PUT is atomic need no other log store.

@@ -4,16 +4,17 @@ use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::pruning::PrunableStatistics;
-use datafusion::common::{DFSchema, Result, Statistics};
+use datafusion::common::{DFSchema, Result, Statistics, project_schema};
+use datafusion::datasource::TableType;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::table_schema::TableSchema;
-use datafusion::datasource::TableType;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
 use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::empty::EmptyExec;
 use deltalake_core::kernel::Add;
 use object_store::ObjectMeta;
 use object_store::path::Path;
@@ -49,17 +50,17 @@ impl LakeTableProvider {
         };
         if add.deletion_vector.is_some() {
             return Err(damaged(
-                "has deletion vectors, which this version does not read: rewrite it with the tool that made them".to_owned(),
+                "has deletion vectors, which this version does not read: rewrite it with the tool that made them"
+                    .to_owned(),
             ));
         }
         let mut partition_values = Vec::new();
         for column in self.table.partition_columns() {
             let field = schema.field_with_name(column)?;
             let text = add.partition_values.get(column).and_then(Option::as_deref);
-            partition_values.push(
-                partition_scalar(text, field.data_type())
-                    .ok_or_else(|| damaged(format!("partition column {column} has a value that is not {}", field.data_type())))?,
-            );
+            partition_values.push(partition_scalar(text, field.data_type()).ok_or_else(|| {
+                damaged(format!("partition column {column} has a value that is not {}", field.data_type()))
+            })?);
         }
         // The log percent-encodes paths once; the library has decoded that. What is left is the object's name.
         let location = add.path.split('/').fold(self.table.prefix().clone(), |path, part| path.join(part));
@@ -77,17 +78,11 @@ impl LakeTableProvider {
     }
 
     /// The indexes of the files that may hold a row for which `filters` are true.
-    fn kept(
-        &self,
-        state: &dyn Session,
-        filters: &[Expr],
-        statistics: &[Arc<Statistics>],
-    ) -> Result<Option<Vec<bool>>> {
+    fn kept(&self, state: &dyn Session, filters: &[Expr], statistics: &[Arc<Statistics>]) -> Result<Option<Vec<bool>>> {
         let Some(predicate) = conjunction(filters.to_vec()) else { return Ok(None) };
         let schema = DFSchema::try_from(Arc::clone(&self.schema))?;
         let predicate = state.create_physical_expr(predicate, &schema)?;
-        let Some(pruning) =
-            PruningPredicateBuilder::new().with_file_schema(Arc::clone(&self.schema)).build(predicate)
+        let Some(pruning) = PruningPredicateBuilder::new().with_file_schema(Arc::clone(&self.schema)).build(predicate)
         else {
             return Ok(None);
         };
@@ -129,6 +124,10 @@ impl TableProvider for LakeTableProvider {
             let mut keep_statistics = keep.iter();
             statistics.retain(|_| keep_statistics.next().copied().unwrap_or(true));
         }
+        if files.is_empty() {
+            // A scan of no files has no partition, which the planner does not take for an answer to anything.
+            return Ok(Arc::new(EmptyExec::new(project_schema(&self.schema, projection)?)));
+        }
         let total = total(&statistics, &self.schema);
         let files: Vec<PartitionedFile> = files
             .into_iter()
@@ -149,11 +148,7 @@ impl TableProvider for LakeTableProvider {
             .collect::<Result<_, _>>()?;
         let file_schema = without_columns(&self.schema, self.table.partition_columns());
         let table_schema = TableSchema::builder(file_schema).with_table_partition_cols(partition_fields).build();
-        let groups = if files.is_empty() {
-            Vec::new()
-        } else {
-            FileGroup::new(files).split_files(state.config().target_partitions())
-        };
+        let groups = FileGroup::new(files).split_files(state.config().target_partitions());
         let options = state.config().options().execution.parquet.clone();
         let source = ParquetSource::new(table_schema).with_table_parquet_options(
             datafusion::common::config::TableParquetOptions { global: options, ..Default::default() },

@@ -47,15 +47,14 @@ pub fn delta_compatible(data_type: &DataType) -> Result<DataType, String> {
         DataType::Struct(fields) => DataType::Struct(
             fields.iter().map(|field| compatible_field(field, field.name())).collect::<Result<Fields, String>>()?,
         ),
-        DataType::Map(entries, sorted) => {
-            DataType::Map(Arc::new(compatible_field(entries, entries.name())?), *sorted)
-        }
+        DataType::Map(entries, sorted) => DataType::Map(Arc::new(compatible_field(entries, entries.name())?), *sorted),
         other => return Err(format!("{other} (a Delta table cannot hold it: cast it to another type)")),
     })
 }
 
 fn compatible_field(field: &Field, name: &str) -> Result<Field, String> {
-    Ok(Field::new(name, delta_compatible(field.data_type())?, field.is_nullable()).with_metadata(field.metadata().clone()))
+    Ok(Field::new(name, delta_compatible(field.data_type())?, field.is_nullable())
+        .with_metadata(field.metadata().clone()))
 }
 
 /// The batch with every column in the type of `schema`, which has the same columns in the same order. A column that is so already is not copied.

@@ -102,11 +102,7 @@ fn scalar_to_json(value: &ScalarValue) -> Option<Value> {
 }
 
 /// What the log says about a file, for planning. `schema` is the table's, partition columns last; `partition_values` are theirs.
-pub(crate) fn from_json(
-    stats: Option<&str>,
-    schema: &SchemaRef,
-    partition_values: &[ScalarValue],
-) -> Statistics {
+pub(crate) fn from_json(stats: Option<&str>, schema: &SchemaRef, partition_values: &[ScalarValue]) -> Statistics {
     let parsed: Value = stats.and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null);
     let rows = parsed.get("numRecords").and_then(Value::as_u64).and_then(|rows| usize::try_from(rows).ok());
     let file_columns = schema.fields().len() - partition_values.len();
@@ -219,8 +215,7 @@ mod tests {
 
     #[test]
     fn a_null_partition_value_is_not_claimed_to_be_without_nulls() {
-        let statistics =
-            from_json(Some(r#"{"numRecords":3}"#), &schema(), &[ScalarValue::Int32(None)]);
+        let statistics = from_json(Some(r#"{"numRecords":3}"#), &schema(), &[ScalarValue::Int32(None)]);
         assert_eq!(statistics.column_statistics[2].null_count, Precision::Exact(3));
     }
 

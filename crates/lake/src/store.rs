@@ -35,6 +35,7 @@ pub fn open_store(location: &str, relative_to: &std::path::Path, options: &Optio
         Url::parse(location).map_err(|error| invalid(error.to_string()))?
     } else {
         let path = std::path::absolute(relative_to.join(location)).map_err(|error| invalid(error.to_string()))?;
+        let path = without_dots(&path);
         Url::from_file_path(&path).map_err(|()| invalid("not an absolute local path".to_owned()))?
     };
     let (scheme, path) = ObjectStoreScheme::parse(&url).map_err(|error| invalid(error.to_string()))?;
@@ -54,11 +55,28 @@ pub fn open_store(location: &str, relative_to: &std::path::Path, options: &Optio
     Ok(ObjectLocation { store, path, url })
 }
 
+/// The path with `..` taken out, which object stores do not know. As a shell's `cd` sees it: links are not followed.
+fn without_dots(path: &std::path::Path) -> std::path::PathBuf {
+    let mut clean = std::path::PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::ParentDir => {
+                clean.pop();
+            }
+            std::path::Component::CurDir => {}
+            other => clean.push(other),
+        }
+    }
+    clean
+}
+
 /// What a store error means for the person who reads it, with the remedy where one is known.
 pub fn describe_store_error(error: &object_store::Error) -> String {
     let text = chain(error);
     if text.contains("No space left on device") || text.contains("StorageFull") || text.contains("os error 28") {
-        return format!("{text} (the disk is full: free some space and run the same command again, nothing was committed)");
+        return format!(
+            "{text} (the disk is full: free some space and run the same command again, nothing was committed)"
+        );
     }
     match error {
         object_store::Error::NotFound { path, .. } => format!("{path} was not found"),
@@ -66,7 +84,9 @@ pub fn describe_store_error(error: &object_store::Error) -> String {
             format!("no permission for {path}: check who may read and write there")
         }
         object_store::Error::Unauthenticated { path, .. } => {
-            format!("the store does not accept our credentials for {path}: check the store's settings in the environment")
+            format!(
+                "the store does not accept our credentials for {path}: check the store's settings in the environment"
+            )
         }
         _ => text,
     }

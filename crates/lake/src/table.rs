@@ -101,11 +101,7 @@ impl Table {
     /// The rows it has, when every file says how many it holds.
     pub fn row_count(&self) -> Option<u64> {
         let snapshot = self.inner.delta.snapshot().ok()?;
-        snapshot
-            .log_data()
-            .iter()
-            .map(|file| file.num_records().and_then(|rows| u64::try_from(rows).ok()))
-            .sum()
+        snapshot.log_data().iter().map(|file| file.num_records().and_then(|rows| u64::try_from(rows).ok())).sum()
     }
 
     /// The size of its data files.
@@ -135,13 +131,8 @@ impl Table {
     /// # Errors
     /// What the Delta log answers.
     pub async fn commit_note(&self, key: &str, commits_max: usize) -> Result<Option<Value>> {
-        let history: Vec<_> = self
-            .inner
-            .delta
-            .history(Some(commits_max))
-            .try_collect()
-            .await
-            .map_err(LakeError::delta(self.name()))?;
+        let history: Vec<_> =
+            self.inner.delta.history(Some(commits_max)).try_collect().await.map_err(LakeError::delta(self.name()))?;
         Ok(history.into_iter().find_map(|commit| commit.info.get(key).cloned()))
     }
 

@@ -83,8 +83,7 @@ impl TableWriter {
         for field in schema.fields().iter().filter(|field| is_personal(field)) {
             // Nested personal data is below this path: switching the parent off covers its leaves one by one.
             for leaf in leaves(field) {
-                properties = properties
-                    .set_column_statistics_enabled(ColumnPath::new(leaf), EnabledStatistics::None);
+                properties = properties.set_column_statistics_enabled(ColumnPath::new(leaf), EnabledStatistics::None);
             }
         }
         Self {
@@ -116,12 +115,14 @@ impl TableWriter {
         }
         let data: Vec<usize> = (0..file_columns).collect();
         if partition_count == 0 {
-            let rows = to_delta_compatible(batch, &self.file_schema).map_err(|error| self.mismatch(error.to_string()))?;
+            let rows =
+                to_delta_compatible(batch, &self.file_schema).map_err(|error| self.mismatch(error.to_string()))?;
             return self.write_partition(Vec::new(), &rows).await;
         }
         for (values, part) in split(batch, file_columns).map_err(|error| self.mismatch(error.to_string()))? {
             let part = part.project(&data).map_err(|error| self.mismatch(error.to_string()))?;
-            let rows = to_delta_compatible(&part, &self.file_schema).map_err(|error| self.mismatch(error.to_string()))?;
+            let rows =
+                to_delta_compatible(&part, &self.file_schema).map_err(|error| self.mismatch(error.to_string()))?;
             self.write_partition(values, &rows).await?;
         }
         Ok(())
@@ -214,9 +215,7 @@ fn leaves(field: &arrow::datatypes::Field) -> Vec<Vec<String>> {
             .collect(),
         DataType::List(item) => leaves(item)
             .into_iter()
-            .map(|leaf| {
-                [field.name().clone(), "list".to_owned()].into_iter().chain(leaf).collect()
-            })
+            .map(|leaf| [field.name().clone(), "list".to_owned()].into_iter().chain(leaf).collect())
             .collect(),
         _ => vec![vec![field.name().clone()]],
     }

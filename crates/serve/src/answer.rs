@@ -10,6 +10,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use holdfast_engine::{Published, PublishedTable, plan_read_only};
 use holdfast_types::{CUSTOMER_ID, TableName};
+use tracing::Span;
 
 use crate::features::{self, FeatureLookup};
 use crate::question::{Question, ScoresAbove};
@@ -104,10 +105,13 @@ impl Answer {
 
 /// The table as the run published it.
 pub(crate) fn published_table<'a>(run: &'a Published, name: &TableName) -> Result<&'a PublishedTable> {
-    run.table(name).ok_or_else(|| {
+    let Some(table) = run.table(name) else {
         let nearest = nearest(&name.to_string(), run.tables().iter().map(|table| &table.name));
-        ServeError::NoTable { name: name.clone(), nearest: nearest.cloned() }
-    })
+        return Err(ServeError::NoTable { name: name.clone(), nearest: nearest.cloned() });
+    };
+    // Only a name that exists goes into the span: one that does not could be anything.
+    Span::current().record("table", tracing::field::display(name));
+    Ok(table)
 }
 
 /// The known name that is most like the wanted one, if any is like it at all.

@@ -251,13 +251,9 @@ impl FlightService for HoldfastFlight {
     }
 }
 
-/// Notes in the span what is asked: the kind, and the table where it is one; never ids or statements.
+/// Notes in the span what kind of question it is.
 fn understand(question: Question) -> Question {
-    let span = Span::current();
-    span.record("command", question.label());
-    if let Question::Table(name) = &question {
-        span.record("table", tracing::field::display(name));
-    }
+    Span::current().record("command", question.label());
     question
 }
 

@@ -10,7 +10,9 @@ pub struct TableName {
 
 /// A name that is not `schema.table`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a table name; write schema.table with lowercase letters, digits and underscores, beginning with a letter")]
+#[error(
+    "`{0}` is not a table name; write schema.table with lowercase letters, digits and underscores, beginning with a letter"
+)]
 pub struct InvalidTableName(pub String);
 
 impl TableName {

@@ -112,11 +112,11 @@ campaigns as (
     select
         customer_id,
         count(*) as campaigns,
-        count(*) filter (where ended_on >= cast(now() - interval '90 days' as date)) as campaigns_90d,
+        count(*) filter (where ended_on >= cast((now() - interval '90 days') at time zone 'UTC' at time zone 'America/New_York' as date)) as campaigns_90d,
         count(*) filter (where campaign_type = 'Type A') as personal_campaigns
     from core.campaign_touches
     where customer_id is not null
-        and started_on <= cast(now() at time zone 'America/New_York' as date)
+        and started_on <= cast(now() at time zone 'UTC' at time zone 'America/New_York' as date)
     group by customer_id
 ),
 
@@ -124,11 +124,11 @@ redemptions as (
     select
         customer_id,
         count(*) as redemptions,
-        count(*) filter (where redeemed_on > cast(now() - interval '90 days' as date)) as redemptions_90d,
+        count(*) filter (where redeemed_on > cast((now() - interval '90 days') at time zone 'UTC' at time zone 'America/New_York' as date)) as redemptions_90d,
         max(redeemed_on) as last_redemption_on
     from core.coupon_redemptions
     where customer_id is not null
-        and redeemed_on <= cast(now() at time zone 'America/New_York' as date)
+        and redeemed_on <= cast(now() at time zone 'UTC' at time zone 'America/New_York' as date)
     group by customer_id
 ),
 
@@ -148,7 +148,7 @@ profiles as (
         rhythm.purchase_days,
         rhythm.longest_gap_days,
         rhythm.usual_gap_days,
-        cast(now() at time zone 'America/New_York' as date) - rhythm.last_purchase_date as days_since_purchase
+        cast(now() at time zone 'UTC' at time zone 'America/New_York' as date) - rhythm.last_purchase_date as days_since_purchase
     from summary
     inner join rhythm on rhythm.customer_id = summary.customer_id
 )

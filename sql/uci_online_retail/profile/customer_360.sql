@@ -113,7 +113,7 @@ profiles as (
         summary.*,
         coalesce(rhythm.purchase_days, 0) as purchase_days,
         rhythm.usual_gap_days,
-        cast(now() at time zone 'Europe/London' as date) - rhythm.last_purchase_date as days_since_purchase,
+        cast(now() at time zone 'UTC' at time zone 'Europe/London' as date) - rhythm.last_purchase_date as days_since_purchase,
         coalesce(assortment.products, 0) as products,
         coalesce(assortment.products_90d, 0) as products_90d,
         coalesce(assortment.products_prev_90d, 0) as products_prev_90d

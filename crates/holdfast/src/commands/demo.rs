@@ -59,10 +59,16 @@ const MOST_AT_RISK: &str = "select customer_id, churn_probability, reason_1, rea
 pub(crate) async fn run(project: Project, args: &DemoArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let started = Instant::now();
     let mut steps = Steps::default();
-    std::fs::create_dir_all(&args.dir)
-        .map_err(|source| CliError::File { what: "cannot create", path: args.dir.clone(), source })?;
-    let folder = std::path::absolute(&args.dir)
-        .map_err(|source| CliError::File { what: "cannot resolve", path: args.dir.clone(), source })?;
+    std::fs::create_dir_all(&args.dir).map_err(|source| CliError::File {
+        what: "cannot create",
+        path: args.dir.clone(),
+        source,
+    })?;
+    let folder = std::path::absolute(&args.dir).map_err(|source| CliError::File {
+        what: "cannot resolve",
+        path: args.dir.clone(),
+        source,
+    })?;
     let project = project.with_lake_in(&folder);
     let stages = project.stages()?;
 
@@ -129,7 +135,8 @@ impl Steps {
 }
 
 async fn summary(published: &Published, steps: &Steps, started: Instant, args: &DemoArgs) -> Result<String, CliError> {
-    let mut text = format!("\nWhat is in the lake now (run {}, as of {}):\n\n", published.sequence(), published.as_of());
+    let mut text =
+        format!("\nWhat is in the lake now (run {}, as of {}):\n\n", published.sequence(), published.as_of());
     for table in published.tables() {
         let rows = table.rows.map_or_else(|| "?".to_owned(), grouped);
         text.push_str(&format!("  {:<34} {rows:>12} rows\n", table.name.to_string()));

@@ -55,7 +55,8 @@ pub(crate) async fn run(args: &GenerateArgs, terminal: &std::sync::Arc<Terminal>
             .sources
             .iter()
             .map(|source| {
-                let counts = serde_json::json!({ "rows": source.rows, "bytes": source.bytes, "dirty_rows": source.dirty_rows });
+                let counts =
+                    serde_json::json!({ "rows": source.rows, "bytes": source.bytes, "dirty_rows": source.dirty_rows });
                 (source.source.to_string(), counts)
             })
             .collect();

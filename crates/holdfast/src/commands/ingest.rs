@@ -57,7 +57,11 @@ pub(crate) async fn run(project: &Project, args: &IngestArgs, terminal: &Arc<Ter
     for name in &args.source {
         if !sources.iter().any(|source| &source.name == name) {
             let known: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
-            return Err(CliError::Argument(format!("pipeline {} has no source `{name}`: there are {}", project.pipeline, known.join(", "))));
+            return Err(CliError::Argument(format!(
+                "pipeline {} has no source `{name}`: there are {}",
+                project.pipeline,
+                known.join(", ")
+            )));
         }
     }
     // Mistakes in stages and rules are told before anything is written.

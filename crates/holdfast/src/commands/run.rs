@@ -29,8 +29,7 @@ pub(crate) struct RunArgs {
 pub(crate) async fn run(project: &Project, args: &RunArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let stages = project.stages()?;
     let lake = project.open_lake().await?;
-    let selection =
-        if args.select.is_empty() { Selection::All } else { Selection::Patterns(args.select.clone()) };
+    let selection = if args.select.is_empty() { Selection::All } else { Selection::Patterns(args.select.clone()) };
     let mut options = super::ingest::run_options(project, args.as_of, selection, true);
     options.refresh = args.refresh;
     let report = Runner::new(lake, stages, project.session_settings()?).run(&options, terminal.as_ref()).await?;
@@ -49,7 +48,8 @@ pub(crate) fn summarise(report: &RunReport, terminal: &Arc<Terminal>) {
         None if report.succeeded() => "nothing new to publish".to_owned(),
         None => "not published".to_owned(),
     };
-    terminal.finish("stages", &format!(" Finished {built} built, {fresh} fresh in {:.1}s, {published}", report.seconds));
+    terminal
+        .finish("stages", &format!(" Finished {built} built, {fresh} fresh in {:.1}s, {published}", report.seconds));
 }
 
 /// A run with a failure fails the command, with the exit code of the first failure.
@@ -66,7 +66,6 @@ pub(crate) fn judge(report: &RunReport) -> Result<(), CliError> {
         })
         .unwrap_or(ErrorKind::Bug);
     let total = report.stages.len();
-    let fine = report
-        .count(|outcome| matches!(outcome, StageOutcome::Built { .. } | StageOutcome::Fresh { .. }));
+    let fine = report.count(|outcome| matches!(outcome, StageOutcome::Built { .. } | StageOutcome::Fresh { .. }));
     Err(CliError::StagesFailed { fine, total, kind })
 }

@@ -27,8 +27,11 @@ pub(crate) struct ServeArgs {
 pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let token = match &args.token_file {
         Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|source| CliError::File { what: "cannot read the token file", path: path.clone(), source })?;
+            let text = std::fs::read_to_string(path).map_err(|source| CliError::File {
+                what: "cannot read the token file",
+                path: path.clone(),
+                source,
+            })?;
             Some(Token::parse(&text)?)
         }
         None => None,

@@ -42,9 +42,8 @@ pub(crate) async fn run(project: &Project, args: &SqlArgs) -> Result<(), CliErro
     };
     let span = tracing::info_span!("query");
     let _entered = span.enter();
-    let failed = |source| {
-        CliError::Engine(EngineError::Execution { what: "the query".to_owned(), source: Box::new(source) })
-    };
+    let failed =
+        |source| CliError::Engine(EngineError::Execution { what: "the query".to_owned(), source: Box::new(source) });
     let plan = plan_read_only(&session, &query).await?;
     let frame = session.execute_logical_plan(plan).await.map_err(failed)?;
     let schema = std::sync::Arc::clone(frame.schema().inner());
