@@ -685,7 +685,6 @@ async fn shutdown_lets_short_streams_end_and_stops_long_ones() {
     assert_eq!(error.code(), Code::Unavailable, "{}", error.message());
     drop((short, long, client));
     tokio::time::timeout(Duration::from_secs(10), service.running).await.unwrap().unwrap().unwrap();
-    assert!(Channel::from_shared(format!("http://{}", service.address)).unwrap().connect().await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -244,7 +244,9 @@ async fn traces_and_metrics_of_the_whole_path_arrive_without_customer_data() {
     for source in ["orders", "crm_contacts"] {
         let query = format!("select count(*) from raw.{source}");
         let stored = count(&holdfast(&["--lake", lake, "sql", "--output", "csv", &query], &[]).await);
-        assert_eq!(total(&metrics, "holdfast_ingest_rows", Some(("source", source))), stored, "rows of {source}");
+        let measured = total(&metrics, "holdfast_ingest_rows", Some(("source", source)));
+        // Both are whole numbers.
+        assert!((measured - stored).abs() < 0.5, "rows of {source}: {measured} measured, {stored} stored");
     }
 
     let bytes = receiver.bytes();

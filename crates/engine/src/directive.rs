@@ -251,7 +251,7 @@ mod tests {
         assert!(mistakes.is_empty(), "{mistakes:?}");
         assert_eq!(directives.kind, StageKind::Incremental { key: vec!["customer_id".to_owned()] });
         assert_eq!(directives.expectations[0].condition, "amount >= 0");
-        assert_eq!(directives.expectations[0].place, (3, 30));
+        assert_eq!(directives.expectations[0].place, (3, 29));
         assert_eq!(directives.tags, [("pii".to_owned(), vec!["name".to_owned(), "mobile".to_owned()])]);
         assert_eq!(directives.description, "One row an order.");
     }

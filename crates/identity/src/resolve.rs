@@ -368,8 +368,10 @@ fn assign(
         if let Some(customer) = customers.get_mut(&id) {
             // An id that went up in another and won a cluster of its own again is in use again.
             customer.merged_into = None;
-            // Files may arrive in any order: what is known of the customer's beginning may move back.
-            customer.first_seen = customer.first_seen.min(founder.first_seen);
+            // Files may arrive in any order: the founding identifier's first record may turn out to be an earlier one.
+            if let Some(founding) = cluster.members.iter().find(|member| member.token == customer.founding_token) {
+                customer.first_seen = founding.first_seen;
+            }
         }
         ids.push(id);
     }

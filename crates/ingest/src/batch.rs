@@ -17,7 +17,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tracing::Instrument;
 
 use crate::Result;
-use crate::block::{Block, Chunks, NOT_UTF8, Rows, Splitter, decode};
+use crate::block::{Block, Chunks, NOT_UTF8, Rows, SplitFile, Splitter, decode};
 use crate::column::{Column, range};
 use crate::discover::FoundFile;
 use crate::error::IngestError;
@@ -34,11 +34,11 @@ const BLOCKS_AHEAD: usize = 2;
 /// A share of bad rows says something about the file only when there are enough rows.
 const SHARE_ROWS_MIN: u64 = 20;
 
-/// A file to be read, with the hash of the content that was planned for.
+/// A file to be read. Its hash is known before when it was planned by an earlier run, or could be a copy.
 #[derive(Debug, Clone)]
 pub(crate) struct HashedFile {
     pub(crate) found: FoundFile,
-    pub(crate) content_hash: String,
+    pub(crate) content_hash: Option<String>,
 }
 
 /// What reading one file gave.
@@ -49,6 +49,8 @@ pub(crate) struct FileOutcome {
     pub(crate) quarantined: u64,
     /// UTC microseconds.
     pub(crate) event_times: Option<(i64, i64)>,
+    /// BLAKE3, in hexadecimal.
+    pub(crate) content_hash: String,
     blank: u64,
     not_utf8: u64,
     first_refused: Option<RefusedRow>,
@@ -87,8 +89,8 @@ enum Work {
 /// What the reading side counted, without decoding anything.
 #[derive(Default)]
 struct ReadSide {
-    /// Records of each file, blank lines included.
-    records: Vec<u64>,
+    /// In the order of the files.
+    files: Vec<SplitFile>,
     unknown_columns: Vec<String>,
 }
 
@@ -167,7 +169,11 @@ fn reconcile(spec: &SourceSpec, files: &[HashedFile], read: &ReadSide, worked: &
     let mut outcomes = Vec::with_capacity(files.len());
     for (index, file) in files.iter().enumerate() {
         let mut outcome = worked.files.get(&index).cloned().unwrap_or_default();
-        let counted = read.records.get(index).copied().unwrap_or(0);
+        let Some(split) = read.files.get(index) else {
+            return Err(IngestError::internal(format!("{} was not read", file.found.path)));
+        };
+        let counted = split.records;
+        outcome.content_hash.clone_from(&split.content_hash);
         outcome.read = counted.saturating_sub(outcome.blank);
         Promise::Ing3.check(counted == outcome.blank + outcome.stored + outcome.quarantined, || {
             format!(
@@ -278,25 +284,21 @@ impl Reading {
                         spec: &staging.spec,
                         name: &file.found.path,
                         file: index,
-                        content_hash: &file.content_hash,
+                        content_hash: file.content_hash.as_deref(),
                         block_bytes: staging.settings.block_bytes.max(1),
                         record_bytes_max: staging.settings.record_bytes_max,
                     };
                     let span = file_span(&staging, &file.found).entered();
-                    let mut gone = false;
-                    let records = splitter.split(Chunks::new(chunks), file.found.size, |block| {
+                    let split = splitter.split(Chunks::new(chunks), file.found.size, |block| {
                         if let Some(layout) = &block.layout {
                             note_columns(&mut side.unknown_columns, &layout.unknown);
                         }
                         next = (next + 1) % senders.len();
-                        gone = senders[next].blocking_send(Work::Lines(block)).is_err();
-                        !gone
+                        senders[next].blocking_send(Work::Lines(block)).is_ok()
                     })?;
-                    span.record("rows", records);
-                    side.records.push(records);
-                    if gone {
-                        return Ok(side);
-                    }
+                    let Some(split) = split else { return Ok(side) };
+                    span.record("rows", split.records);
+                    side.files.push(split);
                 }
                 Ok(side)
             })
@@ -333,7 +335,8 @@ impl Reading {
             let reading = self.parquet_file(index, &file.found, &mut side, &mut next).instrument(span.clone());
             let Some(rows) = reading.await? else { return Ok(side) };
             span.record("rows", rows);
-            side.records.push(rows);
+            let content_hash = file.content_hash.clone().unwrap_or_default();
+            side.files.push(SplitFile { records: rows, content_hash });
             self.bytes_read.fetch_add(file.found.size, Ordering::Relaxed);
         }
         Ok(side)
@@ -482,6 +485,7 @@ impl Staging {
             stored: count(lines.len()),
             quarantined: count(refused.len()),
             event_times,
+            content_hash: String::new(),
             blank,
             not_utf8: count(refused.iter().filter(|row| row.refusal.reason == NOT_UTF8).count()),
             first_refused: refused.iter().min_by_key(|row| row.line).cloned(),

@@ -128,14 +128,28 @@ pub(crate) struct Splitter<'a> {
     pub(crate) name: &'a str,
     /// Index of the file in its batch.
     pub(crate) file: usize,
-    pub(crate) content_hash: &'a str,
+    /// What the bytes must hash to, when that is known before.
+    pub(crate) content_hash: Option<&'a str>,
     pub(crate) block_bytes: usize,
     pub(crate) record_bytes_max: usize,
 }
 
+/// What cutting a file into blocks told about it.
+pub(crate) struct SplitFile {
+    /// Blank ones included.
+    pub(crate) records: u64,
+    /// BLAKE3 of the file's bytes, in hexadecimal.
+    pub(crate) content_hash: String,
+}
+
 impl Splitter<'_> {
-    /// Gives every block to `emit` until that says false; returns the number of records, blank ones included.
-    pub(crate) fn split(&self, chunks: Chunks, size: u64, mut emit: impl FnMut(Block) -> bool) -> Result<u64> {
+    /// Gives every block to `emit`. `None` when that said false, which ends the work.
+    pub(crate) fn split(
+        &self,
+        chunks: Chunks,
+        size: u64,
+        mut emit: impl FnMut(Block) -> bool,
+    ) -> Result<Option<SplitFile>> {
         let mut input = if self.spec.is_gzip(self.name) && size > 0 {
             Input::Gzip(Box::new(MultiGzDecoder::new(chunks)))
         } else {
@@ -199,7 +213,7 @@ impl Splitter<'_> {
                     layout: layout.clone(),
                 })
             {
-                return Ok(records);
+                return Ok(None);
             }
             offset += length;
             line += lines;
@@ -207,10 +221,11 @@ impl Splitter<'_> {
                 break;
             }
         }
-        if input.chunks().hasher.finalize().to_hex().as_str() != self.content_hash {
+        let content_hash = input.chunks().hasher.finalize().to_hex().to_string();
+        if self.content_hash.is_some_and(|expected| expected != content_hash) {
             return Err(IngestError::ChangedWhileRead { file: self.name.to_owned() });
         }
-        Ok(records)
+        Ok(Some(SplitFile { records, content_hash }))
     }
 
     fn io(&self, input: &mut Input, offset: u64, error: &std::io::Error) -> IngestError {
@@ -485,12 +500,13 @@ mod tests {
         drop(sender);
         let hash = blake3::hash(content).to_hex();
         let splitter =
-            Splitter { spec, name, file: 0, content_hash: hash.as_str(), block_bytes, record_bytes_max: 1 << 20 };
+            Splitter { spec, name, file: 0, content_hash: Some(hash.as_str()), block_bytes, record_bytes_max: 1 << 20 };
         let mut blocks = Vec::new();
         let records = splitter.split(Chunks::new(receiver), content.len() as u64, |block| {
             blocks.push(block);
             true
         })?;
+        let records = records.unwrap().records;
         let (mut lines, mut refused, mut blank) = (Vec::new(), Vec::new(), 0);
         for block in &blocks {
             let rows = decode(block, name, spec, 1024)?;

@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -21,7 +22,7 @@ use crate::json::UnknownFields;
 use crate::ledger::{
     Arrival, BatchTotals, Ledger, Outcome, PlannedFile, batch_row, batches_table, files_rows, files_table, widen,
 };
-use crate::spec::{SourceSpec, lineage_fields};
+use crate::spec::{FileFormat, SourceSpec, lineage_fields};
 
 /// How often a batch is planned anew because other workers took its number.
 const PLAN_ATTEMPTS_MAX: usize = 20;
@@ -358,7 +359,7 @@ impl Source<'_> {
             if !same {
                 return Ok(Err(plan.path.clone()));
             }
-            files.push(HashedFile { found: file, content_hash: plan.content_hash.clone() });
+            files.push(HashedFile { found: file, content_hash: Some(plan.content_hash.clone()) });
         }
         Ok(Ok(files))
     }
@@ -454,9 +455,24 @@ impl Source<'_> {
     /// Looks into the files: what is known under this path or another is left out.
     async fn arrivals(&mut self, files: &[FoundFile]) -> Result<Vec<HashedFile>> {
         let store = &self.from.store;
-        let hashed: Vec<HashedFile> = futures::stream::iter(files.to_vec())
-            .map(|found| async move {
-                let content_hash = found.content_hash(store).await?;
+        let mut sizes: HashMap<u64, usize> = HashMap::new();
+        for file in files {
+            *sizes.entry(file.size).or_default() += 1;
+        }
+        let candidates: Vec<(FoundFile, bool)> = {
+            let index = self.ledger.index();
+            // Text is hashed while it is read. Before that, only what could be a copy has to be looked into, and Parquet,
+            // which is not read from end to end.
+            let look_into = |file: &FoundFile| {
+                self.spec.format == FileFormat::Parquet
+                    || index.has_size(file.size)
+                    || sizes.get(&file.size).is_some_and(|files| *files > 1)
+            };
+            files.iter().map(|file| (file.clone(), look_into(file))).collect()
+        };
+        let hashed: Vec<HashedFile> = futures::stream::iter(candidates)
+            .map(|(found, look_into)| async move {
+                let content_hash = if look_into { Some(found.content_hash(store).await?) } else { None };
                 Ok::<_, IngestError>(HashedFile { found, content_hash })
             })
             .buffered(HASHES_AHEAD)
@@ -468,10 +484,12 @@ impl Source<'_> {
         {
             let index = self.ledger.index();
             for file in hashed {
-                let twin = arrivals.iter().find(|other| other.content_hash == file.content_hash);
-                let arrival = match twin {
-                    Some(twin) => Arrival::CopyOf(&twin.found.path),
-                    None => index.by_content(&file.found.path, &file.content_hash),
+                let arrival = match &file.content_hash {
+                    None => Arrival::New,
+                    Some(hash) => match arrivals.iter().find(|other| other.content_hash.as_ref() == Some(hash)) {
+                        Some(twin) => Arrival::CopyOf(&twin.found.path),
+                        None => index.by_content(&file.found.path, hash),
+                    },
                 };
                 match arrival {
                     Arrival::Known => known += 1,
@@ -505,7 +523,7 @@ impl Source<'_> {
                 size: file.found.size,
                 etag: file.found.etag.clone(),
                 modified: file.found.modified.timestamp_micros(),
-                content_hash: file.content_hash.clone(),
+                content_hash: outcome.content_hash.clone(),
                 rows_read: outcome.read,
                 rows_stored: outcome.stored,
                 rows_quarantined: outcome.quarantined,

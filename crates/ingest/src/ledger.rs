@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
@@ -172,6 +172,7 @@ impl Ledger {
             // The newest comes first and stays.
             index.newest.entry(&file.path).or_insert(file);
             index.contents.entry(&file.content_hash).or_insert(file);
+            index.sizes.insert(file.size);
         }
         index
     }
@@ -182,6 +183,7 @@ impl Ledger {
 pub(crate) struct Index<'a> {
     newest: HashMap<&'a str, &'a PlannedFile>,
     contents: HashMap<&'a str, &'a PlannedFile>,
+    sizes: HashSet<u64>,
 }
 
 impl<'a> Index<'a> {
@@ -194,6 +196,11 @@ impl<'a> Index<'a> {
                     _ => known.modified == modified,
                 }
         })
+    }
+
+    /// Whether a file of this size could have the content of one that is known.
+    pub(crate) fn has_size(&self, size: u64) -> bool {
+        self.sizes.contains(&size)
     }
 
     /// What the file is, by its content.
