@@ -112,6 +112,30 @@ pub(crate) fn describe(error: &DataFusionError) -> String {
         ),
         DataFusionError::SchemaError(error, _) => error.to_string(),
         DataFusionError::ObjectStore(error) => holdfast_lake::describe_store_error(error),
+        // A kernel quotes the value it could not convert, which may be a customer's.
+        DataFusionError::ArrowError(error, _) => without_quoted(&error.to_string()),
         other => other.strip_backtrace(),
+    }
+}
+
+/// The text with what stands in quotation marks left out.
+fn without_quoted(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    for (index, part) in text.split('\'').enumerate() {
+        clean.push_str(if index % 2 == 0 { part } else { "'…'" });
+    }
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_left_out_of_errors() {
+        let error =
+            arrow::error::ArrowError::CastError("Cannot cast string 'Wei Zhang' to value of Int64 type".to_owned());
+        let shown = describe(&DataFusionError::ArrowError(Box::new(error), None));
+        assert!(shown.contains("Int64") && !shown.contains("Wei"), "{shown}");
     }
 }

@@ -193,7 +193,12 @@ impl LakeReader {
             return Ok(false);
         }
         let published = Arc::new(Published::read(&self.lake, &self.settings, &self.runtime, &manifest).await?);
-        *self.current.write().unwrap_or_else(std::sync::PoisonError::into_inner) = published;
-        Ok(true)
+        let mut current = self.current.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Another refresh may have been quicker: readers only ever move forward.
+        let newer = published.sequence() > current.sequence();
+        if newer {
+            *current = published;
+        }
+        Ok(newer)
     }
 }

@@ -5,6 +5,7 @@ use chrono::{DateTime, Utc};
 use datafusion::catalog::{
     CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider,
 };
+use datafusion::error::DataFusionError;
 use datafusion::execution::SessionState;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
@@ -119,7 +120,7 @@ pub async fn plan_as_of(
     context: &SessionContext,
     statement: Statement,
     as_of: DateTime<Utc>,
-) -> Result<(SessionState, LogicalPlan), datafusion::error::DataFusionError> {
+) -> Result<(SessionState, LogicalPlan), DataFusionError> {
     let mut state = context.state();
     state.execution_props_mut().query_execution_start_time = Some(as_of);
     let plan = state.statement_to_plan(statement).await?;
@@ -168,8 +169,20 @@ fn reads_only(statement: &Statement) -> bool {
     }
 }
 
-fn query_error(error: &datafusion::error::DataFusionError, context: &SessionContext) -> EngineError {
-    let mut message = describe(error);
+fn query_error(error: &DataFusionError, context: &SessionContext) -> EngineError {
+    let mut message = match error.find_root() {
+        // The parser puts its place at the end: `… at Line: 1, Column: 8`.
+        DataFusionError::SQL(inner, _) => {
+            let text = inner.to_string();
+            let text = text.trim_start_matches("sql parser error: ");
+            match text.rsplit_once(" at Line: ").and_then(|(what, place)| Some((what, place.split_once(", Column: ")?)))
+            {
+                Some((what, (line, column))) => format!("line {line}, column {column}: {what}"),
+                None => text.to_owned(),
+            }
+        }
+        _ => describe(error),
+    };
     if let Some(diagnostic) = error.diagnostic() {
         message.clone_from(&diagnostic.message);
         if let Some(span) = diagnostic.span {

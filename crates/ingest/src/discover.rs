@@ -13,8 +13,8 @@ use crate::error::IngestError;
 use crate::spec::SourceSpec;
 
 /// How much is asked of the store at once, and how many such requests are under way for one file.
-const RANGE_BYTES: u64 = 8 << 20;
-const RANGES_AHEAD: usize = 2;
+const RANGE_BYTES: u64 = 2 << 20;
+const RANGES_AHEAD: usize = 4;
 
 /// A file of a source as the store shows it.
 #[derive(Debug, Clone)]

@@ -60,7 +60,7 @@ impl Default for IngestSettings {
             threads: 2,
             batch_files_max: 1_000,
             batch_bytes_max: 512 << 20,
-            block_bytes: 4 << 20,
+            block_bytes: 1 << 20,
             record_bytes_max: 64 << 20,
             original_bytes_max: 64 << 10,
             on_step: None,

@@ -79,7 +79,7 @@ impl Runs {
                     tracing::warn!(
                         monotonic_counter.holdfast_flight_errors = 1_u64,
                         method = "reload",
-                        error.kind = kind,
+                        kind = kind,
                         %error,
                         "cannot look for a newer run, serving the one at hand"
                     );

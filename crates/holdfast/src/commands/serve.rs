@@ -38,6 +38,9 @@ pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Term
     };
     // The port is taken before the lake is read: a wrong address is told at once.
     let listener = bind(&args.listen, token.as_ref()).await?;
+    let address = listener
+        .local_addr()
+        .map_err(|error| CliError::Argument(format!("cannot listen on {}: {error}", args.listen)))?;
     let lake = project.open_lake().await?;
     let reader = Arc::new(LakeReader::open(lake, project.reader_settings()).await?);
     let current = reader.current();
@@ -45,7 +48,7 @@ pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Term
         "  Serving run {} ({} tables) on grpc://{}, Ctrl-C stops",
         current.sequence(),
         current.tables().len(),
-        args.listen
+        address
     ));
     let settings = ServeSettings {
         token,

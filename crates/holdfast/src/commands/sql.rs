@@ -1,6 +1,7 @@
 use arrow::util::pretty::pretty_format_batches;
 use futures::TryStreamExt;
 use holdfast_engine::{EngineError, LakeReader, plan_read_only};
+use tracing::Instrument;
 
 use super::print;
 use crate::error::CliError;
@@ -27,6 +28,10 @@ enum Output {
 }
 
 pub(crate) async fn run(project: &Project, args: &SqlArgs) -> Result<(), CliError> {
+    query(project, args).instrument(tracing::info_span!("query")).await
+}
+
+async fn query(project: &Project, args: &SqlArgs) -> Result<(), CliError> {
     let query = if args.query == "-" {
         std::io::read_to_string(std::io::stdin())
             .map_err(|error| CliError::Argument(format!("cannot read the query from standard input: {error}")))?
@@ -40,8 +45,6 @@ pub(crate) async fn run(project: &Project, args: &SqlArgs) -> Result<(), CliErro
     } else {
         LakeReader::newest(&lake, &settings).await?.session()?
     };
-    let span = tracing::info_span!("query");
-    let _entered = span.enter();
     let failed =
         |source| CliError::Engine(EngineError::Execution { what: "the query".to_owned(), source: Box::new(source) });
     let plan = plan_read_only(&session, &query).await?;
