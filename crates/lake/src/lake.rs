@@ -27,6 +27,10 @@ const FORMAT_VERSION: u32 = 1;
 /// Where the lake's own files are; no table name begins with an underscore.
 pub(crate) const SYSTEM_FOLDER: &str = "_holdfast";
 
+/// How often a table is looked at before an error is believed, and how long to wait in between: creating one takes a moment.
+const LOOKS_MAX: u32 = 5;
+const LOOK_AGAIN_AFTER: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// What is decided once, when a lake is created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LakeSettings {
@@ -241,11 +245,17 @@ impl Lake {
     /// # Errors
     /// What the store or the Delta log answers.
     pub async fn table(&self, name: &TableName) -> Result<Option<Table>> {
-        match self.builder(name)?.load().await {
-            Ok(table) => Ok(Some(self.pinned(name, table)?)),
-            // The library has several errors for a table that is not there; the store knows.
-            Err(_) if !self.has_log(name).await? => Ok(None),
-            Err(error) => Err(LakeError::delta(name)(error)),
+        let mut looks = 1;
+        loop {
+            match self.builder(name)?.load().await {
+                Ok(table) => return Ok(Some(self.pinned(name, table)?)),
+                // The library has several errors for a table that is not there; the store knows.
+                Err(_) if !self.has_log(name).await? => return Ok(None),
+                Err(error) if looks == LOOKS_MAX => return Err(LakeError::delta(name)(error)),
+                // The log may have appeared between the two looks: another process is creating the table.
+                Err(_) => tokio::time::sleep(LOOK_AGAIN_AFTER).await,
+            }
+            looks += 1;
         }
     }
 
