@@ -6,7 +6,7 @@ use arrow::array::{ArrayRef, RecordBatch};
 use arrow::compute::SortOptions;
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::execution::{SessionState, TaskContext};
-use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder, col, ident};
+use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder, ident};
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
 use datafusion::physical_plan::repartition::RepartitionExec;
@@ -97,7 +97,6 @@ async fn physical_plan(
     let text = datafusion::logical_expr::cast(key, DataType::Utf8);
     let bucket = customer_bucket_function(buckets).call(vec![text]).alias(CUSTOMER_BUCKET);
     let plan = LogicalPlanBuilder::from(plan).project(columns.into_iter().chain([bucket]))?.build()?;
-    debug_assert!(plan.schema().field_with_unqualified_name(CUSTOMER_BUCKET).is_ok(), "{:?}", col(CUSTOMER_BUCKET));
 
     let plan = state.create_physical_plan(&plan).await?;
     let output = plan.schema();

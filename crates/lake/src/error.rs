@@ -1,7 +1,7 @@
 use deltalake_core::DeltaTableError;
 use holdfast_types::{BrokenPromise, ErrorKind, InvalidTableName, TableName};
 
-use crate::store::describe_store_error;
+use crate::store::{describe_chain, describe_store_error};
 
 /// What can go wrong in the lake.
 #[derive(Debug, thiserror::Error)]
@@ -142,27 +142,10 @@ fn store_kind(error: &object_store::Error) -> ErrorKind {
 fn describe_delta_error(error: &DeltaTableError) -> String {
     match error {
         DeltaTableError::ObjectStore { source } => describe_store_error(source),
-        other => innermost(other),
+        other => describe_chain(other),
     }
 }
 
 fn describe_parquet_error(error: &parquet::errors::ParquetError) -> String {
-    innermost(error)
-}
-
-/// The message of the last error in the chain that adds something, after the first one's.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let message = cause.to_string();
-        if !text.contains(&message) {
-            text = format!("{text}: {message}");
-        }
-        next = cause.source();
-    }
-    if text.contains("No space left on device") || text.contains("StorageFull") {
-        text.push_str(" (the disk is full: free some space and run the same command again, nothing was committed)");
-    }
-    text
+    describe_chain(error)
 }

@@ -72,11 +72,9 @@ fn without_dots(path: &std::path::Path) -> std::path::PathBuf {
 
 /// What a store error means for the person who reads it, with the remedy where one is known.
 pub fn describe_store_error(error: &object_store::Error) -> String {
-    let text = chain(error);
-    if text.contains("No space left on device") || text.contains("StorageFull") || text.contains("os error 28") {
-        return format!(
-            "{text} (the disk is full: free some space and run the same command again, nothing was committed)"
-        );
+    let text = describe_chain(error);
+    if is_full(&text) {
+        return text;
     }
     match error {
         object_store::Error::NotFound { path, .. } => format!("{path} was not found"),
@@ -92,7 +90,8 @@ pub fn describe_store_error(error: &object_store::Error) -> String {
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error and its causes, each that adds something, with the remedy where the disk is full.
+pub(crate) fn describe_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -102,5 +101,12 @@ fn chain(error: &dyn std::error::Error) -> String {
         }
         next = cause.source();
     }
+    if is_full(&text) {
+        text.push_str(" (the disk is full: free some space and run the same command again, nothing was committed)");
+    }
     text
+}
+
+fn is_full(text: &str) -> bool {
+    ["No space left on device", "StorageFull", "os error 28"].iter().any(|sign| text.contains(sign))
 }
