@@ -412,7 +412,7 @@ pub(crate) fn decode(block: &Block, name: &str, spec: &SourceSpec, original_byte
     let mut blank = 0;
     let mut line = block.first_line;
     // Almost always the whole block is valid; checked once, its records need not be.
-    let valid = std::str::from_utf8(&block.bytes).ok();
+    let valid = simdutf8::basic::from_utf8(&block.bytes).ok();
 
     let mut start = 0;
     let mut decode_record = |start: usize, end: usize, terminated: bool, line: u64| -> Result<()> {

@@ -54,6 +54,48 @@ pub(crate) enum ValueError {
 
 /// A decimal number with `scale` decimals as an integer. Exact: a digit that would be lost is an error.
 pub(crate) fn parse_decimal(text: &[u8], precision: u8, scale: i8) -> Result<i128, ValueError> {
+    match parse_short_decimal(text, precision, scale) {
+        Some(value) => Ok(value),
+        None => parse_any_decimal(text, precision, scale),
+    }
+}
+
+/// Numbers as almost all are written: up to 18 digits, no exponent, no more decimals than the scale. `None` for others,
+/// wrong ones included.
+fn parse_short_decimal(text: &[u8], precision: u8, scale: i8) -> Option<i128> {
+    let (negative, digits) = match text {
+        [b'-', rest @ ..] => (true, rest),
+        rest => (false, rest),
+    };
+    let scale = u32::try_from(scale).ok()?;
+    if digits.is_empty() || digits.len() > 18 {
+        return None;
+    }
+    let mut value: u64 = 0;
+    let mut decimals = None;
+    for byte in digits {
+        match byte {
+            b'0'..=b'9' => {
+                value = value * 10 + u64::from(byte - b'0');
+                decimals = decimals.map(|count: u32| count + 1);
+            }
+            b'.' if decimals.is_none() => decimals = Some(0),
+            _ => return None,
+        }
+    }
+    let missing = scale.checked_sub(decimals.unwrap_or(0))?;
+    if digits.len() == 1 && decimals.is_some() {
+        return None;
+    }
+    let value = i128::from(value.checked_mul(10_u64.checked_pow(missing)?)?);
+    let limit = 10_i128.checked_pow(u32::from(precision)).unwrap_or(i128::MAX);
+    if value >= limit {
+        return None;
+    }
+    Some(if negative { -value } else { value })
+}
+
+fn parse_any_decimal(text: &[u8], precision: u8, scale: i8) -> Result<i128, ValueError> {
     let (negative, digits) = match text {
         [b'-', rest @ ..] => (true, rest),
         [b'+', rest @ ..] => (false, rest),
@@ -261,6 +303,10 @@ mod tests {
         assert_eq!(decimal("3.1400000000000000000000000000000000000000000"), Ok(314));
         assert_eq!(decimal("0e99"), Ok(0));
         assert_eq!(decimal(".5"), Ok(50));
+        for text in ["5.", "-5.25", "+7", "0", "-0", "00012.3", "12.340", "999999999999999999", "99999999999999999.9", ".", "-."] {
+            let text = text.as_bytes();
+            assert_eq!(parse_decimal(text, 38, 2), parse_any_decimal(text, 38, 2), "{text:?}");
+        }
         assert_eq!(decimal("12.345"), Err(ValueError::TooPrecise));
         assert_eq!(decimal("1e-300"), Err(ValueError::TooPrecise));
         assert_eq!(decimal("10000000000"), Err(ValueError::OutOfRange));

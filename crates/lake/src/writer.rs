@@ -3,14 +3,14 @@ use std::sync::Arc;
 
 use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::error::ArrowError;
 use datafusion::common::ScalarValue;
 use deltalake_core::kernel::Add;
 use object_store::buffered::BufWriter;
 use object_store::path::Path;
 use parquet::arrow::AsyncArrowWriter;
-use parquet::basic::Compression;
+use parquet::basic::{Compression, Encoding};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
@@ -80,6 +80,12 @@ impl TableWriter {
             .set_compression(Compression::SNAPPY)
             .set_max_row_group_row_count(Some(settings.row_group_rows_max))
             .set_created_by(concat!("holdfast ", env!("CARGO_PKG_VERSION")).to_owned());
+        for field in schema.fields().iter().filter(|field| is_mostly_distinct(field)) {
+            let column = ColumnPath::new(vec![field.name().clone()]);
+            properties = properties
+                .set_column_dictionary_enabled(column.clone(), false)
+                .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED);
+        }
         for field in schema.fields().iter().filter(|field| is_personal(field)) {
             // Nested personal data is below this path: switching the parent off covers its leaves one by one.
             for leaf in leaves(field) {
@@ -205,8 +211,13 @@ fn parquet_error(table: &Table) -> impl Fn(ParquetError) -> LakeError + use<> {
     move |source| LakeError::Parquet { table: table.clone(), source }
 }
 
-fn leaves(field: &arrow::datatypes::Field) -> Vec<Vec<String>> {
-    use arrow::datatypes::DataType;
+/// Moments and 64-bit numbers (line numbers, counts, positions) rarely repeat, or run in long stretches: differences are
+/// smaller than a dictionary, and need no hashing.
+fn is_mostly_distinct(field: &Field) -> bool {
+    matches!(field.data_type(), DataType::Int64 | DataType::Timestamp(_, _))
+}
+
+fn leaves(field: &Field) -> Vec<Vec<String>> {
     match field.data_type() {
         DataType::Struct(children) => children
             .iter()
