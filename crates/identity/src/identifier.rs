@@ -1,5 +1,7 @@
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use arrow::array::{Array, ArrayRef, StringBuilder};
 use arrow::datatypes::DataType;
@@ -169,10 +171,55 @@ fn phone(country: Option<&str>, value: &str) -> Option<String> {
     if digits.len() < 6 || digits.chars().all(|c| c == '0') {
         return None;
     }
+    if let Some(mobile) = chinese_mobile(country, &text)
+        && is_known_mobile(mobile)
+    {
+        return Some(format!("+86{mobile}"));
+    }
+    phone_by_plan(country, &text, digits)
+}
+
+/// The eleven digits of a number that looks like a mobile one of mainland China.
+fn chinese_mobile<'a>(country: Option<&str>, text: &'a str) -> Option<&'a str> {
+    let national = match text.strip_prefix("+86").or_else(|| text.strip_prefix("0086")) {
+        Some(national) => national,
+        None if country == Some("CN") => text.strip_prefix("86").filter(|rest| rest.len() == 11).unwrap_or(text),
+        None => return None,
+    };
+    let is_mobile = national.len() == 11
+        && national.bytes().all(|byte| byte.is_ascii_digit())
+        && national.starts_with('1')
+        && !national.starts_with("10");
+    is_mobile.then_some(national)
+}
+
+/// Whether the numbering plan has this mobile number. It decides by the first seven digits (operator and region), so it is
+/// asked once for each of these: that takes microseconds, and there are billions of records.
+fn is_known_mobile(national: &str) -> bool {
+    const UNASKED: u8 = 0;
+    const KNOWN: u8 = 1;
+    const UNKNOWN: u8 = 2;
+    static PREFIXES: [AtomicU8; 1_000_000] = [const { AtomicU8::new(UNASKED) }; 1_000_000];
+
+    let ask = || phonenumber::parse(None, format!("+86{national}")).is_ok_and(|number| phonenumber::is_valid(&number));
+    let prefix = national.get(1..7).and_then(|digits| digits.parse::<usize>().ok()).and_then(|at| PREFIXES.get(at));
+    let Some(prefix) = prefix else { return ask() };
+    match prefix.load(Ordering::Relaxed) {
+        UNASKED => {
+            let known = ask();
+            prefix.store(if known { KNOWN } else { UNKNOWN }, Ordering::Relaxed);
+            known
+        }
+        answer => answer == KNOWN,
+    }
+}
+
+/// Any number, by the numbering plans of all countries.
+fn phone_by_plan(country: Option<&str>, text: &str, digits: &str) -> Option<String> {
     let country = country.and_then(|country| country.parse::<phonenumber::country::Id>().ok());
     let international = match digits.strip_prefix("00") {
         Some(rest) => format!("+{rest}"),
-        None => text.clone(),
+        None => text.to_owned(),
     };
     let number = phonenumber::parse(country, &international)
         .ok()
@@ -249,24 +296,23 @@ impl ScalarUDFImpl for IdentifierToken {
         let values = ColumnarValue::values_to_arrays(&arguments.args[1..])?;
         let values = as_string_array(&values[0])?;
         let mut tokens = StringBuilder::with_capacity(values.len(), values.len() * 32);
-        // Neighbouring rows often carry the same identifier.
-        let mut last: Option<(&str, Option<String>)> = None;
+        // Rows often carry the same identifiers.
+        let mut known: HashMap<&str, Option<String>> = HashMap::new();
         for value in values {
             let Some(value) = value else {
                 tokens.append_null();
                 continue;
             };
-            if last.as_ref().is_none_or(|(seen, _)| *seen != value) {
-                let token = if self.readable {
+            let token = known.entry(value).or_insert_with(|| {
+                if self.readable {
                     Some(value.trim())
                         .filter(|value| !value.is_empty())
                         .map(|value| format!("{identifier_type}:{value}"))
                 } else {
                     self.tokens.token_with(key, identifier_type, value)
-                };
-                last = Some((value, token));
-            }
-            tokens.append_option(last.as_ref().and_then(|(_, token)| token.as_deref()));
+                }
+            });
+            tokens.append_option(token.as_deref());
         }
         Ok(ColumnarValue::Array(Arc::new(tokens.finish()) as ArrayRef))
     }
@@ -304,6 +350,19 @@ mod tests {
         }
         for text in ["", "12345", "00000000000", "abc"] {
             assert_eq!(normalise(&rules(), "phone", text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn mobile_numbers_are_those_of_the_numbering_plan() {
+        let plan = |text: &str| phone_by_plan(Some("CN"), text, text.trim_start_matches('+'));
+        for prefix in 1_000..2_000 {
+            for rest in ["0000000", "4060001", "9999999"] {
+                let number = format!("{prefix}{rest}");
+                assert_eq!(phone(Some("CN"), &number), plan(&number), "{number}");
+                // Asked a second time, and in another notation.
+                assert_eq!(phone(None, &format!("+86 {number}")), plan(&format!("+86{number}")), "{number}");
+            }
         }
     }
 

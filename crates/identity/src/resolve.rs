@@ -120,27 +120,28 @@ async fn collect_edges(
     }
 }
 
-/// One row for each combination of identifiers that the new batches carry.
+/// One row for each combination of identifiers that the new batches carry. Combinations are found before their values become
+/// tokens: a device sends thousands of events, and is hashed once.
 fn evidence_sql(source: &IdentitySource, known: i64) -> String {
-    let columns: Vec<String> = source
-        .identifiers
-        .iter()
-        .enumerate()
-        .map(|(index, (name, value))| format!("identifier_token('{}', {value}) as i{index}", name.replace('\'', "''")))
-        .collect();
-    let names: Vec<String> = (0..columns.len()).map(|index| format!("i{index}")).collect();
-    let names = names.join(", ");
+    let join = |part: &dyn Fn(usize, &(String, String)) -> String| -> String {
+        let parts: Vec<String> =
+            source.identifiers.iter().enumerate().map(|(index, identifier)| part(index, identifier)).collect();
+        parts.join(", ")
+    };
+    let values = join(&|index, (_, value)| format!("{value} as v{index}"));
+    let combination = join(&|index, _| format!("v{index}"));
+    let tokens =
+        join(&|index, (name, _)| format!("identifier_token('{}', v{index}) as i{index}", name.replace('\'', "''")));
     let at = match &source.event_time {
         Some(column) => format!("\"{}\"", column.replace('"', "\"\"")),
         None => "_ingested_at".to_owned(),
     };
     format!(
-        "select {names}, count(*) as records, min(at) as first_seen_at, max(at) as last_seen_at \
-         from (select {}, {at} as at from {} where _batch > {known} and _batch <= {}) as identified \
-         group by {names}",
-        columns.join(", "),
-        source.table,
-        source.newest_batch,
+        "select {tokens}, records, first_seen_at, last_seen_at from (\
+         select {combination}, count(*) as records, min(at) as first_seen_at, max(at) as last_seen_at \
+         from (select {values}, {at} as at from {} where _batch > {known} and _batch <= {}) as identified \
+         group by {combination}) as combinations",
+        source.table, source.newest_batch,
     )
 }
 
