@@ -248,3 +248,24 @@ fn selections_take_what_is_above_and_below() {
     assert_eq!(code, Some(2));
     assert!(said.contains("did you mean `profile.spend`?"), "{said}");
 }
+
+#[test]
+fn a_stage_that_does_not_fit_into_memory_is_built_again_with_plans_that_need_less() {
+    let shop = Shop::new(&[(
+        "sql/profile/pairs.sql",
+        "-- Every order beside itself.\n-- @expect fail all: count(*) = 300000\n\
+         select o.order_id, p.amount, p.at\nfrom raw.orders o\njoin raw.orders p on p.order_id = o.order_id\n",
+    )]);
+    shop.write("holdfast.toml", "[lake]\nurl = \"lake\"\n[engine]\nmemory_mb = 64\n");
+    // A hash join holds one side, 45 MB of order ids at least, beside what it is made from.
+    let rows: String = (0..300_000).map(|n| format!("o{n:0>150},,2025-06-01T00:00:00Z,{}.00\n", n % 100)).collect();
+    shop.write("in/orders/a.csv", &format!("order_id,member,at,amount\n{rows}"));
+    succeed(&mut shop.command(&["ingest", "--raw-only", "--from", "in"]));
+
+    let run = succeed(&mut shop.command(&["run", "--select", "profile.pairs", "--as-of", "2025-06-30T00:00:00Z"]));
+    let said = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(said.contains("is built again alone, with all of it on disk"), "{said}");
+    assert!(said.contains("Built profile.pairs  300000 rows"), "{said}");
+    let sums = shop.query("select count(*) as n, cast(sum(amount) as bigint) as amount from profile.pairs");
+    assert_eq!((&sums[0]["n"], &sums[0]["amount"]), (&300_000.into(), &(3_000 * 4_950).into()));
+}

@@ -88,6 +88,12 @@ impl EngineError {
         }
     }
 
+    /// Whether the plan did not fit into the memory that its session has.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Execution { source, .. }
+            if matches!(source.find_root(), DataFusionError::ResourcesExhausted(_)))
+    }
+
     pub(crate) fn execution(what: impl Into<String>) -> impl FnOnce(DataFusionError) -> Self {
         let what = what.into();
         move |source| Self::Execution { what, source: Box::new(source) }
@@ -107,9 +113,9 @@ fn execution_kind(error: &DataFusionError) -> ErrorKind {
 /// The root of a DataFusion error without its wrappers and backtraces.
 pub(crate) fn describe(error: &DataFusionError) -> String {
     match error.find_root() {
-        DataFusionError::ResourcesExhausted(text) => format!(
-            "not enough memory: {text} (raise memory_mb in holdfast.toml, or lower the number of parallel stages)"
-        ),
+        DataFusionError::ResourcesExhausted(text) => {
+            format!("not enough memory: {text} (raise memory_mb in holdfast.toml)")
+        }
         DataFusionError::SchemaError(error, _) => error.to_string(),
         DataFusionError::ObjectStore(error) => holdfast_lake::describe_store_error(error),
         // A kernel quotes the value it could not convert, which may be a customer's.

@@ -147,6 +147,8 @@ struct Built {
     expectations: Vec<ExpectationResult>,
     /// The tables it made new versions of: the stage's, and its quarantine.
     tables: Vec<Table>,
+    /// What it wrote.
+    bytes: u64,
 }
 
 impl Runner {
@@ -186,6 +188,8 @@ impl Runner {
                 report.published = self.publish(options, &pinned).await?;
             }
             report.seconds = started.elapsed().as_secs_f64();
+            let outcome = if report.succeeded() { "ok" } else { "failed" };
+            tracing::info!(outcome, histogram.holdfast_run_seconds = report.seconds, "run ended");
             Ok(report)
         }
         .instrument(span)
@@ -201,88 +205,62 @@ impl Runner {
         runtime: &Arc<RuntimeEnv>,
         progress: &dyn Progress,
     ) -> Result<Vec<StageReport>> {
-        let total = selected.len() as u64;
         let order: Vec<TableName> = checked.iter().map(|stage| stage.stage.name.clone()).collect();
-        let mut waiting: Vec<CheckedStage> =
-            checked.into_iter().filter(|stage| selected.contains(&stage.stage.name)).collect();
-        let mut running: BTreeSet<TableName> = BTreeSet::new();
-        let mut broken: BTreeSet<TableName> = BTreeSet::new();
+        let mut queue = Queue::new(checked.into_iter().filter(|stage| selected.contains(&stage.stage.name)));
         let mut reports: BTreeMap<TableName, StageReport> = BTreeMap::new();
         let mut tasks = tokio::task::JoinSet::new();
         loop {
-            // A stage is ready once nothing it reads is waiting or running.
-            let pending: BTreeSet<TableName> =
-                waiting.iter().map(|stage| stage.stage.name.clone()).chain(running.iter().cloned()).collect();
-            let mut still = Vec::new();
-            for stage in waiting {
-                let name = stage.stage.name.clone();
-                if let Some(by) = stage.stage.inputs.keys().find(|input| broken.contains(*input)) {
-                    broken.insert(name.clone());
-                    progress.note(&format!("Blocked {name} by {by}"));
-                    let outcome = StageOutcome::Blocked { by: by.clone() };
-                    reports.insert(
-                        name.clone(),
-                        StageReport { stage: name, outcome, expectations: Vec::new(), seconds: 0.0 },
-                    );
-                } else if running.len() < options.parallel_stages.max(1)
-                    && stage.stage.inputs.keys().all(|input| !pending.contains(input))
-                {
-                    running.insert(name.clone());
-                    let work = StageWork {
-                        lake: self.lake.clone(),
-                        settings: self.settings.clone(),
-                        runtime: Arc::clone(runtime),
-                        inputs: stage
-                            .stage
-                            .inputs
-                            .keys()
-                            .map(|input| (input.clone(), pinned.get(input).cloned()))
-                            .collect(),
-                        declared: self.input_schemas(&stage.stage),
-                        current: pinned.get(&name).cloned(),
-                        quarantine: quarantine_name(&name).and_then(|name| pinned.get(&name).cloned()),
-                        checked: stage,
-                        as_of: options.as_of,
-                        refresh: options.refresh,
-                    };
-                    let span = tracing::info_span!("stage", stage = %name);
-                    tasks.spawn(
-                        async move {
-                            let started = Instant::now();
-                            let result = work.build().await;
-                            (name, result, started.elapsed().as_secs_f64())
-                        }
-                        .instrument(span),
-                    );
-                } else {
-                    still.push(stage);
-                }
+            for (stage, by) in queue.blocked() {
+                progress.problem(&format!("Blocked {stage} by {by}"));
+                let outcome = StageOutcome::Blocked { by };
+                reports.insert(stage.clone(), StageReport { stage, outcome, expectations: Vec::new(), seconds: 0.0 });
             }
-            waiting = still;
-            let Some(done) = tasks.join_next().await else {
-                if waiting.is_empty() {
-                    break;
-                }
-                continue;
-            };
+            while let Some((stage, allowance)) = queue.next(options.parallel_stages) {
+                let work = self.work(stage, allowance, options, pinned, runtime);
+                let name = work.name().clone();
+                let span = tracing::info_span!("stage", stage = %name);
+                tasks.spawn(
+                    async move {
+                        let started = Instant::now();
+                        let result = work.build().await;
+                        (name, result, started.elapsed().as_secs_f64())
+                    }
+                    .instrument(span),
+                );
+            }
+            let Some(done) = tasks.join_next().await else { break };
             let (name, result, seconds) = done.map_err(|error| {
                 EngineError::execution("a stage")(datafusion::error::DataFusionError::External(Box::new(error)))
             })?;
-            running.remove(&name);
             let built = match result {
                 Ok(built) => built,
-                Err(error) => Built {
-                    outcome: StageOutcome::Failed { error: error.to_string(), kind: error.kind() },
-                    expectations: Vec::new(),
-                    tables: Vec::new(),
-                },
+                Err(error) => {
+                    if error.is_out_of_memory()
+                        && let Some(allowance) = queue.again_with_more(&name)
+                    {
+                        let how = allowance.as_str();
+                        tracing::info!(stage = %name, seconds, how, "stage did not fit into memory");
+                        progress.note(&format!("  Waiting {name}  did not fit into memory, is built again {how}"));
+                        continue;
+                    }
+                    Built {
+                        outcome: StageOutcome::Failed { error: error.to_string(), kind: error.kind() },
+                        expectations: Vec::new(),
+                        tables: Vec::new(),
+                        bytes: 0,
+                    }
+                }
             };
-            record(&name, &built.outcome, seconds);
-            if matches!(built.outcome, StageOutcome::Failed { .. }) {
-                broken.insert(name.clone());
-            }
+            record(&name, &built, seconds);
+            let failed = matches!(built.outcome, StageOutcome::Failed { .. });
+            queue.done(&name, failed);
             pinned.extend(built.tables.into_iter().map(|table| (table.name().clone(), table)));
-            progress.note(&line(&name, &built.outcome, seconds));
+            let told = line(&name, &built.outcome, seconds);
+            if failed {
+                progress.problem(&told);
+            } else {
+                progress.note(&told);
+            }
             for failed in
                 built.expectations.iter().filter(|result| result.failed_rows > 0 && result.severity == Severity::Warn)
             {
@@ -295,9 +273,32 @@ impl Runner {
                 name.clone(),
                 StageReport { stage: name, outcome: built.outcome, expectations: built.expectations, seconds },
             );
-            progress.advance("stages", reports.len() as u64, Some(total), "stages");
+            progress.advance("stages", reports.len() as u64, Some(selected.len() as u64), "stages");
         }
         Ok(order.into_iter().filter_map(|name| reports.remove(&name)).collect())
+    }
+
+    fn work(
+        &self,
+        checked: CheckedStage,
+        allowance: Allowance,
+        options: &RunOptions,
+        pinned: &BTreeMap<TableName, Table>,
+        runtime: &Arc<RuntimeEnv>,
+    ) -> StageWork {
+        let stage = &checked.stage;
+        StageWork {
+            lake: self.lake.clone(),
+            settings: SessionSettings { is_frugal: allowance == Allowance::Frugal, ..self.settings.clone() },
+            runtime: Arc::clone(runtime),
+            inputs: stage.inputs.keys().map(|input| (input.clone(), pinned.get(input).cloned())).collect(),
+            declared: self.input_schemas(stage),
+            current: pinned.get(&stage.name).cloned(),
+            quarantine: quarantine_name(&stage.name).and_then(|name| pinned.get(&name).cloned()),
+            as_of: options.as_of,
+            refresh: options.refresh,
+            checked,
+        }
     }
 
     /// The columns of inputs that may not be in the lake yet.
@@ -366,12 +367,13 @@ fn line(name: &TableName, outcome: &StageOutcome, seconds: f64) -> String {
     }
 }
 
-fn record(name: &TableName, outcome: &StageOutcome, seconds: f64) {
-    match outcome {
+fn record(name: &TableName, built: &Built, seconds: f64) {
+    match &built.outcome {
         StageOutcome::Built { rows, quarantined_rows, .. } => {
             tracing::info!(
                 stage = %name,
                 monotonic_counter.holdfast_stage_rows = *rows,
+                monotonic_counter.holdfast_stage_bytes = built.bytes,
                 monotonic_counter.holdfast_stage_quarantined_rows = *quarantined_rows,
                 histogram.holdfast_stage_seconds = seconds,
                 "stage built"
@@ -382,6 +384,98 @@ fn record(name: &TableName, outcome: &StageOutcome, seconds: f64) {
             tracing::info!(stage = %name, kind = kind.as_str(), monotonic_counter.holdfast_errors = 1_u64, "stage failed");
         }
         StageOutcome::Blocked { by } => tracing::warn!(stage = %name, %by, "stage blocked"),
+    }
+}
+
+/// How much of the machine a stage gets. One that does not fit beside others is built again with the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Allowance {
+    /// It shares memory with the stages beside it.
+    Shared,
+    /// No other stage runs.
+    Alone,
+    /// No other stage runs, and its plan is one whose parts can all go to disk.
+    Frugal,
+}
+
+impl Allowance {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Shared => "beside others",
+            Self::Alone => "alone",
+            Self::Frugal => "alone, with all of it on disk that can be",
+        }
+    }
+
+    fn more(self) -> Option<Self> {
+        match self {
+            Self::Shared => Some(Self::Alone),
+            Self::Alone => Some(Self::Frugal),
+            Self::Frugal => None,
+        }
+    }
+}
+
+/// Which stages of a run wait, are being built, or cannot be.
+struct Queue {
+    waiting: Vec<(CheckedStage, Allowance)>,
+    running: BTreeMap<TableName, (CheckedStage, Allowance)>,
+    broken: BTreeSet<TableName>,
+}
+
+impl Queue {
+    fn new(stages: impl Iterator<Item = CheckedStage>) -> Self {
+        let waiting = stages.map(|stage| (stage, Allowance::Shared)).collect();
+        Self { waiting, running: BTreeMap::new(), broken: BTreeSet::new() }
+    }
+
+    /// Takes out the stages that read, directly or not, from one that failed; with that one.
+    fn blocked(&mut self) -> Vec<(TableName, TableName)> {
+        let mut blocked = Vec::new();
+        // Inputs come first, so that one pass finds all.
+        for (stage, allowance) in std::mem::take(&mut self.waiting) {
+            match stage.stage.inputs.keys().find(|input| self.broken.contains(*input)) {
+                Some(by) => {
+                    blocked.push((stage.stage.name.clone(), by.clone()));
+                    self.broken.insert(stage.stage.name);
+                }
+                None => self.waiting.push((stage, allowance)),
+            }
+        }
+        blocked
+    }
+
+    /// A stage to begin with now: its inputs are neither waiting nor running.
+    fn next(&mut self, parallel: usize) -> Option<(CheckedStage, Allowance)> {
+        let is_alone = self.running.values().any(|(_, allowance)| *allowance != Allowance::Shared);
+        if is_alone || self.running.len() >= parallel.max(1) {
+            return None;
+        }
+        let pending = |name: &TableName| {
+            self.running.contains_key(name) || self.waiting.iter().any(|(stage, _)| stage.stage.name == *name)
+        };
+        let ready = self.waiting.iter().position(|(stage, allowance)| {
+            (*allowance == Allowance::Shared || self.running.is_empty()) && !stage.stage.inputs.keys().any(pending)
+        })?;
+        let (stage, allowance) = self.waiting.remove(ready);
+        self.running.insert(stage.stage.name.clone(), (stage.clone(), allowance));
+        Some((stage, allowance))
+    }
+
+    /// Lets a running stage wait for more of the machine. `None` when it had all there is.
+    fn again_with_more(&mut self, name: &TableName) -> Option<Allowance> {
+        let more = self.running.get(name)?.1.more()?;
+        let (stage, _) = self.running.remove(name)?;
+        // Last, so that others are not held up.
+        self.waiting.push((stage, more));
+        Some(more)
+    }
+
+    fn done(&mut self, name: &TableName, failed: bool) {
+        self.running.remove(name);
+        if failed {
+            self.broken.insert(name.clone());
+        }
     }
 }
 
@@ -426,7 +520,7 @@ impl StageWork {
             && serde_json::from_value::<StageNote>(stored).is_ok_and(|stored| stored == note)
         {
             let outcome = StageOutcome::Fresh { version: current.version() };
-            return Ok(Built { outcome, expectations: Vec::new(), tables: Vec::new() });
+            return Ok(Built { outcome, expectations: Vec::new(), tables: Vec::new(), bytes: 0 });
         }
 
         let table = match &self.current {
@@ -564,6 +658,7 @@ impl StageWork {
         Promise::Stg2.check(!failing, || format!("{} was about to be committed", self.name()))?;
 
         let app_id = format!("stage/{}", self.name());
+        let bytes = staged.files.iter().chain(&staged.refused).map(|file| file.bytes).sum();
         let mut tables = Vec::new();
         if let Some(name) = quarantine_name(self.name())
             && let Some(quarantine) = self.lake.table(&name).await?
@@ -601,6 +696,7 @@ impl StageWork {
                 tables.push(self.lake.table_at(self.name(), version).await?);
                 tables
             },
+            bytes,
         })
     }
 

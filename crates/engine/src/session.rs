@@ -32,6 +32,8 @@ pub struct SessionSettings {
     pub memory_bytes: usize,
     /// How many parts of a plan run at once.
     pub target_partitions: usize,
+    /// Plans that need the least memory, at the price of time: everything that is held can go to disk.
+    pub is_frugal: bool,
     /// Functions known by name in stages and queries.
     pub functions: Vec<Arc<ScalarUDF>>,
     /// Changes whenever one of the functions would give other values, so that stages are refreshed.
@@ -43,6 +45,7 @@ impl Default for SessionSettings {
         Self {
             memory_bytes: 1 << 30,
             target_partitions: std::thread::available_parallelism().map_or(2, usize::from),
+            is_frugal: false,
             functions: Vec::new(),
             salt: String::new(),
         }
@@ -66,8 +69,17 @@ impl SessionSettings {
     }
 
     fn config(&self) -> SessionConfig {
+        // Sort-merge joins are planned for two partitions or more; hash joins hold one side in memory whatever comes.
+        let (partitions, batch_rows) = if self.is_frugal { (2, 2_048) } else { (self.target_partitions, 8_192) };
         SessionConfig::new()
-            .with_target_partitions(self.target_partitions)
+            .with_target_partitions(partitions)
+            .with_batch_size(batch_rows)
+            .set_bool("datafusion.optimizer.prefer_hash_join", !self.is_frugal)
+            // What each sort keeps free for merging. A plan has many sorts; they must not take the pool by being there.
+            .set_usize(
+                "datafusion.execution.sort_spill_reservation_bytes",
+                (self.memory_bytes / 64).clamp(1 << 20, 10 << 20),
+            )
             .with_default_catalog_and_schema(CATALOG, "core")
             .with_create_default_catalog_and_schema(false)
             .with_information_schema(true)

@@ -7,6 +7,7 @@ mod progress;
 mod project;
 mod telemetry;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -82,11 +83,15 @@ fn main() -> ExitCode {
 async fn start(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let telemetry = Telemetry::start(telemetry_settings(cli, terminal))?;
     let span = telemetry.command_span(cli.command.name());
-    let result = Box::pin(command(cli, terminal).instrument(span)).await;
-    if let Err(error) = &result {
-        // The message itself is printed at the end; the log and the metrics get its kind.
-        tracing::info!(kind = error.kind().as_str(), monotonic_counter.holdfast_errors = 1_u64, "command failed");
-    }
+    let ended = async {
+        let result = command(cli, terminal).await;
+        if let Err(error) = &result {
+            // The message itself is printed at the end; the log and the metrics get its kind.
+            tracing::info!(kind = error.kind().as_str(), monotonic_counter.holdfast_errors = 1_u64, "command failed");
+        }
+        result
+    };
+    let result = Box::pin(ended.instrument(span)).await;
     telemetry.shutdown();
     result
 }
@@ -95,7 +100,9 @@ async fn start(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
 fn telemetry_settings(cli: &Cli, terminal: &Arc<Terminal>) -> TelemetrySettings {
     let terminal = Arc::clone(terminal);
     let log = LogSink::new(move |line| terminal.log(line));
-    TelemetrySettings::from_environment(|name| std::env::var(name).ok(), cli.verbose, log)
+    let mut settings = TelemetrySettings::from_environment(|name| std::env::var(name).ok(), cli.verbose, log);
+    settings.log_colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    settings
 }
 
 async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {

@@ -26,7 +26,7 @@ struct Step {
 }
 
 impl Terminal {
-    /// Bars when standard error is a terminal. `quiet` shows nothing at all.
+    /// Bars when standard error is a terminal. `quiet` shows problems only.
     pub(crate) fn new(quiet: bool) -> Self {
         let bars = (!quiet && std::io::stderr().is_terminal()).then(MultiProgress::new);
         Self { bars, steps: Mutex::default(), quiet }
@@ -96,6 +96,10 @@ impl Progress for Terminal {
         if !self.quiet {
             self.line(line);
         }
+    }
+
+    fn problem(&self, line: &str) {
+        self.line(line);
     }
 }
 

@@ -9,6 +9,9 @@ pub trait Progress: Send + Sync + std::fmt::Debug {
 
     /// Something worth a line that is neither progress nor an error.
     fn note(&self, line: &str);
+
+    /// Something that went wrong and that the error at the end does not tell. Shown also where progress is not.
+    fn problem(&self, line: &str);
 }
 
 /// Shows nothing.
@@ -19,4 +22,5 @@ impl Progress for NoProgress {
     fn advance(&self, _step: &str, _done: u64, _total: Option<u64>, _unit: &'static str) {}
     fn finish(&self, _step: &str, _summary: &str) {}
     fn note(&self, _line: &str) {}
+    fn problem(&self, _line: &str) {}
 }

@@ -17,7 +17,7 @@ use crate::progress::Terminal;
 use crate::project::{Project, raw_table};
 
 /// The schema whose stages map sources to one row a fact, keyed by customer.
-const UNIFIED_SCHEMA: &str = "core.*";
+const UNIFIED_SCHEMA: &str = "core";
 
 /// Bring sources into the lake: raw tables, identity, core tables
 #[derive(Debug, clap::Args)]
@@ -76,11 +76,13 @@ pub(crate) async fn run(project: &Project, args: &IngestArgs, terminal: &Arc<Ter
     if !args.raw_only {
         let resolved = resolve_identity(project, &lake, &tokens, terminal).await?;
         report.customers = Some(resolved.customers);
-        let runner = Runner::new(lake, stages, project.session_settings()?);
-        let options = run_options(project, args.as_of, Selection::Patterns(vec![UNIFIED_SCHEMA.to_owned()]), false);
-        let core = runner.run(&options, terminal.as_ref()).await?;
-        super::run::judge(&core)?;
-        report.core = Some(core);
+        if stages.stages().iter().any(|stage| stage.name.schema() == UNIFIED_SCHEMA) {
+            let runner = Runner::new(lake, stages, project.session_settings()?);
+            let unified = Selection::Patterns(vec![format!("{UNIFIED_SCHEMA}.*")]);
+            let core = runner.run(&run_options(project, args.as_of, unified, false), terminal.as_ref()).await?;
+            super::run::judge(&core)?;
+            report.core = Some(core);
+        }
     }
     report.seconds = started.elapsed().as_secs_f64();
     if args.json { print_json(&report) } else { Ok(()) }
