@@ -1,8 +1,9 @@
 //! The commands a newcomer types, on the shipped project.
 
 use std::path::Path;
+use std::process::Command;
 
-use crate::{commits, holdfast, rows, succeed};
+use crate::{commits, holdfast, holdfast_binary, rows, succeed};
 
 fn demo(folder: &Path, customers: &str) -> String {
     let output = succeed(holdfast().args(["demo", "--no-serve", "--customers", customers, "--dir"]).arg(folder));
@@ -118,4 +119,82 @@ fn every_case_beside_a_stage_holds() {
         assert!(said.contains("cases passed"), "{said}");
         assert!(!said.contains("no case beside the stage"), "{said}");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn watching_brings_in_what_arrives_and_stops_at_a_signal() {
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+
+    let folder = tempfile::tempdir().unwrap();
+    let write = |path: &str, text: &str| {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("holdfast.toml", "[lake]\nurl = \"lake\"\n");
+    write("pipelines/churn/pipeline.toml", "stages = \"sql\"\n");
+    write("pipelines/churn/identity.toml", "priority = [\"member_id\"]\n[types.member_id]\nunique = true\n");
+    write(
+        "pipelines/churn/sources/visits.toml",
+        "kind = \"events\"\npath = \"visits/*.csv\"\nformat = \"csv\"\nevent_time = \"at\"\n[columns]\n\
+         visit_id = \"string\"\nmember = \"string\"\nat = \"timestamp\"\n\
+         [[identifiers]]\ntype = \"member_id\"\nvalue = \"member\"\n",
+    );
+    write(
+        "sql/core/visits.sql",
+        "-- One row a visit.\n-- @expect fail has_id: visit_id is not null\n\
+         select i.customer_id, v.visit_id, v.at as visited_at\nfrom raw.visits v\n\
+         left join identity.identifiers i on i.token = identifier_token('member_id', v.member)\n",
+    );
+    write(
+        "sql/profile/visits.sql",
+        "-- Visits, one row a customer.\n-- @expect fail known: customer_id is not null\n\
+         select customer_id, count(*) as visits\nfrom core.visits\nwhere customer_id is not null\ngroup by customer_id\n",
+    );
+    std::fs::create_dir_all(folder.path().join("in")).unwrap();
+    let holdfast = || {
+        let mut command = Command::new(holdfast_binary());
+        command.arg("--project").arg(folder.path()).current_dir(folder.path());
+        command
+    };
+    let mut watching = holdfast()
+        .args(["ingest", "--from", "in", "--watch", "--every", "0.2", "--run"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(watching.stderr.take().unwrap()).lines();
+    let (sender, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || said.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    let mut heard = Vec::new();
+    let mut wait_for = |wanted: &str| {
+        while !heard.last().is_some_and(|line: &String| line.contains(wanted)) {
+            let line = lines.recv_timeout(Duration::from_secs(60));
+            heard.push(line.unwrap_or_else(|error| panic!("{error} before {wanted:?}: {heard:?}")));
+        }
+    };
+    // The folder of the source comes later, and so do its files.
+    wait_for("published as run 1");
+    write("in/visits/1.csv", "visit_id,member,at\nv1,M1,2026-01-01T00:00:00Z\nv2,M2,2026-01-01T00:00:00Z\n");
+    wait_for("published as run 2");
+    write("in/visits/2.csv", "visit_id,member\n");
+    write("in/visits/3.csv", "visit_id,member,at\nv3,M1,2026-01-02T00:00:00Z\n");
+    wait_for("published as run 3");
+    let answer = succeed(holdfast().args([
+        "sql",
+        "select sum(visits) as n, count(*) as c from profile.visits",
+        "--published",
+        "--output",
+        "csv",
+    ]));
+    assert_eq!(String::from_utf8_lossy(&answer.stdout), "n,c\n3,2\n");
+    let refused = succeed(holdfast().args(["sql", "select path from metric.ingest_refused_files", "--output", "csv"]));
+    assert_eq!(String::from_utf8_lossy(&refused.stdout), "path\nvisits/2.csv\n");
+
+    succeed(Command::new("kill").arg("-TERM").arg(watching.id().to_string()));
+    let began = Instant::now();
+    assert!(watching.wait().unwrap().success());
+    assert!(began.elapsed() < Duration::from_secs(10));
 }

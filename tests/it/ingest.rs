@@ -462,7 +462,7 @@ fn write_parquet(path: &Path, rows: &RecordBatch) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_input_is_one_clear_error_and_leaves_the_rows_as_they_were() {
+async fn a_bad_file_is_refused_as_a_whole_with_one_clear_reason() {
     const CSV: &str = "kind = \"k\"\npath = \"csv/*\"\nformat = \"csv\"\n[columns]\nid = \"string\"\nn = \"int32\"\n";
     const PARQUET: &str = "kind = \"k\"\npath = \"parquet/*\"\nformat = \"parquet\"\n[columns]\nid = \"string\"\n";
     let utf16: Vec<u8> =
@@ -498,19 +498,49 @@ async fn bad_input_is_one_clear_error_and_leaves_the_rows_as_they_were() {
         let place = Place::new();
         let spec = if path.starts_with("csv") { spec("s", CSV) } else { spec("s", PARQUET) };
         place.put(path, &content);
-        let error = place.ingest(&spec).await.unwrap_err();
-        assert_eq!(error.kind(), kind, "{error}");
+        let refused = place.ingest(&spec).await.unwrap().refused;
+        let [file] = refused.as_slice() else { panic!("{refused:?}") };
+        assert_eq!((file.path.as_str(), file.kind.as_str()), (path, kind.as_str()), "{file:?}");
         for word in words {
-            assert!(error.to_string().contains(word), "{word:?} in: {error}");
+            assert!(file.reason.contains(word), "{word:?} in: {}", file.reason);
         }
-        assert!(place.rows("raw", "s").is_none() && place.rows("quarantine", "s").is_none(), "{error}");
-        assert!(place.rows("metric", "ingest_files").is_none(), "{error}");
-        // Mended, it goes on as if nothing had been.
+        assert!(place.rows("raw", "s").is_none() && place.rows("quarantine", "s").is_none(), "{file:?}");
+        assert!(place.rows("metric", "ingest_files").is_none(), "{file:?}");
+        // As it is, it is told again and not read again; mended, it goes on as if nothing had been.
+        let versions = place.versions().await;
+        assert_eq!(place.ingest(&spec).await.unwrap().refused, refused);
+        assert_eq!(place.versions().await, versions);
         if path == "csv/a.csv" {
             place.put(path, "id,n\na,1\n");
-            assert_eq!(place.ingest(&spec).await.unwrap().rows_stored, 1);
+            let report = place.ingest(&spec).await.unwrap();
+            assert_eq!((report.rows_stored, report.refused.len()), (1, 0));
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ing_3_a_bad_file_does_not_hold_up_the_others_and_comes_in_once_its_contract_fits() {
+    let place = Place::new();
+    for day in [1, 2, 4] {
+        place.put(&format!("orders/0{day}.ndjson"), orders(day, 25));
+    }
+    let whole = orders(3, 25);
+    place.put("orders/03.ndjson", &whole[..whole.len() - 20]);
+    let report = place.ingest(&spec("orders", CONTRACT)).await.unwrap();
+    assert_eq!((report.files_stored, report.batches, report.refused.len()), (3, 1, 1));
+    assert_eq!(report.refused[0].path, "orders/03.ndjson");
+    assert_eq!(report.rows_read, report.rows_stored + report.rows_quarantined);
+    let before = report.rows_stored;
+
+    // Another contract looks at it again, and it is still cut off.
+    let commented = format!("# looked at\n{CONTRACT}");
+    let report = place.ingest(&spec("orders", &commented)).await.unwrap();
+    assert_eq!((report.files_stored, report.refused.len()), (0, 1));
+    place.put("orders/03.ndjson", &whole);
+    let report = place.ingest(&spec("orders", &commented)).await.unwrap();
+    assert_eq!((report.files_stored, report.refused.len()), (1, 0));
+    assert_eq!(place.rows("raw", "orders").unwrap().num_rows() as u64, before + report.rows_stored);
+    assert_eq!(place.rows("metric", "ingest_refused_files").unwrap().num_rows(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -25,6 +25,10 @@ pub(crate) enum CliError {
     Argument(String),
     #[error("{} of {total} stages failed or were blocked; the others are up to date, readers keep the run they have", total - fine)]
     StagesFailed { fine: usize, total: usize, kind: ErrorKind },
+    #[error(
+        "{files} files wait to be mended, nothing of them is stored: see metric.ingest_refused_files; everything else is in the lake"
+    )]
+    FilesRefused { files: usize, kind: ErrorKind },
     #[error("{failed} of {total} cases failed")]
     CasesFailed { failed: usize, total: usize },
     #[error("cannot write the output: {0}")]
@@ -51,7 +55,7 @@ impl CliError {
             Self::NoProject(_) | Self::NoPipeline { .. } => ErrorKind::NotFound,
             Self::Config { .. } => ErrorKind::InvalidConfig,
             Self::File { .. } | Self::Argument(_) | Self::CasesFailed { .. } => ErrorKind::InvalidInput,
-            Self::StagesFailed { kind, .. } => *kind,
+            Self::StagesFailed { kind, .. } | Self::FilesRefused { kind, .. } => *kind,
             Self::Output(_) => ErrorKind::Retry,
             Self::Lake(error) => error.kind(),
             Self::Engine(error) => error.kind(),

@@ -61,6 +61,7 @@ const METRICS: &[Metric] = &[
     Metric::count("holdfast_ingest_errors", "{error}", "sources that could not be ingested", &["kind", "source"]),
     Metric::count("holdfast_ingest_files", "{file}", "files stored", &["source"]),
     Metric::lag("holdfast_ingest_lag_seconds", "newest event time of a batch to its commit", &["source"]),
+    Metric::count("holdfast_ingest_refused_files", "{file}", "files refused as a whole", &["kind", "source"]),
     Metric::count("holdfast_ingest_rows", "{row}", "rows stored in raw", &["source"]),
     Metric::count("holdfast_ingest_rows_quarantined", "{row}", "rows refused", &["source"]),
     Metric::count("holdfast_query_rows", "{row}", "rows that `holdfast sql` answered with", &[]),

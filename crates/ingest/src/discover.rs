@@ -45,8 +45,12 @@ impl FoundFile {
         let wanted = range.end - range.start;
         let options =
             GetOptions { if_match: self.etag.clone(), range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
-        let failed = IngestError::store(&self.path);
-        let bytes = store.get_opts(&self.location, options).await.map_err(&failed)?.bytes().await.map_err(&failed)?;
+        let failed = |error| match error {
+            // It was listed a moment ago.
+            object_store::Error::NotFound { .. } => IngestError::ChangedWhileRead { file: self.path.clone() },
+            error => IngestError::store(&self.path)(error),
+        };
+        let bytes = store.get_opts(&self.location, options).await.map_err(failed)?.bytes().await.map_err(failed)?;
         if u64::try_from(bytes.len()).unwrap_or(0) == wanted {
             Ok(bytes)
         } else {

@@ -50,7 +50,7 @@ pub enum IngestError {
     },
     /// A file ends in the middle.
     #[error(
-        "{file} appears truncated at byte {offset}: {message}; deliver the whole file again, nothing of this batch was stored"
+        "{file} appears truncated at byte {offset}: {message}; deliver the whole file again, nothing of this file was stored"
     )]
     Truncated {
         /// Which file.
@@ -70,7 +70,7 @@ pub enum IngestError {
     },
     /// So many rows of a file are bad that the file is, not the rows.
     #[error(
-        "{file}: {refused} of {read} rows were refused, more than max_quarantine_share = {share} allows; first at line {line}: {reason}{remedy}; nothing of this batch was stored"
+        "{file}: {refused} of {read} rows were refused, more than max_quarantine_share = {share} allows; first at line {line}: {reason}{remedy}; nothing of this file was stored"
     )]
     TooManyRefused {
         /// Which file.
@@ -90,7 +90,7 @@ pub enum IngestError {
     },
     /// A file became another one while it was read.
     #[error(
-        "{file} changed while it was read: let its writer finish, then run again; nothing of this batch was stored"
+        "{file} changed or went away while it was read: let its writer finish, then run again; nothing of this file was stored"
     )]
     ChangedWhileRead {
         /// Which file.
@@ -161,6 +161,19 @@ impl IngestError {
             Self::Ledger { .. } => ErrorKind::CorruptData,
             Self::Lake(error) => error.kind(),
             Self::Promise(_) | Self::Internal(_) => ErrorKind::Bug,
+        }
+    }
+
+    /// The file at fault, when it is one file and not the source, the store or the lake.
+    pub(crate) fn file(&self) -> Option<&str> {
+        match self {
+            Self::Layout { file, .. }
+            | Self::Encoding { file, .. }
+            | Self::Truncated { file, .. }
+            | Self::Unreadable { file, .. }
+            | Self::TooManyRefused { file, .. }
+            | Self::ChangedWhileRead { file } => Some(file),
+            _ => None,
         }
     }
 

@@ -22,6 +22,7 @@ use crate::json::UnknownFields;
 use crate::ledger::{
     Arrival, BatchTotals, Ledger, Outcome, PlannedFile, batch_row, batches_table, files_rows, files_table, widen,
 };
+use crate::refused::{RefusedFile, RefusedFiles, refused_row, refused_table};
 use crate::spec::{FileFormat, SourceSpec, lineage_fields};
 
 /// How often a batch is planned anew because other workers took its number.
@@ -160,6 +161,8 @@ pub struct SourceReport {
     pub event_time_min: Option<DateTime<Utc>>,
     /// The latest event time of what was stored.
     pub event_time_max: Option<DateTime<Utc>>,
+    /// Files that were refused as a whole, by this call or earlier, and are still as they were. Nothing of them is stored.
+    pub refused: Vec<RefusedFile>,
     /// What somebody should look at: fields outside the contract, copies, abandoned batches.
     pub warnings: Vec<String>,
 }
@@ -172,8 +175,11 @@ pub struct SourceReport {
 ///
 /// `progress` is told of bytes under the source's name; finishing the step is the caller's, who has the report.
 ///
+/// A file that cannot be read as its contract says is refused as a whole: it is in [`SourceReport::refused`], and looked at
+/// again when it or the contract has changed. One that is being written is left for the next call.
+///
 /// # Errors
-/// The first thing that is wrong with a file, its contract, the store or the lake, by [`IngestError::kind`]. The batches
+/// The first thing that is wrong with the contract, the store or the lake, by [`IngestError::kind`]. The batches
 /// committed before stay; nothing of the failing one does.
 pub async fn ingest_source(
     lake: &Lake,
@@ -216,6 +222,7 @@ async fn run(
     let found = discover(from, spec).await?;
     let tables = Tables::ensure(lake, spec).await?;
     let ledger = Ledger::load(lake, &tables.files, &tables.batches, pipeline, &spec.name).await?;
+    let refused = RefusedFiles::load(lake, pipeline, &spec.name).await?;
     let mut source = Source {
         lake,
         pipeline,
@@ -225,6 +232,7 @@ async fn run(
         progress,
         tables,
         ledger,
+        refused,
         unknown: UnknownFields::default(),
         unknown_columns: Vec::new(),
         event_times: None,
@@ -292,6 +300,7 @@ struct Source<'a> {
     progress: &'a dyn Progress,
     tables: Tables,
     ledger: Ledger,
+    refused: RefusedFiles,
     unknown: UnknownFields,
     unknown_columns: Vec<String>,
     event_times: Option<(i64, i64)>,
@@ -319,12 +328,16 @@ impl Source<'_> {
                 }
             };
             let started_at = self.now();
-            let staged = self.stage(&files, batch).await?;
-            if is_same(&planned, &staged) {
-                self.commit_rows(batch, &planned, started_at, staged).await?;
-                self.report.batches_recovered += 1;
-            } else {
-                self.abandon(batch, &planned, "the source's contract changed").await?;
+            match self.stage(&files, batch).await {
+                Ok(staged) if is_same(&planned, &staged) => {
+                    self.commit_rows(batch, &planned, started_at, staged).await?;
+                    self.report.batches_recovered += 1;
+                }
+                Ok(_) => self.abandon(batch, &planned, "the source's contract changed").await?,
+                Err(error) => match error.file() {
+                    Some(file) => self.abandon(batch, &planned, &format!("{file} can no longer be read")).await?,
+                    None => return Err(error),
+                },
             }
         }
         Ok(())
@@ -414,28 +427,67 @@ impl Source<'_> {
         };
         self.report.files_known = count(found.len() - unseen.len());
         self.report.files_copied = 0;
+        let (waiting, unseen): (Vec<FoundFile>, Vec<FoundFile>) =
+            unseen.into_iter().partition(|file| self.refused.of(file, &self.spec).is_some());
+        self.report.refused = waiting.iter().filter_map(|file| self.refused.of(file, &self.spec)).cloned().collect();
         let mut rest = unseen.as_slice();
         while !rest.is_empty() {
             let (group, after) = rest.split_at(self.batch_end(rest));
             rest = after;
-            let files = self.arrivals(group).await?;
-            if files.is_empty() {
-                continue;
-            }
-            let batch = self.ledger.next_batch();
-            let span = tracing::info_span!(
-                "ingest_batch",
-                source = %self.spec.name,
-                batch,
-                files = files.len(),
-                rows = tracing::field::Empty,
-                bytes = tracing::field::Empty,
-            );
-            if !Box::pin(self.ingest_batch(batch, &files)).instrument(span).await? {
-                return Ok(false);
+            let mut files = self.arrivals(group).await?;
+            while !files.is_empty() {
+                let batch = self.ledger.next_batch();
+                let span = tracing::info_span!(
+                    "ingest_batch",
+                    source = %self.spec.name,
+                    batch,
+                    files = files.len(),
+                    rows = tracing::field::Empty,
+                    bytes = tracing::field::Empty,
+                );
+                match Box::pin(self.ingest_batch(batch, &files)).instrument(span).await {
+                    Ok(true) => break,
+                    Ok(false) => return Ok(false),
+                    // Nothing was planned yet: without the file at fault the others are a batch.
+                    Err(error) => {
+                        let fault = error.file().and_then(|path| files.iter().position(|file| file.found.path == path));
+                        let Some(index) = fault else { return Err(error) };
+                        let file = files.remove(index);
+                        self.set_aside(&file.found, &error).await?;
+                    }
+                }
             }
         }
         Ok(true)
+    }
+
+    /// Records a file that cannot be read. One that changes meanwhile is left for the next call instead.
+    async fn set_aside(&mut self, file: &FoundFile, error: &IngestError) -> Result<()> {
+        if matches!(error, IngestError::ChangedWhileRead { .. }) {
+            self.report.warnings.push(error.to_string());
+            return Ok(());
+        }
+        let refused = RefusedFile::new(file, &self.spec, error, self.now());
+        let table = self.lake.ensure_table(&refused_table()?).await?;
+        let rows = refused_row(self.pipeline, &self.spec.name, &refused, &table)?;
+        let staged = write(&table, &rows).await?;
+        for _ in 0..COMMIT_ATTEMPTS_MAX {
+            let newest = self.lake.table(table.name()).await?;
+            let before = match &newest {
+                Some(newest) => newest.position(&self.app_id("refused")).await?,
+                None => None,
+            };
+            let position = before.unwrap_or(0) + 1;
+            // Another worker may have refused a file under the same number: then under the next.
+            let outcome = self.commit("refused", &table, position, staged.clone(), Map::new()).await?;
+            if matches!(outcome, CommitOutcome::Applied { .. }) {
+                break;
+            }
+        }
+        tracing::info!(monotonic_counter.holdfast_ingest_refused_files = 1_u64, source = %self.spec.name, kind = refused.kind);
+        self.refused.add(refused.clone());
+        self.report.refused.push(refused);
+        Ok(())
     }
 
     /// How many of the next files make a batch.

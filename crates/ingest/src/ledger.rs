@@ -82,7 +82,7 @@ impl Ledger {
         source: &str,
     ) -> Result<Self> {
         let mut ledger = Self::default();
-        for rows in read(lake, files).await? {
+        for rows in read(lake, files, FILES).await? {
             let text = |name: &str| column(&rows, FILES, name).map(|array| array.as_string::<i32>().clone());
             let number = |name: &str| column(&rows, FILES, name).map(|array| array.as_primitive::<Int64Type>().clone());
             let time = |name: &str| {
@@ -116,7 +116,7 @@ impl Ledger {
                 });
             }
         }
-        for rows in read(lake, batches).await? {
+        for rows in read(lake, batches, BATCHES).await? {
             let text = |name: &str| column(&rows, BATCHES, name).map(|array| array.as_string::<i32>().clone());
             let (pipelines, sources, outcomes) = (text("pipeline")?, text("source")?, text("outcome")?);
             let numbers = column(&rows, BATCHES, "batch")?.as_primitive::<Int64Type>().clone();
@@ -216,11 +216,10 @@ impl<'a> Index<'a> {
 }
 
 /// Every row of a small table. Reading goes through the table's own provider, without SQL.
-async fn read(lake: &Lake, table: &Table) -> Result<Vec<RecordBatch>> {
+pub(crate) async fn read(lake: &Lake, table: &Table, name: &'static str) -> Result<Vec<RecordBatch>> {
     if table.file_count() == 0 {
         return Ok(Vec::new());
     }
-    let name = if table.name().table() == "ingest_files" { FILES } else { BATCHES };
     let failed = |error: datafusion::error::DataFusionError| IngestError::Ledger {
         table: name,
         message: format!("cannot be read: {error}"),
@@ -242,7 +241,7 @@ fn column<'a>(rows: &'a RecordBatch, table: &'static str, name: &str) -> Result<
     }
 }
 
-fn field(name: &str, data_type: DataType, comment: &str) -> Field {
+pub(crate) fn field(name: &str, data_type: DataType, comment: &str) -> Field {
     Field::new(name, data_type, true).with_metadata(HashMap::from([(COMMENT_KEY.to_owned(), comment.to_owned())]))
 }
 
@@ -392,7 +391,7 @@ fn counts(values: impl Iterator<Item = u64>) -> ArrayRef {
     Arc::new(Int64Array::from_iter_values(values.map(|value| i64::try_from(value).unwrap_or(i64::MAX))))
 }
 
-fn times(values: impl Iterator<Item = Option<i64>>) -> ArrayRef {
+pub(crate) fn times(values: impl Iterator<Item = Option<i64>>) -> ArrayRef {
     Arc::new(TimestampMicrosecondArray::from_iter(values).with_timezone("UTC"))
 }
 

@@ -12,7 +12,8 @@
 //!
 //! The plan (`metric.ingest_files`) says durably which files are which batch, so a worker that dies between any two
 //! commits is followed by one that does exactly the same batch again, and the commit rule of the lake lets each commit
-//! happen once. Rows are staged before the plan: a file that cannot be read leaves the lake as it was.
+//! happen once. Rows are staged before the plan: of a file that cannot be read nothing is stored. It is recorded in
+//! `metric.ingest_refused_files` and left alone until it or its contract changes; the files beside it go on.
 //!
 //! Memory is bounded by blocks in flight, not by the size of a file or the number of files.
 
@@ -28,11 +29,13 @@ mod json;
 mod ledger;
 mod parquet_rows;
 mod refusal;
+mod refused;
 mod spec;
 mod value;
 
 pub use error::IngestError;
 pub use ingest::{IngestSettings, IngestStep, SourceReport, ingest_source};
+pub use refused::RefusedFile;
 pub use spec::{ColumnSpec, EpochUnit, FileFormat, IdentifierSpec, SourceSpec, load_sources};
 
 /// A result of this crate.

@@ -78,6 +78,8 @@ pub struct SourceSpec {
     pub null_values: Vec<String>,
     /// The share of refused rows above which a file as a whole is refused.
     pub max_quarantine_share: f64,
+    /// Changes with every change of the contract.
+    pub(crate) fingerprint: String,
     pub(crate) glob: GlobMatcher,
     pub(crate) zone: Zone,
 }
@@ -302,6 +304,7 @@ impl Contract<'_> {
             max_quarantine_share: self
                 .optional(table, "max_quarantine_share", Self::share)?
                 .unwrap_or(QUARANTINE_SHARE_DEFAULT),
+            fingerprint: blake3::hash(self.text.as_bytes()).to_hex()[..16].to_owned(),
             glob,
             zone,
         })

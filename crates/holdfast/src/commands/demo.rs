@@ -8,7 +8,7 @@ use holdfast_synth::GenerateOptions;
 use serde::Serialize;
 
 use super::generate::generate_sources;
-use super::ingest::{ingest_sources, resolve_identity, run_options};
+use super::ingest::{Manner, Told, ingest_sources, resolve_identity, run_options};
 use super::serve::ServeArgs;
 use super::{grouped, print, print_json};
 use crate::error::CliError;
@@ -89,7 +89,8 @@ pub(crate) async fn run(project: Project, args: &DemoArgs, terminal: &Arc<Termin
 
     let lake = project.create_lake().await?;
     let from = open_store(&sources_folder, &folder, project.options())?;
-    ingest_sources(&project, &lake, &project.sources()?, &from, None, terminal).await?;
+    let manner = Manner { told: Told::All, folders_may_come: false, abort_after: None };
+    ingest_sources(&project, &lake, &project.sources()?, &from, manner, terminal).await?;
     steps.done("ingest");
     resolve_identity(&project, &lake, &project.tokens()?, terminal).await?;
     steps.done("resolve");

@@ -1,13 +1,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use holdfast_engine::{RunOptions, RunReport, Runner, Selection};
-use holdfast_identity::{IdentitySource, ResolveReport, resolve};
-use holdfast_ingest::{IngestStep, SourceReport, SourceSpec, ingest_source};
+use holdfast_identity::{IdentifierTokens, IdentitySource, ResolveReport, resolve};
+use holdfast_ingest::{IngestError, IngestStep, SourceReport, SourceSpec, ingest_source};
 use holdfast_lake::{Lake, ObjectLocation, open_store};
-use holdfast_types::{Clock, Progress};
+use holdfast_types::{Clock, ErrorKind, Progress};
 use serde::Serialize;
 
 use super::{grouped, print_json};
@@ -18,6 +18,11 @@ use crate::project::{Project, raw_table};
 
 /// The schema whose stages map sources to one row a fact, keyed by customer.
 const UNIFIED_SCHEMA: &str = "core";
+
+/// How long a watching process may take to end what it is at when it is told to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(8);
+/// The longest pause after errors that may pass by themselves.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Bring sources into the lake: raw tables, identity, core tables
 #[derive(Debug, clap::Args)]
@@ -31,6 +36,15 @@ pub(crate) struct IngestArgs {
     /// Stop after raw and quarantine; leave identity and core as they are
     #[arg(long)]
     raw_only: bool,
+    /// Go on with what arrives, until Ctrl-C or SIGTERM
+    #[arg(long, conflicts_with_all = ["json", "as_of"])]
+    watch: bool,
+    /// With --watch: how often to look, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = pause)]
+    every: f64,
+    /// With --watch: when something came, bring all stages up to date and publish them
+    #[arg(long, requires = "watch", conflicts_with = "raw_only")]
+    run: bool,
     /// What now() is in core stages [default: now]
     #[arg(long, value_name = "TIME")]
     as_of: Option<DateTime<Utc>>,
@@ -42,6 +56,11 @@ pub(crate) struct IngestArgs {
     abort_after: Option<IngestStep>,
 }
 
+fn pause(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    if (0.1..=86_400.0).contains(&seconds) { Ok(seconds) } else { Err("between 0.1 and 86400 seconds".to_owned()) }
+}
+
 #[derive(Debug, Serialize)]
 struct IngestReport {
     sources: Vec<SourceReport>,
@@ -50,8 +69,41 @@ struct IngestReport {
     seconds: f64,
 }
 
+impl IngestReport {
+    fn has_news(&self) -> bool {
+        self.sources.iter().any(|source| source.batches > 0)
+    }
+
+    /// Files that wait to be mended fail the command, after everything else is done.
+    fn judge(&self) -> Result<(), CliError> {
+        let kinds: Vec<&str> =
+            self.sources.iter().flat_map(|source| &source.refused).map(|file| file.kind.as_str()).collect();
+        let only_rows = kinds.iter().all(|kind| *kind == ErrorKind::Quarantine.as_str());
+        let kind = if only_rows { ErrorKind::Quarantine } else { ErrorKind::InvalidInput };
+        if kinds.is_empty() { Ok(()) } else { Err(CliError::FilesRefused { files: kinds.len(), kind }) }
+    }
+}
+
+/// How a round of sources is done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner {
+    pub(crate) told: Told,
+    /// A folder that is not there is one that is not there yet.
+    pub(crate) folders_may_come: bool,
+    /// Where to abort the process, for tests of recovery.
+    pub(crate) abort_after: Option<IngestStep>,
+}
+
+/// Which sources are told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// All of them.
+    All,
+    /// Those that brought something.
+    News,
+}
+
 pub(crate) async fn run(project: &Project, args: &IngestArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
-    let started = Instant::now();
     let from = open_store(&args.from, &PathBuf::from("."), project.options())?;
     let mut sources = project.sources()?;
     for name in &args.source {
@@ -71,21 +123,106 @@ pub(crate) async fn run(project: &Project, args: &IngestArgs, terminal: &Arc<Ter
     if !args.source.is_empty() {
         sources.retain(|source| args.source.contains(&source.name));
     }
-    let reports = ingest_sources(project, &lake, &sources, &from, args.abort_after, terminal).await?;
-    let mut report = IngestReport { sources: reports, customers: None, core: None, seconds: 0.0 };
-    if !args.raw_only {
-        let resolved = resolve_identity(project, &lake, &tokens, terminal).await?;
-        report.customers = Some(resolved.customers);
-        if stages.stages().iter().any(|stage| stage.name.schema() == UNIFIED_SCHEMA) {
-            let runner = Runner::new(lake, stages, project.session_settings()?);
-            let unified = Selection::Patterns(vec![format!("{UNIFIED_SCHEMA}.*")]);
-            let core = runner.run(&run_options(project, args.as_of, unified, false), terminal.as_ref()).await?;
-            super::run::judge(&core)?;
-            report.core = Some(core);
+    let has_core = stages.stages().iter().any(|stage| stage.name.schema() == UNIFIED_SCHEMA);
+    let runner =
+        if has_core || args.run { Some(Runner::new(lake.clone(), stages, project.session_settings()?)) } else { None };
+    let rounds = Rounds { project, args, terminal, from, sources, tokens, lake, runner };
+    if args.watch {
+        return rounds.watch().await;
+    }
+    let report = rounds.round(Told::All, true).await?;
+    if args.json {
+        print_json(&report)?;
+    }
+    report.judge()
+}
+
+/// What every round of ingestion needs.
+struct Rounds<'a> {
+    project: &'a Project,
+    args: &'a IngestArgs,
+    terminal: &'a Arc<Terminal>,
+    from: ObjectLocation,
+    sources: Vec<SourceSpec>,
+    tokens: IdentifierTokens,
+    lake: Lake,
+    runner: Option<Runner>,
+}
+
+impl Rounds<'_> {
+    /// Everything that is there now, to raw and, unless that brought nothing and nothing is to be `unified`, to core.
+    async fn round(&self, told: Told, unified: bool) -> Result<IngestReport, CliError> {
+        let started = Instant::now();
+        let (project, args, terminal) = (self.project, self.args, self.terminal);
+        let manner = Manner { abort_after: args.abort_after, told, folders_may_come: args.watch };
+        let sources = ingest_sources(project, &self.lake, &self.sources, &self.from, manner, terminal).await?;
+        let mut report = IngestReport { sources, customers: None, core: None, seconds: 0.0 };
+        if !args.raw_only && (unified || report.has_news()) {
+            let resolved = resolve_identity(project, &self.lake, &self.tokens, terminal).await?;
+            report.customers = Some(resolved.customers);
+            if let Some(runner) = &self.runner {
+                let selection =
+                    if args.run { Selection::All } else { Selection::Patterns(vec![format!("{UNIFIED_SCHEMA}.*")]) };
+                let run = runner.run(&run_options(project, args.as_of, selection, args.run), terminal.as_ref()).await?;
+                if args.run {
+                    super::run::summarise(&run, terminal);
+                }
+                super::run::judge(&run)?;
+                report.core = Some(run);
+            }
+        }
+        report.seconds = started.elapsed().as_secs_f64();
+        Ok(report)
+    }
+
+    /// Round after round until a signal. A round that is under way then may end, for a while; what it leaves open the next
+    /// process finishes.
+    async fn watch(&self) -> Result<(), CliError> {
+        let every = Duration::from_secs_f64(self.args.every);
+        let mut stop = std::pin::pin!(super::stop_signal());
+        let (mut failures, mut unified) = (0_u32, true);
+        self.terminal.note(&format!(" Watching {} every {} s, Ctrl-C stops", self.from.url, self.args.every));
+        loop {
+            let told = if unified { Told::All } else { Told::News };
+            let mut round = std::pin::pin!(self.round(told, unified));
+            let ended = tokio::select! {
+                ended = &mut round => ended,
+                () = &mut stop => {
+                    let ended = tokio::time::timeout(STOP_LIMIT, round).await.is_ok();
+                    let how = if ended { "after its batch" } else { "in a batch, which the next worker finishes" };
+                    self.terminal.note(&format!("  Stopped {how}"));
+                    return Ok(());
+                }
+            };
+            let pause = match ended {
+                Ok(_) => {
+                    (failures, unified) = (0, false);
+                    every
+                }
+                // The store, the disk, another worker: likely to pass. Core is brought up to date once it has.
+                Err(error) if matches!(error.kind(), ErrorKind::Retry | ErrorKind::Conflict) => {
+                    let pause = every.saturating_mul(1 << failures.min(10)).min(PAUSE_MAX.max(every));
+                    (failures, unified) = (failures + 1, true);
+                    let kind = error.kind().as_str();
+                    tracing::warn!(
+                        kind,
+                        monotonic_counter.holdfast_errors = 1_u64,
+                        "a round failed and is tried again"
+                    );
+                    self.terminal.problem(&format!("   Failed {error}; next try in {:.1} s", pause.as_secs_f64()));
+                    pause
+                }
+                Err(error) => return Err(error),
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = &mut stop => {
+                    self.terminal.note("  Stopped");
+                    return Ok(());
+                }
+            }
         }
     }
-    report.seconds = started.elapsed().as_secs_f64();
-    if args.json { print_json(&report) } else { Ok(()) }
 }
 
 /// The options of a run that starts now.
@@ -110,11 +247,11 @@ pub(crate) async fn ingest_sources(
     lake: &Lake,
     sources: &[SourceSpec],
     from: &ObjectLocation,
-    abort_after: Option<IngestStep>,
+    manner: Manner,
     terminal: &Arc<Terminal>,
 ) -> Result<Vec<SourceReport>, CliError> {
     let mut settings = project.ingest_settings();
-    if let Some(step) = abort_after {
+    if let Some(step) = manner.abort_after {
         settings.on_step = Some(Arc::new(move |reached| {
             if reached == step {
                 std::process::abort();
@@ -123,10 +260,19 @@ pub(crate) async fn ingest_sources(
     }
     let mut reports = Vec::with_capacity(sources.len());
     for source in sources {
-        let report = ingest_source(lake, &project.pipeline, source, from, &settings, terminal.as_ref()).await?;
-        let line = if report.files_found == 0 {
+        let ended = ingest_source(lake, &project.pipeline, source, from, &settings, terminal.as_ref()).await;
+        let report = match ended {
+            Err(IngestError::MissingFolder { .. }) if manner.folders_may_come => {
+                SourceReport { source: source.name.clone(), ..SourceReport::default() }
+            }
+            ended => ended?,
+        };
+        let has_news = report.batches + report.batches_recovered > 0;
+        let line = if !has_news && manner.told == Told::News {
+            String::new()
+        } else if report.files_found == 0 {
             format!("  Missing {}: no file matches {}", source.name, source.path)
-        } else if report.batches + report.batches_recovered == 0 {
+        } else if !has_news {
             format!("    Fresh raw.{}", source.name)
         } else {
             format!(
@@ -141,6 +287,9 @@ pub(crate) async fn ingest_sources(
         for warning in &report.warnings {
             terminal.note(&format!("  Warning {}: {warning}", source.name));
         }
+        for file in report.refused.iter().filter(|_| has_news || manner.told == Told::All) {
+            terminal.problem(&format!("  Refused {}: {}", source.name, file.reason));
+        }
         reports.push(report);
     }
     Ok(reports)
@@ -150,7 +299,7 @@ pub(crate) async fn ingest_sources(
 pub(crate) async fn resolve_identity(
     project: &Project,
     lake: &Lake,
-    tokens: &holdfast_identity::IdentifierTokens,
+    tokens: &IdentifierTokens,
     terminal: &Arc<Terminal>,
 ) -> Result<ResolveReport, CliError> {
     let mut identified = Vec::new();

@@ -6,6 +6,7 @@ use holdfast_engine::LakeReader;
 use holdfast_serve::{ServeSettings, Token, bind, serve};
 use holdfast_types::Progress;
 
+use super::stop_signal;
 use crate::error::CliError;
 use crate::progress::Terminal;
 use crate::project::Project;
@@ -58,18 +59,4 @@ pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Term
     serve(reader, settings, listener, stop_signal()).await?;
     terminal.note("  Stopped");
     Ok(())
-}
-
-/// Completes on Ctrl-C and, where there are such signals, on SIGTERM.
-async fn stop_signal() {
-    let interrupt = tokio::signal::ctrl_c();
-    #[cfg(unix)]
-    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        tokio::select! {
-            _ = interrupt => {}
-            _ = terminate.recv() => {}
-        }
-        return;
-    }
-    let _ = interrupt.await;
 }
