@@ -202,7 +202,7 @@ fn check_share(spec: &SourceSpec, file: &HashedFile, outcome: &FileOutcome) -> R
     }
     let Some(first) = &outcome.first_refused else { return Ok(()) };
     let remedy = if outcome.not_utf8 * 2 > outcome.quarantined {
-        "; the text is in another encoding, such as GB18030 or Latin-1: convert the file to UTF-8, for example with iconv"
+        "; the text is in another encoding, such as GB18030 or Latin-1: name it in the source's contract, for example encoding = \"gb18030\""
             .to_owned()
     } else if first.refusal.reason.contains("fields where") {
         "; is the delimiter right, or do quoted fields hold line ends (quoted_newlines = true)?".to_owned()

@@ -11,16 +11,21 @@ use crate::delimited::Layout;
 use crate::error::IngestError;
 use crate::json::UnknownFields;
 use crate::refusal::{Refusal, RefusedRow, original_text};
-use crate::spec::{FileFormat, SourceSpec};
+use crate::spec::{Compression, FileFormat, SourceSpec};
 use crate::{Result, delimited, json};
 
 const BYTE_ORDER_MARK: &[u8] = &[0xEF, 0xBB, 0xBF];
 /// The longest byte order mark or file signature.
 const SIGNATURE_BYTES: usize = 4;
+const GZIP_SIGNATURE: &[u8] = &[0x1F, 0x8B];
+const ZSTD_SIGNATURE: &[u8] = &[0x28, 0xB5, 0x2F, 0xFD];
 /// How much of a file's beginning is looked at for signs of another encoding.
 const ENCODING_SAMPLE_BYTES: usize = 4_096;
 /// Marks the refusals that point at the encoding of the file rather than at the row.
 pub(crate) const NOT_UTF8: &str = "not valid UTF-8";
+
+/// The same for a file whose contract names its encoding.
+pub(crate) const NOT_IN_ENCODING: &str = "not valid in the encoding of the contract";
 
 /// Whole records of one file.
 #[derive(Debug)]
@@ -85,16 +90,36 @@ impl Read for Chunks {
     }
 }
 
-enum Input {
+enum Packed {
     Plain(Box<Chunks>),
     Gzip(Box<MultiGzDecoder<Chunks>>),
+    Zstd(Box<zstd::Decoder<'static, Chunks>>),
 }
 
-impl Input {
+impl Packed {
+    fn new(compression: Compression, mut chunks: Chunks) -> std::io::Result<Self> {
+        if compression == Compression::Gzip {
+            // The decoder would take any other file for one that was cut off.
+            let beginning = chunks.fill_buf()?;
+            let length = beginning.len().min(GZIP_SIGNATURE.len());
+            if beginning[..length] != GZIP_SIGNATURE[..length] {
+                return Err(std::io::Error::other(
+                    "it is not gzip-compressed: set compression = \"none\" in the source's contract, or name it otherwise",
+                ));
+            }
+        }
+        Ok(match compression {
+            Compression::None => Self::Plain(Box::new(chunks)),
+            Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(chunks))),
+            Compression::Zstd => Self::Zstd(Box::new(zstd::Decoder::with_buffer(chunks)?)),
+        })
+    }
+
     fn chunks(&mut self) -> &mut Chunks {
         match self {
             Self::Plain(chunks) => chunks,
             Self::Gzip(decoder) => decoder.get_mut(),
+            Self::Zstd(decoder) => decoder.get_mut(),
         }
     }
 
@@ -117,7 +142,43 @@ impl Input {
                 Ok(wanted - missing)
             }
             Self::Gzip(decoder) => decoder.as_mut().take(u64::try_from(wanted).unwrap_or(u64::MAX)).read_to_end(buffer),
+            Self::Zstd(decoder) => decoder.as_mut().take(u64::try_from(wanted).unwrap_or(u64::MAX)).read_to_end(buffer),
         }
+    }
+}
+
+/// The text of a file, unpacked and in UTF-8.
+struct Input {
+    packed: Packed,
+    decoder: Option<encoding_rs::Decoder>,
+    /// Unpacked and not yet decoded.
+    encoded: Vec<u8>,
+}
+
+impl Input {
+    fn chunks(&mut self) -> &mut Chunks {
+        self.packed.chunks()
+    }
+
+    /// Appends about `wanted` bytes. Fewer mean the end. What is no text in the file's encoding becomes U+FFFD.
+    fn append(&mut self, wanted: usize, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
+        let Some(decoder) = &mut self.decoder else { return self.packed.append(wanted, buffer) };
+        let before = buffer.len();
+        while buffer.len() - before < wanted {
+            let missing = wanted - (buffer.len() - before);
+            self.encoded.clear();
+            let ended = self.packed.append(missing, &mut self.encoded)? < missing;
+            let mut text = String::with_capacity(
+                decoder.max_utf8_buffer_length(self.encoded.len()).unwrap_or(self.encoded.len().saturating_mul(3)),
+            );
+            // The room is enough by the decoder's own account, so that all is taken.
+            let (_, _, _) = decoder.decode_to_string(&self.encoded, &mut text, ended);
+            buffer.extend_from_slice(text.as_bytes());
+            if ended {
+                break;
+            }
+        }
+        Ok(buffer.len() - before)
     }
 }
 
@@ -150,11 +211,11 @@ impl Splitter<'_> {
         size: u64,
         mut emit: impl FnMut(Block) -> bool,
     ) -> Result<Option<SplitFile>> {
-        let mut input = if self.spec.is_gzip(self.name) && size > 0 {
-            Input::Gzip(Box::new(MultiGzDecoder::new(chunks)))
-        } else {
-            Input::Plain(Box::new(chunks))
-        };
+        let compression = if size > 0 { self.spec.compression_of(self.name) } else { Compression::None };
+        let packed = Packed::new(compression, chunks)
+            .map_err(|error| IngestError::Unreadable { file: self.name.to_owned(), message: error.to_string() })?;
+        let decoder = self.spec.encoding.map(encoding_rs::Encoding::new_decoder);
+        let mut input = Input { packed, decoder, encoded: Vec::new() };
         let mut buffer: Vec<u8> = Vec::new();
         let mut offset: u64 = 0;
         let mut line: u64 = 1;
@@ -169,7 +230,9 @@ impl Splitter<'_> {
             let ended = got < missing;
             if !begun {
                 begun = true;
-                self.check_encoding(&buffer)?;
+                if self.spec.encoding.is_none() {
+                    self.check_encoding(&buffer)?;
+                }
                 if buffer.starts_with(BYTE_ORDER_MARK) {
                     buffer.drain(..BYTE_ORDER_MARK.len());
                     offset += 3;
@@ -234,23 +297,31 @@ impl Splitter<'_> {
         }
         let file = self.name.to_owned();
         if error.kind() == std::io::ErrorKind::UnexpectedEof {
-            let message = "the gzip stream ends in the middle (offset after decompression)".to_owned();
+            let message = "the compressed stream ends in the middle (offset after decompression)".to_owned();
             return IngestError::Truncated { file, offset, message };
         }
-        IngestError::Unreadable { file, message: format!("not a readable gzip file after byte {offset}: {error}") }
+        IngestError::Unreadable {
+            file,
+            message: format!("not a readable compressed file after byte {offset}: {error}"),
+        }
     }
 
     fn check_encoding(&self, beginning: &[u8]) -> Result<()> {
         let error =
             |message: &str| Err(IngestError::Encoding { file: self.name.to_owned(), message: message.to_owned() });
-        let convert = "the file is UTF-16, only UTF-8 is read: convert it, for example with `iconv -f UTF-16 -t UTF-8`";
+        let convert = "the file is UTF-16: set encoding = \"utf-16le\" (or \"utf-16be\") in the source's contract, or convert it with iconv";
         if beginning.starts_with(&[0xFF, 0xFE]) || beginning.starts_with(&[0xFE, 0xFF]) {
             return error(convert);
         }
         let sample = &beginning[..beginning.len().min(ENCODING_SAMPLE_BYTES)];
-        if sample.starts_with(&[0x1F, 0x8B]) {
+        if sample.starts_with(GZIP_SIGNATURE) {
             return error(
                 "the file is gzip-compressed: name it *.gz or set compression = \"gzip\" in the source's contract",
+            );
+        }
+        if sample.starts_with(ZSTD_SIGNATURE) {
+            return error(
+                "the file is zstd-compressed: name it *.zst or set compression = \"zstd\" in the source's contract",
             );
         }
         if sample.starts_with(b"PAR1") {
@@ -359,9 +430,9 @@ fn record_ends(bytes: &[u8]) -> impl Iterator<Item = usize> {
 
 pub(crate) fn not_utf8_remedy(sample: &[u8]) -> &'static str {
     if looks_like_gb18030(sample) {
-        "the text is not UTF-8 but looks like GB18030 (GBK): convert it, for example with `iconv -f GB18030 -t UTF-8`"
+        "the text is not UTF-8 but looks like GB18030 (GBK): set encoding = \"gb18030\" in the source's contract"
     } else {
-        "the text is not UTF-8: convert it, for example with `iconv -f LATIN1 -t UTF-8`"
+        "the text is not UTF-8: name its encoding in the source's contract, for example encoding = \"windows-1252\""
     }
 }
 
@@ -427,6 +498,10 @@ pub(crate) fn decode(block: &Block, name: &str, spec: &SourceSpec, original_byte
         }
         let row = lines.len();
         let text = match valid {
+            // The mark of what could not be decoded; in UTF-8 it may stand in the text itself.
+            Some(text) if spec.encoding.is_some() && text[start..end].contains('\u{FFFD}') => {
+                Err(Refusal::row(NOT_IN_ENCODING))
+            }
             Some(text) => Ok(&text[start..end]),
             None => std::str::from_utf8(bytes).map_err(|_| Refusal::row(NOT_UTF8)),
         };
@@ -553,6 +628,40 @@ mod tests {
         assert_eq!(read(&spec("csv", ""), "a.csv.gz", &gzip, 4).unwrap().0, [2, 3]);
         let error = read(&spec("csv", ""), "a.csv.gz", &gzip[..gzip.len() - 9], 4).unwrap_err();
         assert!(matches!(&error, IngestError::Truncated { .. }), "{error}");
+    }
+
+    #[test]
+    fn text_in_the_contracts_encoding_is_read_whatever_the_blocks() {
+        let text = "id,n\n李雷,1\n韩梅梅,2\nZoë,3\n";
+        let (gb18030, _, _) = encoding_rs::GB18030.encode(text);
+        let spec_of = |name: &str| spec("csv", &format!("encoding = \"{name}\""));
+        let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        for block_bytes in [1, 5, 64] {
+            let found = read(&spec_of("gb18030"), "a.csv", &gb18030, block_bytes).unwrap();
+            assert_eq!(found, (vec![2, 3, 4], vec![], 0, 3), "{block_bytes}");
+            let found = read(&spec_of("utf-16le"), "a.csv", &utf16, block_bytes).unwrap();
+            assert_eq!(found, (vec![2, 3, 4], vec![], 0, 3), "{block_bytes}");
+            let broken = [b"id,n\n".as_slice(), b"\xD0\xD5\xFF,1\nb,2\n"].concat();
+            let found = read(&spec_of("gbk"), "a.csv", &broken, block_bytes).unwrap();
+            assert_eq!((found.0, found.1), (vec![3], vec![2]), "{block_bytes}");
+        }
+        let error = SourceSpec::parse(
+            "s.toml",
+            "kind = \"k\"\npath = \"*\"\nformat = \"csv\"\nencoding = \"gb1803\"\n[columns]\nid = \"string\"\n",
+        );
+        assert!(error.unwrap_err().to_string().contains("gb18030"));
+    }
+
+    #[test]
+    fn zstandard_is_unpacked_and_a_cut_frame_is_an_error() {
+        let packed = zstd::encode_all(b"id,n\na,1\nb,2\n".as_slice(), 3).unwrap();
+        assert_eq!(read(&spec("csv", ""), "a.csv.zst", &packed, 4).unwrap().0, [2, 3]);
+        let named = spec("csv", "compression = \"zstd\"");
+        assert_eq!(read(&named, "a.csv", &packed, 4).unwrap().0, [2, 3]);
+        let error = read(&named, "a.csv", &packed[..packed.len() - 3], 4).unwrap_err();
+        assert!(matches!(&error, IngestError::Truncated { .. }), "{error}");
+        let error = read(&spec("csv", ""), "a.csv", &packed, 4).unwrap_err();
+        assert!(error.to_string().contains("name it *.zst"), "{error}");
     }
 
     #[test]

@@ -36,7 +36,7 @@ mod value;
 pub use error::IngestError;
 pub use ingest::{IngestSettings, IngestStep, SourceReport, ingest_source};
 pub use refused::RefusedFile;
-pub use spec::{ColumnSpec, EpochUnit, FileFormat, IdentifierSpec, SourceSpec, load_sources};
+pub use spec::{ColumnSpec, Compression, EpochUnit, FileFormat, IdentifierSpec, SourceSpec, load_sources};
 
 /// A result of this crate.
 pub type Result<T, E = IngestError> = std::result::Result<T, E>;

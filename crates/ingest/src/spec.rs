@@ -23,7 +23,7 @@ pub(crate) const BATCH: &str = "_batch";
 pub(crate) const INGESTED_AT: &str = "_ingested_at";
 
 const RESERVED: [&str; 4] = [SOURCE_FILE, SOURCE_LINE, BATCH, INGESTED_AT];
-const SOURCE_KEYS: [&str; 14] = [
+const SOURCE_KEYS: [&str; 15] = [
     "kind",
     "description",
     "path",
@@ -33,6 +33,7 @@ const SOURCE_KEYS: [&str; 14] = [
     "delimiter",
     "header",
     "compression",
+    "encoding",
     "quoted_newlines",
     "null_values",
     "max_quarantine_share",
@@ -70,8 +71,10 @@ pub struct SourceSpec {
     pub delimiter: u8,
     /// Whether a CSV file begins with the names of its columns.
     pub header: bool,
-    /// Whether every file is gzip-compressed; `None` goes by the suffix `.gz`.
-    pub gzip: Option<bool>,
+    /// How every file is compressed; `None` goes by the suffix: `.gz`, `.zst`.
+    pub compression: Option<Compression>,
+    /// The encoding of the text when it is not UTF-8: a name of the WHATWG Encoding Standard, such as `gb18030`.
+    pub encoding: Option<&'static encoding_rs::Encoding>,
     /// Whether a quoted CSV field may hold line ends.
     pub quoted_newlines: bool,
     /// Texts that stand for no value, beside the empty CSV field.
@@ -93,6 +96,17 @@ pub enum FileFormat {
     Ndjson,
     /// Apache Parquet.
     Parquet,
+}
+
+/// How a text file is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// One or more gzip members.
+    Gzip,
+    /// One or more Zstandard frames.
+    Zstd,
 }
 
 /// One column of a contract.
@@ -172,8 +186,13 @@ impl SourceSpec {
         self.path[..wildcard].rfind('/').map_or("", |end| &self.path[..end])
     }
 
-    pub(crate) fn is_gzip(&self, path: &str) -> bool {
-        self.format != FileFormat::Parquet && self.gzip.unwrap_or_else(|| path.to_ascii_lowercase().ends_with(".gz"))
+    /// How the text file at `path` is compressed.
+    pub(crate) fn compression_of(&self, path: &str) -> Compression {
+        self.compression.unwrap_or_else(|| match path.rsplit_once('.') {
+            Some((_, suffix)) if suffix.eq_ignore_ascii_case("gz") => Compression::Gzip,
+            Some((_, suffix)) if suffix.eq_ignore_ascii_case("zst") => Compression::Zstd,
+            _ => Compression::None,
+        })
     }
 }
 
@@ -298,7 +317,8 @@ impl Contract<'_> {
             identifiers: self.identifiers(table)?,
             delimiter: self.optional(table, "delimiter", Self::delimiter)?.unwrap_or(b','),
             header: self.optional(table, "header", Self::boolean)?.unwrap_or(true),
-            gzip: self.optional(table, "compression", Self::compression)?,
+            compression: self.optional(table, "compression", Self::compression)?,
+            encoding: self.optional(table, "encoding", Self::encoding)?.flatten(),
             quoted_newlines: self.optional(table, "quoted_newlines", Self::boolean)?.unwrap_or(false),
             null_values: self.optional(table, "null_values", Self::strings)?.unwrap_or_default(),
             max_quarantine_share: self
@@ -467,11 +487,23 @@ impl Contract<'_> {
         }
     }
 
-    fn compression(&self, value: &Value<'_>) -> Result<bool> {
+    fn compression(&self, value: &Value<'_>) -> Result<Compression> {
         match self.string(value)? {
-            "gzip" => Ok(true),
-            "none" => Ok(false),
-            other => Err(self.unknown_word(value, "compression", other, &["gzip", "none"])),
+            "gzip" => Ok(Compression::Gzip),
+            "zstd" => Ok(Compression::Zstd),
+            "none" => Ok(Compression::None),
+            other => Err(self.unknown_word(value, "compression", other, &["gzip", "none", "zstd"])),
+        }
+    }
+
+    /// `None` for UTF-8, which is read as it is.
+    fn encoding(&self, value: &Value<'_>) -> Result<Option<&'static encoding_rs::Encoding>> {
+        let name = self.string(value)?;
+        let known = ["utf-8", "gb18030", "gbk", "big5", "shift_jis", "euc-kr", "windows-1252", "utf-16le", "utf-16be"];
+        match encoding_rs::Encoding::for_label_no_replacement(name.as_bytes()) {
+            Some(encoding) if encoding == encoding_rs::UTF_8 => Ok(None),
+            Some(encoding) => Ok(Some(encoding)),
+            None => Err(self.unknown_word(value, "encoding", name, &known)),
         }
     }
 
