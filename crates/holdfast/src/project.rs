@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use holdfast_engine::{DeclaredTable, Project as Stages, SessionSettings};
 use holdfast_identity::{IdentifierTokens, IdentityKey, IdentityRules, declared_tables};
-use holdfast_ingest::{IngestSettings, SourceSpec, load_sources};
+use holdfast_ingest::{IngestSettings, SourceSpec, ledger_tables, load_sources};
 use holdfast_lake::{Lake, LakeSettings, StoreOptions};
 use holdfast_types::TableName;
 use serde::Deserialize;
@@ -202,10 +202,13 @@ impl Project {
         Ok(load_sources(&self.pipeline_folder()?.join("sources"))?)
     }
 
-    /// The pipeline's stages, which may read its sources' raw tables and the identity tables.
+    /// The pipeline's stages, which may read its sources' raw tables, the books of ingestion and the identity tables.
     pub(crate) fn stages(&self) -> Result<Stages, CliError> {
         let pipeline: PipelineFile = read_toml(&self.pipeline_folder()?.join("pipeline.toml"))?;
         let mut declared = declared_tables()?;
+        for table in ledger_tables()? {
+            declared.push(DeclaredTable { name: table.name, schema: table.schema });
+        }
         for source in self.sources()? {
             let name = raw_table(&source)?;
             declared.push(DeclaredTable { name, schema: source.raw_schema() });

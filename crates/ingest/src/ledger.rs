@@ -302,6 +302,14 @@ pub(crate) fn batches_table() -> Result<TableSpec> {
     })
 }
 
+/// The tables that ingestion keeps its books in, which stages may read.
+///
+/// # Errors
+/// None that can happen: their names are fixed.
+pub fn ledger_tables() -> Result<Vec<TableSpec>> {
+    Ok(vec![files_table()?, batches_table()?, crate::refused::refused_table()?])
+}
+
 /// Rows of `metric.ingest_files`.
 pub(crate) fn files_rows(pipeline: &str, source: &str, files: &[PlannedFile]) -> Result<RecordBatch> {
     let columns: Vec<ArrayRef> = vec![

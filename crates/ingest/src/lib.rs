@@ -35,6 +35,7 @@ mod value;
 
 pub use error::IngestError;
 pub use ingest::{IngestSettings, IngestStep, SourceReport, ingest_source};
+pub use ledger::ledger_tables;
 pub use refused::RefusedFile;
 pub use spec::{ColumnSpec, Compression, EpochUnit, FileFormat, IdentifierSpec, SourceSpec, load_sources};
 
