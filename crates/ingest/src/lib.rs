@@ -14,6 +14,8 @@
 //! commits is followed by one that does exactly the same batch again, and the commit rule of the lake lets each commit
 //! happen once. Rows are staged before the plan: a file that cannot be read leaves the lake as it was.
 //!
+//! Records that were pushed lie in an [`Inbox`] in the lake, and take the same way from there.
+//!
 //! Memory is bounded by blocks in flight, not by the size of a file or the number of files.
 
 mod batch;
@@ -23,6 +25,7 @@ mod delimited;
 mod discover;
 mod error;
 mod grammar;
+mod inbox;
 mod ingest;
 mod json;
 mod ledger;
@@ -32,6 +35,7 @@ mod spec;
 mod value;
 
 pub use error::IngestError;
+pub use inbox::{Inbox, InboxReader, Look};
 pub use ingest::{IngestSettings, IngestStep, SourceReport, ingest_source};
 pub use spec::{ColumnSpec, EpochUnit, FileFormat, IdentifierSpec, SourceSpec, load_sources};
 

@@ -1,5 +1,6 @@
 //! The commands: each reads its arguments, calls the crates below and prints.
 
+pub(crate) mod collect;
 pub(crate) mod demo;
 pub(crate) mod generate;
 pub(crate) mod ingest;

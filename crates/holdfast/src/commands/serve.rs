@@ -61,7 +61,7 @@ pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Term
 }
 
 /// Completes on Ctrl-C and, where there are such signals, on SIGTERM.
-async fn stop_signal() {
+pub(crate) async fn stop_signal() {
     let interrupt = tokio::signal::ctrl_c();
     #[cfg(unix)]
     if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
