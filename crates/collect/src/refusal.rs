@@ -72,7 +72,7 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let body = json!({ "success": false, "error": self.code(), "message": self.to_string() });
+        let body = json!({ "success": false, "code": self.code(), "message": self.to_string() });
         let mut response =
             (self.status(), [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response();
         let headers = response.headers_mut();
