@@ -91,7 +91,7 @@ async def sender(arguments, host, port, began, interval, load):
 
 
 def batch(length):
-    """Events as Segment's library writes them, about 600 bytes each."""
+    """Events as Segment's library writes them, about 500 bytes each."""
     ids = [str(uuid.uuid4()) for _ in range(length)]
     now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + f".{time.time_ns() // 1000 % 1_000_000:06}+00:00"
     messages = [

@@ -10,11 +10,16 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use chrono::{DateTime, Utc};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use holdfast_ingest::{Inbox, InboxReader, IngestSettings, Look, SourceSpec};
+use holdfast_lake::{Lake, LakeSettings, StoreOptions};
+use holdfast_types::FixedClock;
+use object_store::ObjectStoreExt;
 use serde_json::{Value, json};
 
-use crate::{holdfast, rows, succeed};
+use crate::{commits, holdfast, rows, succeed};
 
 /// A running `holdfast collect`. Killed when dropped.
 struct Server {
@@ -449,16 +454,17 @@ fn a_full_queue_sends_clients_away_until_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
     let arguments = ["--source", "events", "--request-kb-max", "256", "--queue-mb-max", "1"];
     let server = Server::start_with(folder.path(), &arguments);
-    // Four clients that announce a quarter of the room each, and take their time.
-    let slow: Vec<TcpStream> = (0..4)
-        .map(|_| {
-            let mut stream = open(server.address).unwrap();
-            stream.write_all(b"POST /v1/batch HTTP/1.1\r\nhost: test\r\ncontent-length: 262144\r\n\r\n{").unwrap();
-            stream
-        })
-        .collect();
     let push = || server.post("/v1/batch", &batch(&["a"]));
-    let answer = until(push, |answer| answer.status == 429);
+    // Clients that announce a quarter of the room each and take their time; one that is sent away itself holds nothing.
+    let mut slow = Vec::new();
+    let announce_and_push = || {
+        let mut stream = open(server.address).unwrap();
+        stream.write_all(b"POST /v1/batch HTTP/1.1\r\nhost: test\r\ncontent-length: 262144\r\n\r\n{").unwrap();
+        slow.push(stream);
+        std::thread::sleep(Duration::from_millis(20));
+        push()
+    };
+    let answer = until(announce_and_push, |answer| answer.status == 429);
     assert_eq!(answer.refused(429), "busy");
     assert!(answer.head.contains("retry-after: 1"), "{}", answer.head);
     drop(slow);
@@ -598,6 +604,90 @@ fn two_servers_of_one_source_store_each_others_messages_once() {
     // What one of them may have left to the other's next look is found at a start.
     Server::start(folder.path()).stop();
     assert_eq!(stored(folder.path()), once(0..30));
+}
+
+#[tokio::test]
+async fn objects_of_a_server_whose_clock_is_behind_are_found_by_looking_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let now = "2026-03-01T00:30:00Z".parse::<DateTime<Utc>>().unwrap();
+    let location = folder.path().join("lake");
+    let lake = Lake::create_or_open(
+        location.to_str().unwrap(),
+        folder.path(),
+        &StoreOptions::new(),
+        LakeSettings::default(),
+        Arc::new(FixedClock(now)),
+    )
+    .await
+    .unwrap();
+    let contract = "kind = \"behaviour\"\npath = \"x/*\"\nformat = \"ndjson\"\n[columns]\nid = \"int64\"\n";
+    let spec = SourceSpec::parse("clicks.toml", contract).unwrap();
+    let inbox = Inbox::new(&lake, "test", &spec).unwrap();
+    let put = async |minutes_ago: i64, id: u64| {
+        let object = inbox.object(now - chrono::Duration::minutes(minutes_ago));
+        lake.store().put(&object, format!("{{\"id\":{id}}}\n").into()).await.unwrap();
+    };
+    let mut reader = InboxReader::new(inbox.clone(), IngestSettings::default());
+    assert_eq!(reader.advance(Look::Ahead).await.unwrap().files_found, 0, "an inbox that is not there is empty");
+    put(10, 1).await;
+    put(5, 2).await;
+    assert_eq!(reader.advance(Look::Ahead).await.unwrap().rows_stored, 2);
+    // Half an hour earlier, which is the day before, and long before the hour that is looked at.
+    put(40, 3).await;
+    put(300, 4).await;
+    put(4, 5).await;
+    let ahead = reader.advance(Look::Ahead).await.unwrap();
+    assert_eq!((ahead.files_found, ahead.rows_stored), (1, 1));
+    let back = reader.advance(Look::Back).await.unwrap();
+    assert_eq!((back.files_found, back.rows_stored), (4, 1));
+    let versions = commits(folder.path());
+    assert_eq!(reader.advance(Look::Back).await.unwrap().rows_stored, 0);
+    assert_eq!(commits(folder.path()), versions, "nothing new, nothing committed");
+
+    // Another reader begins with the books of the first, and finds what the two have left.
+    put(3, 6).await;
+    let mut other = InboxReader::new(inbox.clone(), IngestSettings::default());
+    assert_eq!(other.advance(Look::Ahead).await.unwrap().rows_stored, 1);
+    put(2, 7).await;
+    assert_eq!(reader.advance(Look::Ahead).await.unwrap().rows_stored, 1, "its books are behind the tables");
+    assert_eq!(other.advance(Look::Ahead).await.unwrap().rows_stored, 0);
+}
+
+#[test]
+fn files_and_pushes_of_one_source_count_once_each_whoever_dies() {
+    let folder = tempfile::tempdir().unwrap();
+    let exports = folder.path().join("exports");
+    std::fs::create_dir_all(exports.join("events")).unwrap();
+    let ingest = |abort_after: Option<&str>| {
+        let mut command = holdfast();
+        command.arg("--lake").arg(folder.path().join("lake"));
+        command.arg("--identity-key").arg(folder.path().join("identity.key"));
+        command.args(["ingest", "--raw-only", "--source", "events", "--from"]).arg(&exports);
+        if let Some(step) = abort_after {
+            command.env("HOLDFAST_ABORT_AFTER", step);
+        }
+        assert_eq!(command.output().unwrap().status.success(), abort_after.is_none());
+    };
+    let mut expected = Vec::new();
+    let mut server = Server::start(folder.path());
+    for (round, step) in ["raw_staged", "planned", "raw_committed", "batch_recorded"].into_iter().enumerate() {
+        let file: Vec<String> = (0..5).map(|line| format!("file-{round}-{line}")).collect();
+        let lines: String = file.iter().map(|id| format!("{}\n", track(id))).collect();
+        std::fs::write(exports.join(format!("events/{round}.ndjson")), lines).unwrap();
+        ingest(Some(step));
+        let pushed: Vec<String> = (0..5).map(|id| format!("push-{round}-{id}")).collect();
+        for id in &pushed {
+            assert_eq!(server.post("/v1/batch", &batch(&[id])).taken(), (1, 0));
+        }
+        server.kill();
+        ingest(None);
+        server = Server::start(folder.path());
+        expected.extend(file);
+        expected.extend(pushed);
+    }
+    server.stop();
+    ingest(None);
+    assert_eq!(stored(folder.path()), once(expected));
 }
 
 #[test]
