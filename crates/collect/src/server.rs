@@ -61,23 +61,22 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-/// Takes messages for the sources of `inboxes` until `shutdown` completes, then finishes what it has taken, for as long as
-/// the settings say.
+/// Takes messages for the sources of `inboxes` until it is told to stop, then finishes what it has taken, for as long as the
+/// settings say. `ready` is called once requests are answered; what it returns completes when it is time to stop.
 ///
 /// A request that was answered with 200 is durable (ING-1); one that comes again with the same message ids is stored once
-/// (ING-2), as long as they are among those that are remembered. `ready` is called once requests are answered.
+/// (ING-2), as long as they are among those that are remembered.
 ///
 /// # Errors
 /// Wrong settings, a source of `access` without an inbox, and an inbox that cannot be read at the start. What fails later
 /// is told to clients and tried again.
-pub async fn collect(
+pub async fn collect<Stop: Future<Output = ()> + Send>(
     inboxes: Vec<Inbox>,
     access: Access,
     (settings, ingest_settings): (CollectSettings, IngestSettings),
     clock: Arc<dyn Clock>,
     listener: TcpListener,
-    ready: impl FnOnce(),
-    shutdown: impl Future<Output = ()> + Send + 'static,
+    ready: impl FnOnce() -> Stop,
 ) -> Result<()> {
     settings.check()?;
     let address =
@@ -122,7 +121,6 @@ pub async fn collect(
     let serving = axum::serve(listener, router).with_graceful_shutdown(stop_serving.clone().cancelled_owned());
     let mut serving = Task(tokio::spawn(serving.into_future()));
     tracing::info!(%address, "collecting");
-    ready();
 
     tokio::select! {
         ended = &mut serving.0 => {
@@ -131,7 +129,7 @@ pub async fn collect(
                 _ => Err(CollectError::Internal("the HTTP server ended by itself".to_owned())),
             };
         }
-        () = shutdown => {}
+        () = ready() => {}
     }
     let deadline = Instant::now() + settings.drain_timeout;
     tracing::info!(limit_seconds = settings.drain_timeout.as_secs_f64(), "shutting down, what was taken is finished");

@@ -82,9 +82,14 @@ pub(crate) async fn run(project: &Project, args: &CollectArgs, terminal: &Arc<Te
     };
     let names: Vec<&str> = named.iter().map(|source| source.name.as_str()).collect();
     let note = format!("  Collecting {} on http://{address}, Ctrl-C stops", names.join(", "));
-    let ready = || terminal.note(&note);
+    let ready = || {
+        // Before anybody is told: who reads the line may stop the server at once.
+        let stop = stop_signal();
+        terminal.note(&note);
+        stop
+    };
     let settings = (settings, project.ingest_settings());
-    Box::pin(collect(inboxes, access, settings, Arc::new(SystemClock), listener, ready, stop_signal())).await?;
+    Box::pin(collect(inboxes, access, settings, Arc::new(SystemClock), listener, ready)).await?;
     terminal.note("  Stopped");
     Ok(())
 }
