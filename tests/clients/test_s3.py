@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 
 import deltalake
 import pyarrow.fs
@@ -135,6 +136,43 @@ def test_ing_2_a_worker_killed_between_any_two_steps_loses_and_doubles_nothing(b
         bucket.holdfast(*from_here, "--raw-only", lake="killed", fails=True, HOLDFAST_ABORT_AFTER=step)
     bucket.holdfast(*from_here, lake="killed")
     assert bucket.ask("killed", ORDERS) == whole
+
+
+def test_ing_1_and_ing_2_hold_for_pushes_to_a_server_that_is_killed(bucket):
+    (port,) = free_ports(1)
+    command = [bucket.binary, "--project", ROOT, "--lake", "s3://shop/pushed"]
+    command += ["--identity-key", bucket.work / "identity.key", "collect", "--source", "events"]
+    command += ["--listen", f"127.0.0.1:{port}", "--gather-ms", "10", "--ingest-interval-ms", "100"]
+    last, sent = [], []
+
+    def post(ids):
+        messages = [{"type": "track", "messageId": one, "userId": "M1"} for one in ids]
+        url = f"http://127.0.0.1:{port}/v1/batch"
+        with urllib.request.urlopen(url, json.dumps({"batch": messages}).encode(), timeout=30) as answer:
+            return json.load(answer)
+
+    for turn in range(3):
+        server = subprocess.Popen(
+            [str(part) for part in command], env={**os.environ, **bucket.settings}, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            assert any("http://" in line for line in server.stderr), "it did not start"
+            if last:
+                assert post(last)["duplicates"] == len(last)
+            for number in range(20):
+                last = [f"{turn}-{number}-{one}" for one in range(3)]
+                assert post(last)["accepted"] == len(last)
+                sent += last
+        finally:
+            if turn < 2:
+                server.kill()
+            else:
+                server.terminate()
+            ended = server.wait(timeout=20)
+            server.stderr.close()
+    assert ended == 0
+    rows = bucket.ask("pushed", 'select "messageId" as id from raw.events')
+    assert sorted(row["id"] for row in rows) == sorted(sent)
 
 
 def test_delta_rs_reads_the_lake(bucket, whole):

@@ -10,6 +10,7 @@
 )]
 
 mod bad_input;
+mod collect;
 mod commands;
 mod commit_rule;
 mod ingest;

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use holdfast_collect::CollectError;
 use holdfast_engine::EngineError;
 use holdfast_identity::IdentityError;
 use holdfast_ingest::IngestError;
@@ -38,6 +39,8 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
+    Collect(#[from] CollectError),
+    #[error(transparent)]
     Ingest(#[from] IngestError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -59,6 +62,7 @@ impl CliError {
             Self::Output(_) => ErrorKind::Retry,
             Self::Lake(error) => error.kind(),
             Self::Engine(error) => error.kind(),
+            Self::Collect(error) => error.kind(),
             Self::Ingest(error) => error.kind(),
             Self::Identity(error) => error.kind(),
             Self::Serve(error) => error.kind(),

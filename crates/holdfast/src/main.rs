@@ -15,7 +15,7 @@ use clap::Parser;
 use holdfast_lake::StoreOptions;
 use tracing::Instrument;
 
-use crate::commands::{demo, generate, ingest, run, serve, sql, test};
+use crate::commands::{collect, demo, generate, ingest, run, serve, sql, test};
 use crate::error::CliError;
 use crate::progress::Terminal;
 use crate::project::{Project, ProjectArgs};
@@ -42,6 +42,7 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Collect(collect::CollectArgs),
     Demo(demo::DemoArgs),
     Generate(generate::GenerateArgs),
     Ingest(ingest::IngestArgs),
@@ -54,6 +55,7 @@ enum Command {
 impl Command {
     const fn name(&self) -> &'static str {
         match self {
+            Self::Collect(_) => "collect",
             Self::Demo(_) => "demo",
             Self::Generate(_) => "generate",
             Self::Ingest(_) => "ingest",
@@ -111,6 +113,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     }
     let project = Project::find(&cli.project, store_options())?;
     match &cli.command {
+        Command::Collect(args) => collect::run(&project, args, terminal).await,
         Command::Demo(args) => demo::run(project, args, terminal).await,
         Command::Generate(_) => Ok(()),
         Command::Ingest(args) => ingest::run(&project, args, terminal).await,

@@ -47,6 +47,11 @@ const PRINTED_ERRORS: &str = "monotonic_counter.holdfast_errors";
 /// What the crates measure. Labels are an allow-list, so that neither an unbounded value nor a person's data can
 /// become one by accident; a metric that is missing here is exported without any.
 const METRICS: &[Metric] = &[
+    Metric::seconds("holdfast_collect_ack_seconds", "arrival of a request to its acknowledgement", &["endpoint"]),
+    Metric::count("holdfast_collect_bytes", "By", "bytes of pushed messages made durable", &["source"]),
+    Metric::count("holdfast_collect_messages", "{message}", "messages that were pushed", &["outcome", "source"]),
+    Metric::count("holdfast_collect_requests", "{request}", "requests that pushed", &["endpoint", "status"]),
+    Metric::count("holdfast_collect_write_errors", "{error}", "objects that could not be written", &["source"]),
     Metric::count("holdfast_errors", "{error}", "errors that ended a command or a stage", &["kind", "stage"]),
     Metric::count("holdfast_flight_bytes", "By", "bytes of record batches sent", &["command", "method", "outcome"]),
     Metric::count("holdfast_flight_errors", "{error}", "calls that failed", &["command", "kind", "method", "outcome"]),

@@ -99,6 +99,32 @@ pub(crate) async fn discover(from: &ObjectLocation, spec: &SourceSpec) -> Result
     if listed.is_empty() && from.url.scheme() != "file" && is_empty(from).await? {
         return Err(missing());
     }
+    Ok(matching(from, spec, listed))
+}
+
+/// The files below `folder` whose paths come after `path` in the order of text, or all of them; both relative to `from`.
+/// A store is asked for these alone. A folder that is not there holds nothing.
+///
+/// # Errors
+/// What the store answers.
+pub(crate) async fn discover_after(
+    from: &ObjectLocation,
+    spec: &SourceSpec,
+    folder: &Path,
+    path: Option<&str>,
+) -> Result<Vec<FoundFile>> {
+    let listed = match path {
+        Some(path) => {
+            let offset = path.split('/').fold(from.path.clone(), |path, part| path.join(part));
+            from.store.list_with_offset(Some(folder), &offset)
+        }
+        None => from.store.list(Some(folder)),
+    };
+    let listed = listed.try_collect().await.map_err(IngestError::store(folder.as_ref()))?;
+    Ok(matching(from, spec, listed))
+}
+
+fn matching(from: &ObjectLocation, spec: &SourceSpec, listed: Vec<object_store::ObjectMeta>) -> Vec<FoundFile> {
     let mut files: Vec<FoundFile> = listed
         .into_iter()
         .filter_map(|object| {
@@ -116,7 +142,7 @@ pub(crate) async fn discover(from: &ObjectLocation, spec: &SourceSpec) -> Result
         })
         .collect();
     files.sort_by(|left, right| left.path.cmp(&right.path));
-    Ok(files)
+    files
 }
 
 /// A file by its path relative to the ingested folder, as it is now.

@@ -189,6 +189,15 @@ pub async fn ingest_source(
     settings: &IngestSettings,
     progress: &dyn Progress,
 ) -> Result<SourceReport> {
+    told(pipeline, spec, run(lake, pipeline, spec, from, settings, progress)).await
+}
+
+/// Runs the ingestion of a source in its span, and counts what it ends with.
+pub(crate) async fn told(
+    pipeline: &str,
+    spec: &SourceSpec,
+    ingestion: impl Future<Output = Result<SourceReport>>,
+) -> Result<SourceReport> {
     let span = tracing::info_span!(
         "ingest_source",
         pipeline,
@@ -197,7 +206,7 @@ pub async fn ingest_source(
         rows = tracing::field::Empty,
         bytes = tracing::field::Empty,
     );
-    let ended = Box::pin(run(lake, pipeline, spec, from, settings, progress)).instrument(span.clone()).await;
+    let ended = Box::pin(ingestion).instrument(span.clone()).await;
     match &ended {
         Ok(report) => {
             span.record("files", report.files_stored).record("rows", report.rows_read).record("bytes", report.bytes);
@@ -220,29 +229,31 @@ async fn run(
 ) -> Result<SourceReport> {
     // Looked at first: a folder that is not there must not leave tables behind.
     let found = discover(from, spec).await?;
-    let tables = Tables::ensure(lake, spec).await?;
-    let ledger = Ledger::load(lake, &tables.files, &tables.batches, pipeline, &spec.name).await?;
-    let refused = RefusedFiles::load(lake, pipeline, &spec.name).await?;
-    let mut source = Source {
-        lake,
-        pipeline,
-        spec: Arc::new(spec.clone()),
-        from,
-        settings,
-        progress,
-        tables,
-        ledger,
-        refused,
-        unknown: UnknownFields::default(),
-        unknown_columns: Vec::new(),
-        event_times: None,
-        report: SourceReport { source: spec.name.clone(), files_found: count(found.len()), ..SourceReport::default() },
-    };
-    source.finish_open_batches().await?;
-    source.ingest_new(&found).await?;
-    Ok(source.into_report())
+    let books = Books::open(lake, pipeline, spec).await?;
+    let mut source = Source::new(lake, pipeline, Arc::new(spec.clone()), from, settings, progress, books);
+    source.take_in(&found).await?;
+    Ok(source.into_report().0)
 }
 
+/// The tables of a source, and what they say of its files.
+#[derive(Debug)]
+pub(crate) struct Books {
+    tables: Tables,
+    pub(crate) ledger: Ledger,
+    refused: RefusedFiles,
+}
+
+impl Books {
+    /// Reads them, making tables that are missing.
+    pub(crate) async fn open(lake: &Lake, pipeline: &str, spec: &SourceSpec) -> Result<Self> {
+        let tables = Tables::ensure(lake, spec).await?;
+        let ledger = Ledger::load(lake, &tables.files, &tables.batches, pipeline, &spec.name).await?;
+        let refused = RefusedFiles::load(lake, pipeline, &spec.name).await?;
+        Ok(Self { tables, ledger, refused })
+    }
+}
+
+#[derive(Debug)]
 struct Tables {
     raw: Table,
     quarantine: Table,
@@ -291,7 +302,7 @@ fn quarantine_schema() -> SchemaRef {
     Arc::new(Schema::new(fields.into_iter().chain(lineage_fields()).collect::<Vec<_>>()))
 }
 
-struct Source<'a> {
+pub(crate) struct Source<'a> {
     lake: &'a Lake,
     pipeline: &'a str,
     spec: Arc<SourceSpec>,
@@ -307,7 +318,42 @@ struct Source<'a> {
     report: SourceReport,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    pub(crate) fn new(
+        lake: &'a Lake,
+        pipeline: &'a str,
+        spec: Arc<SourceSpec>,
+        from: &'a ObjectLocation,
+        settings: &'a IngestSettings,
+        progress: &'a dyn Progress,
+        books: Books,
+    ) -> Self {
+        let report = SourceReport { source: spec.name.clone(), ..SourceReport::default() };
+        Self {
+            lake,
+            pipeline,
+            spec,
+            from,
+            settings,
+            progress,
+            tables: books.tables,
+            ledger: books.ledger,
+            refused: books.refused,
+            unknown: UnknownFields::default(),
+            unknown_columns: Vec::new(),
+            event_times: None,
+            report,
+        }
+    }
+
+    /// Finishes what was left open, then stores what is new of `found`. Books that have become stale are read again on
+    /// the way.
+    pub(crate) async fn take_in(&mut self, found: &[FoundFile]) -> Result<()> {
+        self.report.files_found = count(found.len());
+        self.finish_open_batches().await?;
+        self.ingest_new(found).await
+    }
+
     /// Batches that were planned and whose end is not recorded: their worker died, or is still at work. Oldest first,
     /// since a position only grows.
     async fn finish_open_batches(&mut self) -> Result<()> {
@@ -402,11 +448,8 @@ impl Source<'_> {
             if self.ingest_until_overtaken(found).await? {
                 return Ok(());
             }
-            let Tables { files, batches, .. } = Tables::ensure(self.lake, &self.spec).await?;
-            (self.tables.files, self.tables.batches) = (files, batches);
-            self.ledger =
-                Ledger::load(self.lake, &self.tables.files, &self.tables.batches, self.pipeline, &self.spec.name)
-                    .await?;
+            let books = Books::open(self.lake, self.pipeline, &self.spec).await?;
+            (self.tables, self.ledger, self.refused) = (books.tables, books.ledger, books.refused);
             self.finish_open_batches().await?;
         }
         Err(IngestError::Contended { source_name: self.spec.name.clone(), attempts: PLAN_ATTEMPTS_MAX })
@@ -751,7 +794,8 @@ impl Source<'_> {
         }
     }
 
-    fn into_report(mut self) -> SourceReport {
+    /// What was done, and the books as they are now.
+    pub(crate) fn into_report(mut self) -> (SourceReport, Books) {
         let mut names: Vec<String> = std::mem::take(&mut self.unknown_columns);
         names.extend(self.unknown.iter().map(|(name, times)| format!("{name} ({times} times)")));
         if !names.is_empty() {
@@ -764,7 +808,7 @@ impl Source<'_> {
         let moment = |micros: i64| DateTime::from_timestamp_micros(micros);
         self.report.event_time_min = self.event_times.and_then(|(earliest, _)| moment(earliest));
         self.report.event_time_max = self.event_times.and_then(|(_, latest)| moment(latest));
-        self.report
+        (self.report, Books { tables: self.tables, ledger: self.ledger, refused: self.refused })
     }
 }
 

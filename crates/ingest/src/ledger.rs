@@ -156,6 +156,24 @@ impl Ledger {
         self.files.get(&batch).map_or(&[], Vec::as_slice)
     }
 
+    /// The last path, in the order of text, below a folder (which ends with a slash) of what is stored.
+    pub(crate) fn last_path_below(&self, folder: &str) -> Option<&str> {
+        self.stored().map(|file| file.path.as_str()).filter(|path| path.starts_with(folder)).max()
+    }
+
+    /// Forgets batches that are done and have no file at or behind `path`, other than the newest.
+    pub(crate) fn forget_before(&mut self, folder: &str, path: &str) {
+        let newest = self.files.keys().next_back().copied();
+        let outcomes = &self.outcomes;
+        self.files.retain(|batch, files| {
+            Some(*batch) == newest
+                || !outcomes.contains_key(batch)
+                || files.iter().any(|file| file.path.starts_with(folder) && file.path.as_str() >= path)
+        });
+        let files = &self.files;
+        self.outcomes.retain(|batch, _| files.contains_key(batch));
+    }
+
     /// Newest first, without those of abandoned batches.
     fn stored(&self) -> impl Iterator<Item = &PlannedFile> {
         self.files
@@ -438,5 +456,22 @@ mod tests {
         assert_eq!(index.by_content("c", "w"), Arrival::New, "an abandoned batch stored nothing");
         assert_eq!(ledger.open_batches(), [1, 2]);
         assert_eq!(ledger.next_batch(), 4);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_neither_open_nor_newest_nor_looked_at_again() {
+        let mut ledger = Ledger::default();
+        for batch in 1..=5 {
+            ledger.add(vec![file(batch, &format!("in/{batch}"), &batch.to_string())]);
+        }
+        ledger.add(vec![file(6, "elsewhere/9", "9")]);
+        for batch in [1, 3, 4, 5, 6] {
+            ledger.record(batch, if batch == 5 { Outcome::Abandoned } else { Outcome::Stored });
+        }
+        assert_eq!(ledger.last_path_below("in/"), Some("in/4"), "an abandoned batch stored nothing");
+        ledger.forget_before("in/", "in/4");
+        assert_eq!(ledger.files.keys().copied().collect::<Vec<_>>(), [2, 4, 5, 6]);
+        assert_eq!(ledger.open_batches(), [2]);
+        assert_eq!(ledger.next_batch(), 7);
     }
 }

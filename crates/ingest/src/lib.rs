@@ -15,6 +15,8 @@
 //! happen once. Rows are staged before the plan: of a file that cannot be read nothing is stored. It is recorded in
 //! `metric.ingest_refused_files` and left alone until it or its contract changes; the files beside it go on.
 //!
+//! Records that were pushed lie in an [`Inbox`] in the lake, and take the same way from there.
+//!
 //! Memory is bounded by blocks in flight, not by the size of a file or the number of files.
 
 mod batch;
@@ -24,6 +26,7 @@ mod delimited;
 mod discover;
 mod error;
 mod grammar;
+mod inbox;
 mod ingest;
 mod json;
 mod ledger;
@@ -34,6 +37,7 @@ mod spec;
 mod value;
 
 pub use error::IngestError;
+pub use inbox::{Inbox, InboxReader, Look};
 pub use ingest::{IngestSettings, IngestStep, SourceReport, ingest_source};
 pub use ledger::ledger_tables;
 pub use refused::RefusedFile;

@@ -203,6 +203,14 @@ impl Lake {
         &self.inner.store_url
     }
 
+    /// Where the lake's own files are: what is there belongs to no table.
+    pub fn system_folder(&self) -> ObjectLocation {
+        let mut url = self.inner.url.clone();
+        let path = format!("{}/{SYSTEM_FOLDER}", url.path().trim_end_matches('/'));
+        url.set_path(&path);
+        ObjectLocation { store: Arc::clone(&self.inner.store), path: self.inner.root.clone().join(SYSTEM_FOLDER), url }
+    }
+
     pub(crate) fn root(&self) -> &ObjectPath {
         &self.inner.root
     }

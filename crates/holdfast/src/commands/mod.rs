@@ -1,5 +1,6 @@
 //! The commands: each reads its arguments, calls the crates below and prints.
 
+pub(crate) mod collect;
 pub(crate) mod demo;
 pub(crate) mod generate;
 pub(crate) mod ingest;
@@ -39,16 +40,21 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
-/// Completes on Ctrl-C and, where there are such signals, on SIGTERM.
-pub(crate) async fn stop_signal() {
-    let interrupt = tokio::signal::ctrl_c();
+/// Completes on Ctrl-C and, where there are such signals, on SIGTERM; counted from the call, not from the first look.
+pub(crate) fn stop_signal() -> impl Future<Output = ()> + Send {
     #[cfg(unix)]
-    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        tokio::select! {
-            _ = interrupt => {}
-            _ = terminate.recv() => {}
+    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+    #[cfg(unix)]
+    let interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt());
+    async {
+        #[cfg(unix)]
+        if let (Ok(mut terminate), Ok(mut interrupt)) = (terminate, interrupt) {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
         }
-        return;
+        let _ = tokio::signal::ctrl_c().await;
     }
-    let _ = interrupt.await;
 }
