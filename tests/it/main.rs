@@ -13,6 +13,7 @@ mod bad_input;
 mod commands;
 mod commit_rule;
 mod ingest;
+mod leases;
 mod proto;
 mod real_data;
 mod serve;

@@ -679,6 +679,7 @@ impl StageWork {
             .commit(Change {
                 table: &table,
                 position: Position { app_id, version },
+                fence: None,
                 kind: ChangeKind::ReplaceAll,
                 files: staged.files,
                 schema: reshaped.then(|| Arc::clone(&spec.schema)),
@@ -708,6 +709,7 @@ impl StageWork {
             .commit(Change {
                 table: quarantine,
                 position: Position { app_id: app_id.to_owned(), version },
+                fence: None,
                 kind: ChangeKind::ReplaceAll,
                 files: refused,
                 schema: Some(quarantine_schema(&self.checked.schema)),

@@ -154,12 +154,16 @@ impl TelemetrySettings {
 }
 
 /// The libraries below log their inner workings, literals of queries among them: more of those only by a filter that
-/// somebody writes on purpose. The Delta kernel calls it an error when a table is not there yet; what is one, its caller
-/// says. The exporter's complaints are summed up in one line of ours.
+/// somebody writes on purpose. The Delta kernel calls it an error when a table is not there yet, and delta-rs when another
+/// writer was first; what is one, their caller says. The exporter's complaints are summed up in one line of ours.
 const fn default_log_filter(verbose: u8) -> &'static str {
     match verbose {
-        0 => "warn,buoyant_kernel=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off",
-        1 => "warn,holdfast=info,buoyant_kernel=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off",
+        0 => {
+            "warn,buoyant_kernel=off,deltalake_core::kernel::transaction=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off"
+        }
+        1 => {
+            "warn,holdfast=info,buoyant_kernel=off,deltalake_core::kernel::transaction=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off"
+        }
         _ => "warn,holdfast=trace",
     }
 }

@@ -665,6 +665,7 @@ impl Source<'_> {
                 .commit(Change {
                     table,
                     position: Position { app_id: self.app_id(role), version: batch },
+                    fence: None,
                     kind: ChangeKind::Append,
                     files: files.clone(),
                     schema: None,

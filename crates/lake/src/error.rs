@@ -45,6 +45,20 @@ pub enum LakeError {
         /// Which version.
         version: u64,
     },
+    /// Another worker took over and has committed under the same lease.
+    #[error(
+        "table {table}: the lease {lease} was taken over by another worker, which has committed since (generation {newest}, this one is {generation}): stop, it goes on from there"
+    )]
+    Superseded {
+        /// Which table.
+        table: TableName,
+        /// Which lease.
+        lease: String,
+        /// The generation of the commit that was refused.
+        generation: u64,
+        /// The newest generation that committed.
+        newest: i64,
+    },
     /// The rows do not fit the table.
     #[error("table {table}: {reason}")]
     Schema {
@@ -100,6 +114,7 @@ impl LakeError {
             Self::NoLake { .. } | Self::NoTable(_) | Self::NoVersion { .. } => ErrorKind::NotFound,
             Self::NewerLake { .. } | Self::Damaged { .. } => ErrorKind::CorruptData,
             Self::InvalidUrl { .. } => ErrorKind::InvalidConfig,
+            Self::Superseded { .. } => ErrorKind::Conflict,
             Self::Schema { .. } | Self::Name(_) => ErrorKind::InvalidInput,
             Self::Store { source, .. } => store_kind(source),
             Self::Delta { source, .. } => match source.as_ref() {
