@@ -22,14 +22,14 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// A clock that moves when it is told to.
 #[derive(Debug, Clone)]
-struct HandClock(Arc<Mutex<DateTime<Utc>>>);
+pub(crate) struct HandClock(Arc<Mutex<DateTime<Utc>>>);
 
 impl HandClock {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(Mutex::new(DateTime::UNIX_EPOCH)))
     }
 
-    fn pass(&self, seconds: i64) {
+    pub(crate) fn pass(&self, seconds: i64) {
         *self.0.lock().unwrap() += TimeDelta::seconds(seconds);
     }
 }
@@ -40,7 +40,7 @@ impl Clock for HandClock {
     }
 }
 
-async fn lake(folder: &Path, clock: &HandClock) -> Lake {
+pub(crate) async fn lake(folder: &Path, clock: &HandClock) -> Lake {
     lake_over(folder, clock, |store| store).await
 }
 
@@ -55,7 +55,7 @@ async fn lake_over(
 }
 
 /// A lake in which `before` happens right before the next PUT to a path that contains `path`.
-async fn interleaved(
+pub(crate) async fn interleaved(
     folder: &Path,
     clock: &HandClock,
     path: &str,

@@ -1,10 +1,11 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use arrow::datatypes::SchemaRef;
 use deltalake_core::DeltaTableError;
 use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
-use deltalake_core::kernel::{Action, MetadataExt, Transaction};
+use deltalake_core::kernel::{Action, Add, MetadataExt, Transaction};
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
+use holdfast_types::Promise;
 use object_store::ObjectStoreExt;
 use serde_json::{Map, Value};
 
@@ -12,7 +13,8 @@ use crate::Result;
 use crate::error::LakeError;
 use crate::lake::{Lake, kernel_schema};
 use crate::lease::Fence;
-use crate::table::{StagedFile, Table};
+use crate::statistics::record_count;
+use crate::table::{DATA_VERSION, StagedFile, Table};
 
 /// How often a commit is tried when others commit to the same table at the same time. Each time one of them got on.
 const ATTEMPTS_MAX: u32 = 100;
@@ -27,12 +29,17 @@ pub struct Position {
 }
 
 /// What a commit does to the rows that are there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChangeKind {
     /// Adds the files.
     Append,
     /// Puts the files in the place of all there are.
     ReplaceAll,
+    /// Puts the files in the place of those in `removed`, whose rows they hold. To readers of changes nothing happened.
+    Rewrite {
+        /// Paths within the table, as the log has them.
+        removed: Vec<String>,
+    },
 }
 
 /// A commit to be.
@@ -90,23 +97,26 @@ impl Lake {
     pub async fn commit(&self, change: Change<'_>) -> Result<CommitOutcome> {
         let name = change.table.name();
         let mut current = self.table(name).await?.ok_or_else(|| LakeError::NoTable(name.clone()))?;
-        if reached(&current, &change.position).await? {
+        if landed(&current, &change).await? {
             return Ok(CommitOutcome::AlreadyApplied { version: current.version() });
         }
         for _ in 0..ATTEMPTS_MAX {
             check_fence(&current, change.fence.as_ref()).await?;
-            if !still_holds(&change, &current) {
+            if !still_holds(&change, &current).await? {
                 return Ok(CommitOutcome::Conflicted { version: current.version() });
             }
-            let error = match self.try_commit(&current, &change).await {
+            let same_data = match change.kind {
+                ChangeKind::Rewrite { .. } => Some(current.data_version().await?),
+                ChangeKind::Append | ChangeKind::ReplaceAll => None,
+            };
+            let error = match self.try_commit(&current, &change, same_data).await {
                 Ok(version) => return Ok(CommitOutcome::Applied { version }),
                 Err(error) => error,
             };
 
             let after = self.table(name).await?.ok_or_else(|| LakeError::NoTable(name.clone()))?;
-            if reached(&after, &change.position).await? {
-                let marker = change.files.first().map(|file| &file.add.path);
-                let ours = marker.is_some_and(|path| after.files().iter().any(|add| add.path == *path));
+            if landed(&after, &change).await? {
+                let ours = holds_files_of(&after, &change);
                 tracing::debug!(table = %name, ours, "a commit reported an error but its position is in the table");
                 return Ok(if ours {
                     CommitOutcome::Applied { version: after.version() }
@@ -134,13 +144,18 @@ impl Lake {
         }
     }
 
-    /// Commits as the version after `table`'s, or fails.
-    async fn try_commit(&self, table: &Table, change: &Change<'_>) -> Result<u64, DeltaTableError> {
+    /// Commits as the version after `table`'s, or fails. With `same_data` it notes that its rows are those of that version.
+    async fn try_commit(
+        &self,
+        table: &Table,
+        change: &Change<'_>,
+        same_data: Option<u64>,
+    ) -> Result<u64, DeltaTableError> {
         let delta = table.delta();
         let snapshot = delta.snapshot()?;
         let mut actions = Vec::with_capacity(change.files.len() + 1);
         let partition_by = Some(table.partition_columns().to_vec()).filter(|columns| !columns.is_empty());
-        let operation = match change.kind {
+        let operation = match &change.kind {
             ChangeKind::Append => DeltaOperation::Write { mode: SaveMode::Append, partition_by, predicate: None },
             ChangeKind::ReplaceAll => {
                 actions.extend(snapshot.log_data().iter().map(|file| Action::Remove(file.remove_action(true))));
@@ -156,8 +171,22 @@ impl Lake {
                 // Without a predicate other writers' delta-rs would not notice that these rows were rewritten.
                 DeltaOperation::Write { mode: SaveMode::Overwrite, partition_by, predicate: Some("true".to_owned()) }
             }
+            ChangeKind::Rewrite { removed } => {
+                let removed: HashSet<&str> = removed.iter().map(String::as_str).collect();
+                let files = snapshot.log_data();
+                let files = files.iter().filter(|file| removed.contains(file.path().as_ref()));
+                actions.extend(files.map(|file| Action::Remove(file.remove_action(false))));
+                let bytes = change.files.iter().map(|file| file.add.size).max().unwrap_or(0);
+                DeltaOperation::Optimize { predicate: None, target_size: bytes }
+            }
         };
-        actions.extend(change.files.iter().map(|file| Action::Add(file.add.clone())));
+        let changes_data = !matches!(change.kind, ChangeKind::Rewrite { .. });
+        let adds = change.files.iter().map(|file| Add { data_change: changes_data, ..file.add.clone() });
+        actions.extend(adds.map(Action::Add));
+        let mut metadata = change.metadata.clone();
+        if let Some(version) = same_data {
+            metadata.insert(DATA_VERSION.to_owned(), version.into());
+        }
 
         let last_updated = Some(self.clock().now().timestamp_millis());
         let fence = change.fence.iter().map(|fence| (fence.app_id(), fence.version()));
@@ -166,7 +195,7 @@ impl Lake {
             .map(|(app_id, version)| Transaction { app_id, version, last_updated })
             .collect();
         let properties = CommitProperties::default()
-            .with_metadata(change.metadata.clone().into_iter().collect::<HashMap<_, _>>())
+            .with_metadata(metadata.into_iter().collect::<HashMap<_, _>>())
             .with_application_transactions(transactions)
             // With retries delta-rs would carry the commit over to versions that nobody looked at, and its check for conflicts lets two
             // rewrites of the same files pass, which doubles their rows.
@@ -184,6 +213,20 @@ async fn reached(table: &Table, position: &Position) -> Result<bool> {
     Ok(table.position(&position.app_id).await?.is_some_and(|stored| stored >= position.version))
 }
 
+/// Whether the change is in the table, by whoever.
+async fn landed(table: &Table, change: &Change<'_>) -> Result<bool> {
+    match change.kind {
+        ChangeKind::Append | ChangeKind::ReplaceAll => reached(table, &change.position).await,
+        // Two merges of the same files are different files: what one did is not what the other meant to do.
+        ChangeKind::Rewrite { .. } => Ok(holds_files_of(table, change)),
+    }
+}
+
+fn holds_files_of(table: &Table, change: &Change<'_>) -> bool {
+    let marker = change.files.first().map(|file| &file.add.path);
+    marker.is_some_and(|path| table.files().iter().any(|add| add.path == *path))
+}
+
 async fn check_fence(table: &Table, fence: Option<&Fence>) -> Result<()> {
     let Some(fence) = fence else { return Ok(()) };
     match table.position(&fence.app_id()).await? {
@@ -198,9 +241,24 @@ async fn check_fence(table: &Table, fence: Option<&Fence>) -> Result<()> {
 }
 
 /// Whether what a change was decided on is still so in `current`.
-fn still_holds(change: &Change<'_>, current: &Table) -> bool {
-    match change.kind {
-        ChangeKind::Append => true,
-        ChangeKind::ReplaceAll => current.version() == change.table.version(),
+async fn still_holds(change: &Change<'_>, current: &Table) -> Result<bool> {
+    match &change.kind {
+        ChangeKind::Append => Ok(true),
+        // Files that were merged meanwhile hold the rows that were there.
+        ChangeKind::ReplaceAll => Ok(current.version() == change.table.version()
+            || current.data_version().await? == change.table.data_version().await?),
+        ChangeKind::Rewrite { removed } => {
+            let rows: HashMap<String, Option<u64>> =
+                current.files().into_iter().map(|add| (add.path, record_count(add.stats.as_deref()))).collect();
+            let Some(rows) = removed.iter().map(|path| rows.get(path).copied()).collect::<Option<Vec<_>>>() else {
+                return Ok(false);
+            };
+            let before: Option<u64> = rows.into_iter().sum();
+            let after: u64 = change.files.iter().map(|file| file.rows).sum();
+            Promise::Ing2.check(before.is_none_or(|before| before == after), || {
+                format!("a rewrite of {} would turn {before:?} rows into {after}", current.name())
+            })?;
+            Ok(true)
+        }
     }
 }

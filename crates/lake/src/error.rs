@@ -1,3 +1,4 @@
+use datafusion::error::DataFusionError;
 use deltalake_core::DeltaTableError;
 use holdfast_types::{BrokenPromise, ErrorKind, InvalidTableName, TableName};
 
@@ -94,6 +95,14 @@ pub enum LakeError {
         /// The library's answer.
         source: parquet::errors::ParquetError,
     },
+    /// Data files could not be merged.
+    #[error("table {table}: cannot merge data files: {}", describe_merge_error(source))]
+    Merge {
+        /// Which table.
+        table: TableName,
+        /// The engine's answer.
+        source: Box<DataFusionError>,
+    },
     /// A file of the lake's own that cannot be understood.
     #[error("{path} in the lake is damaged: {reason}")]
     Damaged {
@@ -127,12 +136,22 @@ impl LakeError {
                 _ => ErrorKind::Retry,
             },
             Self::Parquet { .. } => ErrorKind::Retry,
+            Self::Merge { source, .. } => match source.find_root() {
+                DataFusionError::ParquetError(_) | DataFusionError::ArrowError(..) => ErrorKind::CorruptData,
+                DataFusionError::Internal(_) => ErrorKind::Bug,
+                _ => ErrorKind::Retry,
+            },
             Self::Promise(_) => ErrorKind::Bug,
         }
     }
 
     pub(crate) fn delta(table: impl std::fmt::Display) -> impl FnOnce(DeltaTableError) -> Self {
         move |source| Self::Delta { table: table.to_string(), source: Box::new(source) }
+    }
+
+    pub(crate) fn merge(table: &TableName) -> impl FnOnce(DataFusionError) -> Self + use<> {
+        let table = table.clone();
+        move |source| Self::Merge { table, source: Box::new(source) }
     }
 
     pub(crate) fn store(what: impl Into<String>) -> impl FnOnce(object_store::Error) -> Self {
@@ -158,6 +177,16 @@ fn describe_delta_error(error: &DeltaTableError) -> String {
     match error {
         DeltaTableError::ObjectStore { source } => describe_store_error(source),
         other => describe_chain(other),
+    }
+}
+
+fn describe_merge_error(error: &DataFusionError) -> String {
+    match error.find_root() {
+        DataFusionError::ObjectStore(error) => describe_store_error(error),
+        DataFusionError::ResourcesExhausted(text) => format!("not enough memory: {text}"),
+        // A kernel quotes the value it could not convert, which may be a customer's.
+        DataFusionError::ArrowError(..) => "a column does not hold what the table says it does".to_owned(),
+        other => other.strip_backtrace(),
     }
 }
 

@@ -140,6 +140,29 @@ impl Lease {
         self.claim(self.generation + 1, false).await
     }
 
+    /// Works while the lease is held: renews it every third of its duration until `work` is done. `None` when it was lost; the work is dropped then,
+    /// where it last waited.
+    ///
+    /// # Errors
+    /// What the store answers when the lease could not be renewed before its end.
+    pub async fn hold<T>(&mut self, work: impl Future<Output = T>) -> Result<Option<T>> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                result = &mut work => return Ok(Some(result)),
+                () = tokio::time::sleep(self.duration / 3) => {}
+            }
+            match self.renew().await {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(error) if self.is_running() => {
+                    tracing::debug!(lease = self.name, %error, "a lease could not be renewed, trying again");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Lets others take it at once. Does nothing when somebody else has it.
     ///
     /// # Errors

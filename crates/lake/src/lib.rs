@@ -11,9 +11,11 @@
 //! a [`CommitOutcome`].
 
 mod commit;
+mod compact;
 mod error;
 mod lake;
 mod lease;
+mod maintain;
 mod manifest;
 mod provider;
 mod schema;
@@ -23,9 +25,11 @@ mod table;
 mod writer;
 
 pub use commit::{Change, ChangeKind, CommitOutcome, Position};
+pub use compact::{Merge, Rewrite};
 pub use error::LakeError;
 pub use lake::{Lake, LakeSettings, TableSpec};
 pub use lease::{Fence, Lease};
+pub use maintain::{KeptRuns, MaintainSettings, TableMaintenance};
 pub use manifest::{Manifest, ManifestEntry};
 pub use provider::LakeTableProvider;
 pub use schema::{delta_compatible, to_delta_compatible};
