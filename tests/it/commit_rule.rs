@@ -40,6 +40,7 @@ fn change<'a>(table: &'a Table, app_id: &str, version: i64, kind: ChangeKind, fi
     Change {
         table,
         position: Position { app_id: app_id.to_owned(), version },
+        fence: None,
         kind,
         files,
         schema: None,

@@ -14,6 +14,8 @@ mod collect;
 mod commands;
 mod commit_rule;
 mod ingest;
+mod leases;
+mod maintain;
 mod proto;
 mod real_data;
 mod serve;

@@ -143,6 +143,7 @@ impl TestLake {
         let change = Change {
             table: &table,
             position,
+            fence: None,
             kind,
             files,
             schema: None,

@@ -6,12 +6,12 @@ use std::process::Command;
 use crate::{commits, holdfast_binary, succeed};
 
 /// A project with one source of orders and the given stages.
-struct Shop {
+pub(crate) struct Shop {
     folder: tempfile::TempDir,
 }
 
 impl Shop {
-    fn new(stages: &[(&str, &str)]) -> Self {
+    pub(crate) fn new(stages: &[(&str, &str)]) -> Self {
         let shop = Self { folder: tempfile::tempdir().unwrap() };
         shop.write("holdfast.toml", "[lake]\nurl = \"lake\"\n");
         shop.write("pipelines/churn/pipeline.toml", "stages = \"sql\"\n");
@@ -34,45 +34,45 @@ impl Shop {
         shop
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    fn write(&self, path: &str, text: &str) -> PathBuf {
+    pub(crate) fn write(&self, path: &str, text: &str) -> PathBuf {
         let path = self.path().join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();
         path
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(holdfast_binary());
         command.arg("--project").arg(self.path()).args(arguments).current_dir(self.path());
         command
     }
 
-    fn orders(&self, name: &str, rows: &str) {
+    pub(crate) fn orders(&self, name: &str, rows: &str) {
         self.write(&format!("in/orders/{name}.csv"), &format!("order_id,member,at,amount\n{rows}"));
         succeed(&mut self.command(&["ingest", "--from", "in", "--as-of", "2025-06-30T00:00:00Z"]));
     }
 
-    fn run(&self) {
+    pub(crate) fn run(&self) {
         succeed(&mut self.command(&["run", "--as-of", "2025-06-30T00:00:00Z"]));
     }
 
-    fn fails(&self, arguments: &[&str]) -> (Option<i32>, String) {
+    pub(crate) fn fails(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let output = self.command(arguments).output().unwrap();
         assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
-    fn query(&self, sql: &str) -> Vec<serde_json::Value> {
+    pub(crate) fn query(&self, sql: &str) -> Vec<serde_json::Value> {
         let output = succeed(&mut self.command(&["sql", sql, "--output", "json"]));
         serde_json::from_slice(&output.stdout).unwrap()
     }
 }
 
-const SPEND: &str = "-- Spend of the last 90 days, one row a customer.\n-- @stage incremental key(customer_id)\n\
+pub(crate) const SPEND: &str = "-- Spend of the last 90 days, one row a customer.\n-- @stage incremental key(customer_id)\n\
     -- @expect fail has_customer: customer_id is not null\n-- @expect quarantine sane: spend_90d >= 0\n\
     -- @expect warn some: count(*) > 0\n\
     select\n    customer_id,              -- Unified customer id\n    sum(amount) as spend_90d  -- CNY\nfrom core.orders\n\

@@ -185,6 +185,15 @@ pub async fn write_table(
     }
     let files = writer.close().await?;
     Ok(lake
-        .commit(Change { table: &table, position, kind, files, schema: None, comment: None, metadata: notes })
+        .commit(Change {
+            table: &table,
+            position,
+            fence: None,
+            kind,
+            files,
+            schema: None,
+            comment: None,
+            metadata: notes,
+        })
         .await?)
 }

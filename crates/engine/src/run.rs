@@ -498,22 +498,27 @@ impl StageWork {
         &self.checked.stage.name
     }
 
-    fn note(&self) -> StageNote {
+    async fn note(&self) -> Result<StageNote> {
+        // Merging files makes versions that hold the same rows: they are no news.
+        let mut inputs = BTreeMap::new();
+        for (name, table) in &self.inputs {
+            let version = match table {
+                Some(table) => Some(table.data_version().await?),
+                None => None,
+            };
+            inputs.insert(name.clone(), version);
+        }
         let stage = &self.checked.stage;
         let salt = format!("{ENGINE_VERSION}/{}/{}", self.lake.settings().customer_buckets, self.settings.salt);
-        StageNote {
+        Ok(StageNote {
             fingerprint: stage.fingerprint(&salt),
-            inputs: self
-                .inputs
-                .iter()
-                .map(|(name, table)| (name.clone(), table.as_ref().map(Table::version)))
-                .collect(),
+            inputs,
             day: stage.depends_on_time.then(|| self.as_of.date_naive()),
-        }
+        })
     }
 
     async fn build(self) -> Result<Built> {
-        let note = self.note();
+        let note = self.note().await?;
         if !self.refresh
             && let Some(current) = &self.current
             && let Some(stored) = current.commit_note(STAGE_NOTE, NOTE_COMMITS_MAX).await?
@@ -679,6 +684,7 @@ impl StageWork {
             .commit(Change {
                 table: &table,
                 position: Position { app_id, version },
+                fence: None,
                 kind: ChangeKind::ReplaceAll,
                 files: staged.files,
                 schema: reshaped.then(|| Arc::clone(&spec.schema)),
@@ -708,6 +714,7 @@ impl StageWork {
             .commit(Change {
                 table: quarantine,
                 position: Position { app_id: app_id.to_owned(), version },
+                fence: None,
                 kind: ChangeKind::ReplaceAll,
                 files: refused,
                 schema: Some(quarantine_schema(&self.checked.schema)),

@@ -159,6 +159,11 @@ impl Project {
         self.file.engine.parallel_stages
     }
 
+    /// The memory that work of a process shares.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.file.engine.memory_mb.max(64) << 20
+    }
+
     pub(crate) fn ingest_settings(&self) -> IngestSettings {
         IngestSettings {
             batch_files_max: self.file.ingest.batch_files_max,
@@ -245,7 +250,7 @@ impl Project {
     pub(crate) fn session_settings(&self) -> Result<SessionSettings, CliError> {
         let tokens = self.tokens()?;
         Ok(SessionSettings {
-            memory_bytes: self.file.engine.memory_mb.max(64) << 20,
+            memory_bytes: self.memory_bytes(),
             functions: vec![Arc::new(tokens.function())],
             salt: tokens.fingerprint().to_owned(),
             ..SessionSettings::default()
@@ -262,7 +267,7 @@ impl Project {
 
     /// Sessions for those who only read what is there.
     pub(crate) fn reader_settings(&self) -> SessionSettings {
-        SessionSettings { memory_bytes: self.file.engine.memory_mb.max(64) << 20, ..SessionSettings::default() }
+        SessionSettings { memory_bytes: self.memory_bytes(), ..SessionSettings::default() }
     }
 }
 

@@ -69,6 +69,11 @@ const METRICS: &[Metric] = &[
     Metric::count("holdfast_ingest_refused_files", "{file}", "files refused as a whole", &["kind", "source"]),
     Metric::count("holdfast_ingest_rows", "{row}", "rows stored in raw", &["source"]),
     Metric::count("holdfast_ingest_rows_quarantined", "{row}", "rows refused", &["source"]),
+    Metric::count("holdfast_maintain_bytes_vacuumed", "By", "bytes of data files deleted", &["table"]),
+    Metric::count("holdfast_maintain_files_merged", "{file}", "small files merged into others", &["table"]),
+    Metric::count("holdfast_maintain_files_vacuumed", "{file}", "data files deleted", &["table"]),
+    Metric::count("holdfast_maintain_log_files_deleted", "{file}", "commits and checkpoints deleted", &["table"]),
+    Metric::seconds("holdfast_maintain_seconds", "time to maintain a table", &["table"]),
     Metric::count("holdfast_query_rows", "{row}", "rows that `holdfast sql` answered with", &[]),
     Metric::seconds("holdfast_query_seconds", "time of a `holdfast sql` to its last row", &[]),
     Metric::seconds("holdfast_run_seconds", "time of a run of stages", &["outcome"]),
@@ -160,12 +165,16 @@ impl TelemetrySettings {
 }
 
 /// The libraries below log their inner workings, literals of queries among them: more of those only by a filter that
-/// somebody writes on purpose. The Delta kernel calls it an error when a table is not there yet; what is one, its caller
-/// says. The exporter's complaints are summed up in one line of ours.
+/// somebody writes on purpose. The Delta kernel calls it an error when a table is not there yet, and delta-rs when another
+/// writer was first; what is one, their caller says. The exporter's complaints are summed up in one line of ours.
 const fn default_log_filter(verbose: u8) -> &'static str {
     match verbose {
-        0 => "warn,buoyant_kernel=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off",
-        1 => "warn,holdfast=info,buoyant_kernel=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off",
+        0 => {
+            "warn,buoyant_kernel=off,deltalake_core::kernel::transaction=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off"
+        }
+        1 => {
+            "warn,holdfast=info,buoyant_kernel=off,deltalake_core::kernel::transaction=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off"
+        }
         _ => "warn,holdfast=trace",
     }
 }

@@ -231,7 +231,7 @@ async fn resolve_customers(
     report: &mut ResolveReport,
 ) -> Result<()> {
     let identifiers = lake.table(&tables::identifiers()?.name).await?;
-    let note = json!({ "edges": edges.version(), "rules": tokens.fingerprint() });
+    let note = json!({ "edges": edges.data_version().await?, "rules": tokens.fingerprint() });
     if let Some(current) = &identifiers {
         report.identifiers = current.row_count().unwrap_or(0);
         if current.commit_note(NOTE, 20).await?.as_ref() == Some(&note) {

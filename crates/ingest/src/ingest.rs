@@ -760,6 +760,7 @@ impl<'a> Source<'a> {
                 .commit(Change {
                     table,
                     position: Position { app_id: self.app_id(role), version: batch },
+                    fence: None,
                     kind: ChangeKind::Append,
                     files: files.clone(),
                     schema: None,

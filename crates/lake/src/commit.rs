@@ -1,17 +1,23 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use arrow::datatypes::SchemaRef;
 use deltalake_core::DeltaTableError;
 use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
-use deltalake_core::kernel::{Action, MetadataExt, Transaction};
+use deltalake_core::kernel::{Action, Add, MetadataExt, Transaction};
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
+use holdfast_types::Promise;
 use object_store::ObjectStoreExt;
 use serde_json::{Map, Value};
 
 use crate::Result;
 use crate::error::LakeError;
 use crate::lake::{Lake, kernel_schema};
-use crate::table::{StagedFile, Table};
+use crate::lease::Fence;
+use crate::statistics::record_count;
+use crate::table::{DATA_VERSION, StagedFile, Table};
+
+/// How often a commit is tried when others commit to the same table at the same time. Each time one of them got on.
+const ATTEMPTS_MAX: u32 = 100;
 
 /// How far a writer has come: `app_id` is a source's partition or a stage, `version` only ever grows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,12 +29,17 @@ pub struct Position {
 }
 
 /// What a commit does to the rows that are there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChangeKind {
     /// Adds the files.
     Append,
     /// Puts the files in the place of all there are.
     ReplaceAll,
+    /// Puts the files in the place of those in `removed`, whose rows they hold. To readers of changes nothing happened.
+    Rewrite {
+        /// Paths within the table, as the log has them.
+        removed: Vec<String>,
+    },
 }
 
 /// A commit to be.
@@ -38,6 +49,8 @@ pub struct Change<'a> {
     pub table: &'a Table,
     /// Who commits, and its step.
     pub position: Position,
+    /// The lease it is made under, if any: refused once a later holder of that lease has committed to the table.
+    pub fence: Option<Fence>,
     /// What happens to the rows that are there.
     pub kind: ChangeKind,
     /// The files it brings.
@@ -72,49 +85,53 @@ pub enum CommitOutcome {
 }
 
 impl Lake {
-    /// Commits `change` by the commit rule: look, commit, and on any error look again.
+    /// Commits `change` by the commit rule: look, commit as the very next version, and on any error look again. When somebody else made that
+    /// version, all is decided anew on it: nothing passes between the look and the commit.
     ///
     /// May be repeated with the same position as often as wanted; it is applied once. The files of a change that was
     /// not applied stay behind unreferenced until vacuum.
     ///
     /// # Errors
-    /// Only when the commit certainly did not land and nobody else's is the reason: the store refused it.
+    /// [`LakeError::Superseded`] when a later holder of the change's lease has committed. Else only when the commit certainly did not land
+    /// and nobody else's is the reason: the store refused it.
     pub async fn commit(&self, change: Change<'_>) -> Result<CommitOutcome> {
-        let name = change.table.name().clone();
-        let position = change.position.clone();
-
-        let current = self.table(&name).await?.ok_or_else(|| LakeError::NoTable(name.clone()))?;
-        if reached(&current, &position).await? {
+        let name = change.table.name();
+        let mut current = self.table(name).await?.ok_or_else(|| LakeError::NoTable(name.clone()))?;
+        if landed(&current, &change).await? {
             return Ok(CommitOutcome::AlreadyApplied { version: current.version() });
         }
-        if change.kind == ChangeKind::ReplaceAll && current.version() != change.table.version() {
-            return Ok(CommitOutcome::Conflicted { version: current.version() });
-        }
-
-        let marker = change.files.first().map(|file| file.add.path.clone());
-        let error = match self.try_commit(&current, change).await {
-            Ok(version) => return Ok(CommitOutcome::Applied { version }),
-            Err(error) => error,
-        };
-
-        let after = self.table(&name).await?.ok_or_else(|| LakeError::NoTable(name.clone()))?;
-        if reached(&after, &position).await? {
-            let ours = marker.is_some_and(|path| after.files().iter().any(|add| add.path == path));
-            tracing::debug!(table = %name, ours, "a commit reported an error but its position is in the table");
-            return Ok(if ours {
-                CommitOutcome::Applied { version: after.version() }
-            } else {
-                CommitOutcome::AlreadyApplied { version: after.version() }
-            });
-        }
-        match error {
-            DeltaTableError::Transaction { .. } | DeltaTableError::VersionAlreadyExists(_)
-                if after.version() > current.version() =>
-            {
-                Ok(CommitOutcome::Conflicted { version: after.version() })
+        for _ in 0..ATTEMPTS_MAX {
+            check_fence(&current, change.fence.as_ref()).await?;
+            if !still_holds(&change, &current).await? {
+                return Ok(CommitOutcome::Conflicted { version: current.version() });
             }
-            other => Err(LakeError::delta(&name)(other)),
+            let same_data = match change.kind {
+                ChangeKind::Rewrite { .. } => Some(current.data_version().await?),
+                ChangeKind::Append | ChangeKind::ReplaceAll => None,
+            };
+            let error = match self.try_commit(&current, &change, same_data).await {
+                Ok(version) => return Ok(CommitOutcome::Applied { version }),
+                Err(error) => error,
+            };
+
+            let after = self.table(name).await?.ok_or_else(|| LakeError::NoTable(name.clone()))?;
+            if landed(&after, &change).await? {
+                let ours = holds_files_of(&after, &change);
+                tracing::debug!(table = %name, ours, "a commit reported an error but its position is in the table");
+                return Ok(if ours {
+                    CommitOutcome::Applied { version: after.version() }
+                } else {
+                    CommitOutcome::AlreadyApplied { version: after.version() }
+                });
+            }
+            let is_lost_race =
+                matches!(error, DeltaTableError::Transaction { .. } | DeltaTableError::VersionAlreadyExists(_));
+            if !is_lost_race || after.version() <= current.version() {
+                return Err(LakeError::delta(name)(error));
+            }
+            current = after;
         }
+        Ok(CommitOutcome::Conflicted { version: current.version() })
     }
 
     /// Deletes staged files that will not be committed. What cannot be deleted stays behind unreferenced until vacuum.
@@ -127,12 +144,18 @@ impl Lake {
         }
     }
 
-    async fn try_commit(&self, table: &Table, change: Change<'_>) -> Result<u64, DeltaTableError> {
+    /// Commits as the version after `table`'s, or fails. With `same_data` it notes that its rows are those of that version.
+    async fn try_commit(
+        &self,
+        table: &Table,
+        change: &Change<'_>,
+        same_data: Option<u64>,
+    ) -> Result<u64, DeltaTableError> {
         let delta = table.delta();
         let snapshot = delta.snapshot()?;
         let mut actions = Vec::with_capacity(change.files.len() + 1);
         let partition_by = Some(table.partition_columns().to_vec()).filter(|columns| !columns.is_empty());
-        let operation = match change.kind {
+        let operation = match &change.kind {
             ChangeKind::Append => DeltaOperation::Write { mode: SaveMode::Append, partition_by, predicate: None },
             ChangeKind::ReplaceAll => {
                 actions.extend(snapshot.log_data().iter().map(|file| Action::Remove(file.remove_action(true))));
@@ -140,24 +163,43 @@ impl Lake {
                     let schema = kernel_schema(table.name(), schema)
                         .map_err(|error| DeltaTableError::generic(error.to_string()))?;
                     let mut metadata = snapshot.metadata().clone().with_schema(&schema)?;
-                    if let Some(comment) = change.comment {
-                        metadata = metadata.with_description(comment)?;
+                    if let Some(comment) = &change.comment {
+                        metadata = metadata.with_description(comment.clone())?;
                     }
                     actions.push(Action::Metadata(metadata));
                 }
-                // Without a predicate delta-rs would not notice a concurrent rewrite of the same rows.
+                // Without a predicate other writers' delta-rs would not notice that these rows were rewritten.
                 DeltaOperation::Write { mode: SaveMode::Overwrite, partition_by, predicate: Some("true".to_owned()) }
             }
+            ChangeKind::Rewrite { removed } => {
+                let removed: HashSet<&str> = removed.iter().map(String::as_str).collect();
+                let files = snapshot.log_data();
+                let files = files.iter().filter(|file| removed.contains(file.path().as_ref()));
+                actions.extend(files.map(|file| Action::Remove(file.remove_action(false))));
+                let bytes = change.files.iter().map(|file| file.add.size).max().unwrap_or(0);
+                DeltaOperation::Optimize { predicate: None, target_size: bytes }
+            }
         };
-        actions.extend(change.files.into_iter().map(|file| Action::Add(file.add)));
+        let changes_data = !matches!(change.kind, ChangeKind::Rewrite { .. });
+        let adds = change.files.iter().map(|file| Add { data_change: changes_data, ..file.add.clone() });
+        actions.extend(adds.map(Action::Add));
+        let mut metadata = change.metadata.clone();
+        if let Some(version) = same_data {
+            metadata.insert(DATA_VERSION.to_owned(), version.into());
+        }
 
+        let last_updated = Some(self.clock().now().timestamp_millis());
+        let fence = change.fence.iter().map(|fence| (fence.app_id(), fence.version()));
+        let transactions = std::iter::once((change.position.app_id.clone(), change.position.version))
+            .chain(fence)
+            .map(|(app_id, version)| Transaction { app_id, version, last_updated })
+            .collect();
         let properties = CommitProperties::default()
-            .with_metadata(change.metadata.into_iter().collect::<HashMap<_, _>>())
-            .with_application_transaction(Transaction {
-                app_id: change.position.app_id,
-                version: change.position.version,
-                last_updated: Some(self.clock().now().timestamp_millis()),
-            })
+            .with_metadata(metadata.into_iter().collect::<HashMap<_, _>>())
+            .with_application_transactions(transactions)
+            // With retries delta-rs would carry the commit over to versions that nobody looked at, and its check for conflicts lets two
+            // rewrites of the same files pass, which doubles their rows.
+            .with_max_retries(0)
             .with_cleanup_expired_logs(Some(false));
         let finalized = CommitBuilder::from(properties)
             .with_actions(actions)
@@ -169,4 +211,54 @@ impl Lake {
 
 async fn reached(table: &Table, position: &Position) -> Result<bool> {
     Ok(table.position(&position.app_id).await?.is_some_and(|stored| stored >= position.version))
+}
+
+/// Whether the change is in the table, by whoever.
+async fn landed(table: &Table, change: &Change<'_>) -> Result<bool> {
+    match change.kind {
+        ChangeKind::Append | ChangeKind::ReplaceAll => reached(table, &change.position).await,
+        // Two merges of the same files are different files: what one did is not what the other meant to do.
+        ChangeKind::Rewrite { .. } => Ok(holds_files_of(table, change)),
+    }
+}
+
+fn holds_files_of(table: &Table, change: &Change<'_>) -> bool {
+    let marker = change.files.first().map(|file| &file.add.path);
+    marker.is_some_and(|path| table.files().iter().any(|add| add.path == *path))
+}
+
+async fn check_fence(table: &Table, fence: Option<&Fence>) -> Result<()> {
+    let Some(fence) = fence else { return Ok(()) };
+    match table.position(&fence.app_id()).await? {
+        Some(newest) if newest > fence.version() => Err(LakeError::Superseded {
+            table: table.name().clone(),
+            lease: fence.lease.clone(),
+            generation: fence.generation,
+            newest,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether what a change was decided on is still so in `current`.
+async fn still_holds(change: &Change<'_>, current: &Table) -> Result<bool> {
+    match &change.kind {
+        ChangeKind::Append => Ok(true),
+        // Files that were merged meanwhile hold the rows that were there.
+        ChangeKind::ReplaceAll => Ok(current.version() == change.table.version()
+            || current.data_version().await? == change.table.data_version().await?),
+        ChangeKind::Rewrite { removed } => {
+            let rows: HashMap<String, Option<u64>> =
+                current.files().into_iter().map(|add| (add.path, record_count(add.stats.as_deref()))).collect();
+            let Some(rows) = removed.iter().map(|path| rows.get(path).copied()).collect::<Option<Vec<_>>>() else {
+                return Ok(false);
+            };
+            let before: Option<u64> = rows.into_iter().sum();
+            let after: u64 = change.files.iter().map(|file| file.rows).sum();
+            Promise::Ing2.check(before.is_none_or(|before| before == after), || {
+                format!("a rewrite of {} would turn {before:?} rows into {after}", current.name())
+            })?;
+            Ok(true)
+        }
+    }
 }

@@ -1,3 +1,4 @@
+use datafusion::error::DataFusionError;
 use deltalake_core::DeltaTableError;
 use holdfast_types::{BrokenPromise, ErrorKind, InvalidTableName, TableName};
 
@@ -45,6 +46,20 @@ pub enum LakeError {
         /// Which version.
         version: u64,
     },
+    /// Another worker took over and has committed under the same lease.
+    #[error(
+        "table {table}: the lease {lease} was taken over by another worker, which has committed since (generation {newest}, this one is {generation}): stop, it goes on from there"
+    )]
+    Superseded {
+        /// Which table.
+        table: TableName,
+        /// Which lease.
+        lease: String,
+        /// The generation of the commit that was refused.
+        generation: u64,
+        /// The newest generation that committed.
+        newest: i64,
+    },
     /// The rows do not fit the table.
     #[error("table {table}: {reason}")]
     Schema {
@@ -80,6 +95,14 @@ pub enum LakeError {
         /// The library's answer.
         source: parquet::errors::ParquetError,
     },
+    /// Data files could not be merged.
+    #[error("table {table}: cannot merge data files: {}", describe_merge_error(source))]
+    Merge {
+        /// Which table.
+        table: TableName,
+        /// The engine's answer.
+        source: Box<DataFusionError>,
+    },
     /// A file of the lake's own that cannot be understood.
     #[error("{path} in the lake is damaged: {reason}")]
     Damaged {
@@ -100,6 +123,7 @@ impl LakeError {
             Self::NoLake { .. } | Self::NoTable(_) | Self::NoVersion { .. } => ErrorKind::NotFound,
             Self::NewerLake { .. } | Self::Damaged { .. } => ErrorKind::CorruptData,
             Self::InvalidUrl { .. } => ErrorKind::InvalidConfig,
+            Self::Superseded { .. } => ErrorKind::Conflict,
             Self::Schema { .. } | Self::Name(_) => ErrorKind::InvalidInput,
             Self::Store { source, .. } => store_kind(source),
             Self::Delta { source, .. } => match source.as_ref() {
@@ -112,12 +136,22 @@ impl LakeError {
                 _ => ErrorKind::Retry,
             },
             Self::Parquet { .. } => ErrorKind::Retry,
+            Self::Merge { source, .. } => match source.find_root() {
+                DataFusionError::ParquetError(_) | DataFusionError::ArrowError(..) => ErrorKind::CorruptData,
+                DataFusionError::Internal(_) => ErrorKind::Bug,
+                _ => ErrorKind::Retry,
+            },
             Self::Promise(_) => ErrorKind::Bug,
         }
     }
 
     pub(crate) fn delta(table: impl std::fmt::Display) -> impl FnOnce(DeltaTableError) -> Self {
         move |source| Self::Delta { table: table.to_string(), source: Box::new(source) }
+    }
+
+    pub(crate) fn merge(table: &TableName) -> impl FnOnce(DataFusionError) -> Self + use<> {
+        let table = table.clone();
+        move |source| Self::Merge { table, source: Box::new(source) }
     }
 
     pub(crate) fn store(what: impl Into<String>) -> impl FnOnce(object_store::Error) -> Self {
@@ -143,6 +177,16 @@ fn describe_delta_error(error: &DeltaTableError) -> String {
     match error {
         DeltaTableError::ObjectStore { source } => describe_store_error(source),
         other => describe_chain(other),
+    }
+}
+
+fn describe_merge_error(error: &DataFusionError) -> String {
+    match error.find_root() {
+        DataFusionError::ObjectStore(error) => describe_store_error(error),
+        DataFusionError::ResourcesExhausted(text) => format!("not enough memory: {text}"),
+        // A kernel quotes the value it could not convert, which may be a customer's.
+        DataFusionError::ArrowError(..) => "a column does not hold what the table says it does".to_owned(),
+        other => other.strip_backtrace(),
     }
 }
 

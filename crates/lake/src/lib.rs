@@ -5,13 +5,17 @@
 //!
 //! # The commit rule
 //!
-//! delta-rs writes transaction identifiers but does not act on them, and a conditional PUT that succeeded can come back
-//! as an error. So [`Lake::commit`] is the only way in: it carries a [`Position`], looks before it commits, and on any
-//! error looks again before it answers with a [`CommitOutcome`].
+//! delta-rs writes transaction identifiers but does not act on them, a conditional PUT that succeeded can come back
+//! as an error, and its check for conflicts lets two rewrites of the same files pass. So [`Lake::commit`] is the only way in: it
+//! carries a [`Position`], looks at one version, commits as the very next one, and on any error looks again before it answers with
+//! a [`CommitOutcome`].
 
 mod commit;
+mod compact;
 mod error;
 mod lake;
+mod lease;
+mod maintain;
 mod manifest;
 mod provider;
 mod schema;
@@ -21,8 +25,11 @@ mod table;
 mod writer;
 
 pub use commit::{Change, ChangeKind, CommitOutcome, Position};
+pub use compact::{Merge, Rewrite};
 pub use error::LakeError;
 pub use lake::{Lake, LakeSettings, TableSpec};
+pub use lease::{Fence, Lease};
+pub use maintain::{KeptRuns, MaintainSettings, TableMaintenance};
 pub use manifest::{Manifest, ManifestEntry};
 pub use provider::LakeTableProvider;
 pub use schema::{delta_compatible, to_delta_compatible};

@@ -42,11 +42,20 @@ fn object(lake: &Lake, sequence: u64) -> Path {
     folder(lake).join(format!("{sequence:020}.json"))
 }
 
-pub(crate) async fn latest(lake: &Lake) -> Result<Option<Manifest>> {
+/// The runs that are there, the oldest first.
+pub(crate) async fn sequences(lake: &Lake) -> Result<Vec<u64>> {
     let names = lake.list_names(&folder(lake)).await?;
-    let Some(sequence) = names.iter().rev().find_map(|name| name.strip_suffix(".json")?.parse::<u64>().ok()) else {
-        return Ok(None);
-    };
+    Ok(names.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok()).collect())
+}
+
+pub(crate) async fn latest(lake: &Lake) -> Result<Option<Manifest>> {
+    match sequences(lake).await?.last() {
+        Some(sequence) => read(lake, *sequence).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+pub(crate) async fn read(lake: &Lake, sequence: u64) -> Result<Manifest> {
     let path = object(lake, sequence);
     let what = || format!("cannot read {path}");
     let body = lake
@@ -58,8 +67,16 @@ pub(crate) async fn latest(lake: &Lake) -> Result<Option<Manifest>> {
         .await
         .map_err(LakeError::store(what()))?;
     serde_json::from_slice(&body)
-        .map(Some)
         .map_err(|error| LakeError::Damaged { path: path.to_string(), reason: error.to_string() })
+}
+
+/// Deletes a run; one that is gone already is fine.
+pub(crate) async fn delete(lake: &Lake, sequence: u64) -> Result<()> {
+    let path = object(lake, sequence);
+    match lake.store().delete(&path).await {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(LakeError::store(format!("cannot delete {path}"))(error)),
+    }
 }
 
 pub(crate) async fn publish(lake: &Lake, mut manifest: Manifest) -> Result<Manifest> {

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::config::{ParquetOptions, TableParquetOptions};
 use datafusion::common::pruning::PrunableStatistics;
 use datafusion::common::{DFSchema, Result, Statistics, project_schema};
 use datafusion::datasource::TableType;
@@ -77,6 +78,35 @@ impl LakeTableProvider {
         Ok((file, statistics))
     }
 
+    /// Reads every file from its first row to its last, each as a partition of its own, in the order in which they were given.
+    pub(crate) fn scan_each_file(&self) -> Result<Arc<dyn ExecutionPlan>> {
+        let groups = self
+            .files
+            .iter()
+            .map(|add| Ok(FileGroup::new(vec![self.partitioned_file(add)?.0])))
+            .collect::<Result<Vec<_>>>()?;
+        let source = self.source(ParquetOptions::default())?;
+        let config = FileScanConfigBuilder::new(self.table.store_url().clone(), source)
+            .with_file_groups(groups)
+            // Else a partition that is done goes on with a file of another.
+            .with_preserve_order(true)
+            .build();
+        Ok(DataSourceExec::from_data_source(config))
+    }
+
+    fn source(&self, options: ParquetOptions) -> Result<Arc<ParquetSource>> {
+        let partition_fields: Vec<_> = self
+            .table
+            .partition_columns()
+            .iter()
+            .map(|column| self.schema.field_with_name(column).map(|field| Arc::new(field.clone())))
+            .collect::<Result<_, _>>()?;
+        let file_schema = without_columns(&self.schema, self.table.partition_columns());
+        let table_schema = TableSchema::builder(file_schema).with_table_partition_cols(partition_fields).build();
+        let options = TableParquetOptions { global: options, ..Default::default() };
+        Ok(Arc::new(ParquetSource::new(table_schema).with_table_parquet_options(options)))
+    }
+
     /// The indexes of the files that may hold a row for which `filters` are true.
     fn kept(&self, state: &dyn Session, filters: &[Expr], statistics: &[Arc<Statistics>]) -> Result<Option<Vec<bool>>> {
         let Some(predicate) = conjunction(filters.to_vec()) else { return Ok(None) };
@@ -140,20 +170,9 @@ impl TableProvider for LakeTableProvider {
             })
             .collect();
 
-        let partition_fields: Vec<_> = self
-            .table
-            .partition_columns()
-            .iter()
-            .map(|column| self.schema.field_with_name(column).map(|field| Arc::new(field.clone())))
-            .collect::<Result<_, _>>()?;
-        let file_schema = without_columns(&self.schema, self.table.partition_columns());
-        let table_schema = TableSchema::builder(file_schema).with_table_partition_cols(partition_fields).build();
         let groups = FileGroup::new(files).split_files(state.config().target_partitions());
-        let options = state.config().options().execution.parquet.clone();
-        let source = ParquetSource::new(table_schema).with_table_parquet_options(
-            datafusion::common::config::TableParquetOptions { global: options, ..Default::default() },
-        );
-        let config = FileScanConfigBuilder::new(self.table.store_url().clone(), Arc::new(source))
+        let source = self.source(state.config().options().execution.parquet.clone())?;
+        let config = FileScanConfigBuilder::new(self.table.store_url().clone(), source)
             .with_file_groups(groups)
             .with_statistics(total)
             .with_projection_indices(projection.cloned())?

@@ -101,6 +101,11 @@ fn scalar_to_json(value: &ScalarValue) -> Option<Value> {
     })
 }
 
+/// The rows of a file, if the log says.
+pub(crate) fn record_count(stats: Option<&str>) -> Option<u64> {
+    serde_json::from_str::<Value>(stats?).ok()?.get("numRecords")?.as_u64()
+}
+
 /// What the log says about a file, for planning. `schema` is the table's, partition columns last; `partition_values` are theirs.
 pub(crate) fn from_json(stats: Option<&str>, schema: &SchemaRef, partition_values: &[ScalarValue]) -> Statistics {
     let parsed: Value = stats.and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null);

@@ -16,6 +16,9 @@ use crate::Result;
 use crate::error::LakeError;
 use crate::provider::LakeTableProvider;
 
+/// The key of [`Table::data_version`] in the commits of merges.
+pub(crate) const DATA_VERSION: &str = "holdfast.data_version";
+
 /// A data file that is written but not yet part of a table: no reader sees it until a commit names it.
 #[derive(Debug, Clone)]
 pub struct StagedFile {
@@ -43,6 +46,7 @@ struct TableInner {
     store_url: ObjectStoreUrl,
     store: Arc<dyn ObjectStore>,
     clock: Arc<dyn Clock>,
+    data_version: tokio::sync::OnceCell<u64>,
 }
 
 impl Table {
@@ -69,6 +73,7 @@ impl Table {
                 store,
                 clock,
                 delta,
+                data_version: tokio::sync::OnceCell::new(),
             }),
         })
     }
@@ -81,6 +86,19 @@ impl Table {
     /// Which version this is.
     pub fn version(&self) -> u64 {
         self.inner.version
+    }
+
+    /// The version that holds the same rows with nothing but merges of files since: what has seen that one has seen this one. One GET, once.
+    ///
+    /// # Errors
+    /// What the store answers.
+    pub async fn data_version(&self) -> Result<u64> {
+        let look = || async {
+            let log = self.inner.delta.log_store();
+            let commit = log.read_commit_entry(self.version()).await.map_err(LakeError::delta(self.name()))?;
+            Ok(commit.and_then(|commit| noted_data_version(&commit)).unwrap_or(self.version()))
+        };
+        self.inner.data_version.get_or_try_init(look).await.copied()
     }
 
     /// Its columns, partition columns last, with their comments and tags as field metadata.
@@ -177,6 +195,16 @@ impl Table {
             .map(|snapshot| snapshot.log_data().iter().map(|file| file.add_action()).collect())
             .unwrap_or_default()
     }
+}
+
+/// What a merge of files noted about the version it was committed on.
+fn noted_data_version(commit: &[u8]) -> Option<u64> {
+    serde_json::Deserializer::from_slice(commit)
+        .into_iter::<Value>()
+        .map_while(Result::ok)
+        .find_map(|action| action.get("commitInfo").cloned())?
+        .get(DATA_VERSION)?
+        .as_u64()
 }
 
 /// The schema as an engine reads it: partition columns last, plain types, metadata kept.

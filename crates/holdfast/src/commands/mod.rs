@@ -4,6 +4,7 @@ pub(crate) mod collect;
 pub(crate) mod demo;
 pub(crate) mod generate;
 pub(crate) mod ingest;
+pub(crate) mod maintain;
 pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod sql;
