@@ -49,8 +49,8 @@ def main():
             Shop(binary, pathlib.Path(folder) / name, batches)
             for name, batches in [("short", arguments.history), ("long", arguments.history * 10)]
         ]
-        print("| | batches | append, median s | least s | long = short × |")
-        print("|---|---|---|---|---|")
+        print("| | batches | append, median s | least s | CPU, median s | long = short × | CPU |")
+        print("|---|---|---|---|---|---|---|")
         compare("before maintenance", shops, arguments.runs)
         for shop in shops:
             shop.maintain()
@@ -60,16 +60,19 @@ def main():
 
 
 def compare(when, shops, runs):
-    seconds = [[], []]
+    taken = [[], []]
     for _ in range(runs):
         for index, shop in enumerate(shops):
-            seconds[index].append(shop.append())
-    medians = [statistics.median(taken) for taken in seconds]
-    factor = medians[1] / medians[0]
+            taken[index].append(shop.append())
+    walls = [[measured.wall_seconds for measured in each] for each in taken]
+    medians = [statistics.median(wall) for wall in walls]
+    cpu = [statistics.median(measured.cpu_seconds for measured in each) for each in taken]
+    factors = medians[1] / medians[0], cpu[1] / cpu[0]
     for index, shop in enumerate(shops):
-        shown = f"{factor:.2f}" if index else ""
-        print(f"| {when} | {shop.batches:,} | {medians[index]:.3f} | {min(seconds[index]):.3f} | {shown} |", flush=True)
-    return factor
+        shown = " | ".join(f"{factor:.2f}" if index else "" for factor in factors)
+        least = min(walls[index])
+        print(f"| {when} | {shop.batches:,} | {medians[index]:.3f} | {least:.3f} | {cpu[index]:.3f} | {shown} |", flush=True)
+    return factors[0]
 
 
 class Shop:
@@ -110,7 +113,7 @@ class Shop:
         (source,) = json.loads(measured.stdout)["sources"]
         if source["rows_stored"] != ROWS:
             raise SystemExit(f"{source['rows_stored']} of {ROWS} rows were stored")
-        return measured.wall_seconds
+        return measured
 
     def maintain(self):
         measure([*self.command, "maintain"])

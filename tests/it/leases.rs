@@ -158,6 +158,22 @@ async fn a_late_renewal_holds_when_nobody_came() {
     assert!(lease.is_running());
 }
 
+#[tokio::test]
+async fn work_goes_on_while_its_lease_is_renewed_and_ends_when_it_is_lost() {
+    let (folder, clock) = (tempfile::tempdir().unwrap(), HandClock::new());
+    let lake = lake(folder.path(), &clock).await;
+    let mut lease = lake.lease(NAME, "one", Duration::from_millis(150)).await.unwrap().unwrap();
+    let done = lease.hold(tokio::time::sleep(Duration::from_millis(400)).map(|()| "done")).await.unwrap();
+    assert_eq!(done, Some("done"));
+    let renewed: u32 = stored_generations(folder.path())[1].trim_end_matches(".json").parse().unwrap();
+    assert!(renewed > 3, "renewed up to {renewed}");
+
+    clock.pass(1);
+    let other = lake.lease(NAME, "two", LONG).await.unwrap().unwrap();
+    assert_eq!(lease.hold(std::future::pending::<()>()).await.unwrap(), None);
+    assert!(other.is_running());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_many_who_try_at_once_one_gets_it() {
     let (folder, clock) = (tempfile::tempdir().unwrap(), HandClock::new());

@@ -189,9 +189,12 @@ impl Lease {
 
         // Whatever the answer was: the newest generation decides. Old ones are deleted, so one that could be created
         // may have been passed long ago; and one that is said to exist may be ours, its answer lost on the way.
-        let newest = newest(&self.lake, &self.name).await?;
-        if newest.is_some_and(|(newest, found)| newest == generation && found.holder == claim.holder) {
-            self.claim = claim;
+        if let Some((newest, found)) = newest(&self.lake, &self.name).await?
+            && newest == generation
+            && found.holder == claim.holder
+        {
+            // As it is stored, which is what others go by: an earlier try may have left it.
+            self.claim = found;
             self.generation = generation;
             self.delete_passed().await;
             return Ok(true);
