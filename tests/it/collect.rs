@@ -219,7 +219,7 @@ impl Client {
             let ids = match self.random.below(4) {
                 0 if !self.acknowledged.is_empty() => {
                     let at = self.random.below(self.acknowledged.len() as u64);
-                    self.acknowledged[at as usize].clone()
+                    self.acknowledged[usize::try_from(at).unwrap()].clone()
                 }
                 _ => self.open.pop().unwrap_or_else(|| self.next_batch()),
             };

@@ -115,7 +115,7 @@ impl Writer {
                     keys.push(key);
                 }
             }
-            answers.push((push.answer, taken, push.hold));
+            answers.push(Waiting { answer: push.answer, taken, hold: push.hold });
         }
         if keys.is_empty() {
             answer(answers, None);
@@ -146,7 +146,10 @@ impl Writer {
         loop {
             tokio::select! {
                 push = queue.recv() => match push {
-                    Some(push) => answer(vec![(push.answer, Taken::default(), push.hold)], Some(&Refusal::Unavailable)),
+                    Some(Push { answer: waiting, hold, .. }) => {
+                        let waiting = Waiting { answer: waiting, taken: Taken::default(), hold };
+                        answer(vec![waiting], Some(&Refusal::Unavailable));
+                    }
                     None => return,
                 },
                 () = stop.cancelled(), if !queue.is_closed() => queue.close(),
@@ -194,9 +197,16 @@ impl Writer {
     }
 }
 
+/// A request whose fate is decided.
+struct Waiting {
+    answer: oneshot::Sender<Result<Taken, Refusal>>,
+    taken: Taken,
+    hold: Hold,
+}
+
 /// Answers all of them, with what was taken or with the refusal. Who has gone away needs no answer.
-fn answer(answers: Vec<(oneshot::Sender<Result<Taken, Refusal>>, Taken, Hold)>, refusal: Option<&Refusal>) {
-    for (answer, taken, hold) in answers {
+fn answer(waiting: Vec<Waiting>, refusal: Option<&Refusal>) {
+    for Waiting { answer, taken, hold } in waiting {
         drop(hold);
         let _ = answer.send(refusal.map_or(Ok(taken), |refusal| Err(refusal.clone())));
     }
