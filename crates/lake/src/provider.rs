@@ -109,6 +109,10 @@ impl LakeTableProvider {
 
     /// The indexes of the files that may hold a row for which `filters` are true.
     fn kept(&self, state: &dyn Session, filters: &[Expr], statistics: &[Arc<Statistics>]) -> Result<Option<Vec<bool>>> {
+        // Of no files nothing can be left out, and DataFusion warns when it is asked to.
+        if statistics.is_empty() {
+            return Ok(None);
+        }
         let Some(predicate) = conjunction(filters.to_vec()) else { return Ok(None) };
         let schema = DFSchema::try_from(Arc::clone(&self.schema))?;
         let predicate = state.create_physical_expr(predicate, &schema)?;

@@ -70,10 +70,6 @@ struct IngestReport {
 }
 
 impl IngestReport {
-    fn has_news(&self) -> bool {
-        self.sources.iter().any(|source| source.batches > 0)
-    }
-
     /// Files that wait to be mended fail the command, after everything else is done.
     fn judge(&self) -> Result<(), CliError> {
         let kinds: Vec<&str> =
@@ -130,7 +126,7 @@ pub(crate) async fn run(project: &Project, args: &IngestArgs, terminal: &Arc<Ter
     if args.watch {
         return rounds.watch().await;
     }
-    let report = rounds.round(Told::All, true).await?;
+    let report = rounds.round(&mut None).await?;
     if args.json {
         print_json(&report)?;
     }
@@ -150,15 +146,20 @@ struct Rounds<'a> {
 }
 
 impl Rounds<'_> {
-    /// Everything that is there now, to raw and, unless that brought nothing and nothing is to be `unified`, to core.
-    async fn round(&self, told: Told, unified: bool) -> Result<IngestReport, CliError> {
+    /// Everything that is there now, to raw and from there to core. `unified` is what of raw is in core already, so that a
+    /// round without news is a short one; whoever wrote to raw, such as `holdfast collect`, makes news.
+    async fn round(&self, unified: &mut Option<Vec<IdentitySource>>) -> Result<IngestReport, CliError> {
         let started = Instant::now();
         let (project, args, terminal) = (self.project, self.args, self.terminal);
+        let told = if unified.is_none() { Told::All } else { Told::News };
         let manner = Manner { abort_after: args.abort_after, told, folders_may_come: args.watch };
         let sources = ingest_sources(project, &self.lake, &self.sources, &self.from, manner, terminal).await?;
         let mut report = IngestReport { sources, customers: None, core: None, seconds: 0.0 };
-        if !args.raw_only && (unified || report.has_news()) {
-            let resolved = resolve_identity(project, &self.lake, &self.tokens, terminal).await?;
+        let arrived = if args.raw_only { Vec::new() } else { identity_sources(project, &self.lake).await? };
+        if !args.raw_only && unified.as_ref() != Some(&arrived) {
+            // Until all of it is done, nothing is known to be.
+            *unified = None;
+            let resolved = resolve_sources(project, &self.lake, &self.tokens, &arrived, terminal).await?;
             report.customers = Some(resolved.customers);
             if let Some(runner) = &self.runner {
                 let selection =
@@ -171,6 +172,7 @@ impl Rounds<'_> {
                 report.core = Some(run);
             }
         }
+        *unified = Some(arrived);
         report.seconds = started.elapsed().as_secs_f64();
         Ok(report)
     }
@@ -180,29 +182,30 @@ impl Rounds<'_> {
     async fn watch(&self) -> Result<(), CliError> {
         let every = Duration::from_secs_f64(self.args.every);
         let mut stop = std::pin::pin!(super::stop_signal());
-        let (mut failures, mut unified) = (0_u32, true);
+        let (mut failures, mut unified) = (0_u32, None);
         self.terminal.note(&format!(" Watching {} every {} s, Ctrl-C stops", self.from.url, self.args.every));
         loop {
-            let told = if unified { Told::All } else { Told::News };
-            let mut round = std::pin::pin!(self.round(told, unified));
-            let ended = tokio::select! {
-                ended = &mut round => ended,
-                () = &mut stop => {
-                    let ended = tokio::time::timeout(STOP_LIMIT, round).await.is_ok();
-                    let how = if ended { "after its batch" } else { "in a batch, which the next worker finishes" };
-                    self.terminal.note(&format!("  Stopped {how}"));
-                    return Ok(());
+            let ended = {
+                let mut round = std::pin::pin!(self.round(&mut unified));
+                tokio::select! {
+                    ended = &mut round => ended,
+                    () = &mut stop => {
+                        let ended = tokio::time::timeout(STOP_LIMIT, round).await.is_ok();
+                        let how = if ended { "after its batch" } else { "in a batch, which the next worker finishes" };
+                        self.terminal.note(&format!("  Stopped {how}"));
+                        return Ok(());
+                    }
                 }
             };
             let pause = match ended {
                 Ok(_) => {
-                    (failures, unified) = (0, false);
+                    failures = 0;
                     every
                 }
-                // The store, the disk, another worker: likely to pass. Core is brought up to date once it has.
+                // The store, the disk, another worker: likely to pass.
                 Err(error) if matches!(error.kind(), ErrorKind::Retry | ErrorKind::Conflict) => {
                     let pause = every.saturating_mul(1 << failures.min(10)).min(PAUSE_MAX.max(every));
-                    (failures, unified) = (failures + 1, true);
+                    failures += 1;
                     let kind = error.kind().as_str();
                     tracing::warn!(
                         kind,
@@ -295,13 +298,8 @@ pub(crate) async fn ingest_sources(
     Ok(reports)
 }
 
-/// Resolves identity over all sources of the pipeline, whichever were read just now.
-pub(crate) async fn resolve_identity(
-    project: &Project,
-    lake: &Lake,
-    tokens: &IdentifierTokens,
-    terminal: &Arc<Terminal>,
-) -> Result<ResolveReport, CliError> {
+/// The sources of the pipeline for identity, with how far each has come in raw, whoever brought it there.
+async fn identity_sources(project: &Project, lake: &Lake) -> Result<Vec<IdentitySource>, CliError> {
     let mut identified = Vec::new();
     for source in project.sources()? {
         let table = raw_table(&source)?;
@@ -322,7 +320,27 @@ pub(crate) async fn resolve_identity(
                 .collect(),
         });
     }
-    let report = resolve(lake, &project.session_settings()?, tokens, &identified, terminal.as_ref()).await?;
+    Ok(identified)
+}
+
+/// Resolves identity over all sources of the pipeline, whichever were read just now.
+pub(crate) async fn resolve_identity(
+    project: &Project,
+    lake: &Lake,
+    tokens: &IdentifierTokens,
+    terminal: &Arc<Terminal>,
+) -> Result<ResolveReport, CliError> {
+    resolve_sources(project, lake, tokens, &identity_sources(project, lake).await?, terminal).await
+}
+
+async fn resolve_sources(
+    project: &Project,
+    lake: &Lake,
+    tokens: &IdentifierTokens,
+    identified: &[IdentitySource],
+    terminal: &Arc<Terminal>,
+) -> Result<ResolveReport, CliError> {
+    let report = resolve(lake, &project.session_settings()?, tokens, identified, terminal.as_ref()).await?;
     let line = if report.resolved {
         format!(
             " Resolved {} customers from {} identifiers ({} shared), {} new, {} merged, {} split",
