@@ -180,6 +180,7 @@ fn watching_brings_in_what_arrives_and_stops_at_a_signal() {
     write("in/visits/1.csv", "visit_id,member,at\nv1,M1,2026-01-01T00:00:00Z\nv2,M2,2026-01-01T00:00:00Z\n");
     wait_for("published as run 2");
     write("in/visits/2.csv", "visit_id,member\n");
+    wait_for("Refused visits: visits/2.csv: the header has no column `at`");
     write("in/visits/3.csv", "visit_id,member,at\nv3,M1,2026-01-02T00:00:00Z\n");
     wait_for("published as run 3");
     let answer = succeed(holdfast().args([

@@ -97,17 +97,7 @@ enum Packed {
 }
 
 impl Packed {
-    fn new(compression: Compression, mut chunks: Chunks) -> std::io::Result<Self> {
-        if compression == Compression::Gzip {
-            // The decoder would take any other file for one that was cut off.
-            let beginning = chunks.fill_buf()?;
-            let length = beginning.len().min(GZIP_SIGNATURE.len());
-            if beginning[..length] != GZIP_SIGNATURE[..length] {
-                return Err(std::io::Error::other(
-                    "it is not gzip-compressed: set compression = \"none\" in the source's contract, or name it otherwise",
-                ));
-            }
-        }
+    fn new(compression: Compression, chunks: Chunks) -> std::io::Result<Self> {
         Ok(match compression {
             Compression::None => Self::Plain(Box::new(chunks)),
             Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(chunks))),
@@ -153,6 +143,8 @@ struct Input {
     decoder: Option<encoding_rs::Decoder>,
     /// Unpacked and not yet decoded.
     encoded: Vec<u8>,
+    /// The decoder has had everything, and must not be asked again.
+    decoded: bool,
 }
 
 impl Input {
@@ -164,19 +156,16 @@ impl Input {
     fn append(&mut self, wanted: usize, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
         let Some(decoder) = &mut self.decoder else { return self.packed.append(wanted, buffer) };
         let before = buffer.len();
-        while buffer.len() - before < wanted {
+        while !self.decoded && buffer.len() - before < wanted {
             let missing = wanted - (buffer.len() - before);
             self.encoded.clear();
-            let ended = self.packed.append(missing, &mut self.encoded)? < missing;
+            self.decoded = self.packed.append(missing, &mut self.encoded)? < missing;
             let mut text = String::with_capacity(
                 decoder.max_utf8_buffer_length(self.encoded.len()).unwrap_or(self.encoded.len().saturating_mul(3)),
             );
             // The room is enough by the decoder's own account, so that all is taken.
-            let (_, _, _) = decoder.decode_to_string(&self.encoded, &mut text, ended);
+            let (_, _, _) = decoder.decode_to_string(&self.encoded, &mut text, self.decoded);
             buffer.extend_from_slice(text.as_bytes());
-            if ended {
-                break;
-            }
         }
         Ok(buffer.len() - before)
     }
@@ -207,15 +196,17 @@ impl Splitter<'_> {
     /// Gives every block to `emit`. `None` when that said false, which ends the work.
     pub(crate) fn split(
         &self,
-        chunks: Chunks,
+        mut chunks: Chunks,
         size: u64,
         mut emit: impl FnMut(Block) -> bool,
     ) -> Result<Option<SplitFile>> {
         let compression = if size > 0 { self.spec.compression_of(self.name) } else { Compression::None };
-        let packed = Packed::new(compression, chunks)
-            .map_err(|error| IngestError::Unreadable { file: self.name.to_owned(), message: error.to_string() })?;
+        if compression == Compression::Gzip {
+            self.check_gzip(&mut chunks)?;
+        }
+        let packed = Packed::new(compression, chunks).map_err(IngestError::internal)?;
         let decoder = self.spec.encoding.map(encoding_rs::Encoding::new_decoder);
-        let mut input = Input { packed, decoder, encoded: Vec::new() };
+        let mut input = Input { packed, decoder, encoded: Vec::new(), decoded: false };
         let mut buffer: Vec<u8> = Vec::new();
         let mut offset: u64 = 0;
         let mut line: u64 = 1;
@@ -289,6 +280,23 @@ impl Splitter<'_> {
             return Err(IngestError::ChangedWhileRead { file: self.name.to_owned() });
         }
         Ok(Some(SplitFile { records, content_hash }))
+    }
+
+    /// The decoder would take any other file for one that was cut off.
+    fn check_gzip(&self, chunks: &mut Chunks) -> Result<()> {
+        if let Err(error) = chunks.fill_buf() {
+            return Err(chunks.error.take().unwrap_or_else(|| IngestError::internal(error)));
+        }
+        let length = chunks.current.len().min(GZIP_SIGNATURE.len());
+        if chunks.current[..length] == GZIP_SIGNATURE[..length] {
+            return Ok(());
+        }
+        Err(IngestError::Unreadable {
+            file: self.name.to_owned(),
+            message:
+                "it is not gzip-compressed: set compression = \"none\" in the source's contract, or name it otherwise"
+                    .to_owned(),
+        })
     }
 
     fn io(&self, input: &mut Input, offset: u64, error: &std::io::Error) -> IngestError {
@@ -641,6 +649,11 @@ mod tests {
             assert_eq!(found, (vec![2, 3, 4], vec![], 0, 3), "{block_bytes}");
             let found = read(&spec_of("utf-16le"), "a.csv", &utf16, block_bytes).unwrap();
             assert_eq!(found, (vec![2, 3, 4], vec![], 0, 3), "{block_bytes}");
+            // The end of the file, decoded, is longer than what was asked for.
+            let long = format!("id,n\n{}\n", "汉字".repeat(20) + ",1");
+            let (packed, _, _) = encoding_rs::GB18030.encode(&long);
+            let found = read(&spec_of("gb18030"), "a.csv", &packed, packed.len() + 1).unwrap();
+            assert_eq!(found, (vec![2], vec![], 0, 1));
             let broken = [b"id,n\n".as_slice(), b"\xD0\xD5\xFF,1\nb,2\n"].concat();
             let found = read(&spec_of("gbk"), "a.csv", &broken, block_bytes).unwrap();
             assert_eq!((found.0, found.1), (vec![3], vec![2]), "{block_bytes}");
@@ -650,6 +663,21 @@ mod tests {
             "kind = \"k\"\npath = \"*\"\nformat = \"csv\"\nencoding = \"gb1803\"\n[columns]\nid = \"string\"\n",
         );
         assert!(error.unwrap_err().to_string().contains("gb18030"));
+    }
+
+    #[test]
+    fn a_store_that_fails_is_not_the_files_fault() {
+        for name in ["a.csv", "a.csv.gz", "a.csv.zst"] {
+            let (sender, receiver) = tokio::sync::mpsc::channel(1);
+            let source = object_store::Error::Generic { store: "test", source: "timed out".into() };
+            sender.try_send(Err(IngestError::Store { what: "cannot read".to_owned(), source })).unwrap();
+            drop(sender);
+            let spec = spec("csv", "");
+            let splitter =
+                Splitter { spec: &spec, name, file: 0, content_hash: None, block_bytes: 64, record_bytes_max: 1 << 20 };
+            let error = splitter.split(Chunks::new(receiver), 100, |_| true).err().unwrap();
+            assert!(error.file().is_none() && matches!(error, IngestError::Store { .. }), "{name}: {error}");
+        }
     }
 
     #[test]

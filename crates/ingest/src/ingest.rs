@@ -161,6 +161,8 @@ pub struct SourceReport {
     pub event_time_min: Option<DateTime<Utc>>,
     /// The latest event time of what was stored.
     pub event_time_max: Option<DateTime<Utc>>,
+    /// Files that this call refused as a whole; the last ones of `refused`.
+    pub files_refused: u64,
     /// Files that were refused as a whole, by this call or earlier, and are still as they were. Nothing of them is stored.
     pub refused: Vec<RefusedFile>,
     /// What somebody should look at: fields outside the contract, copies, abandoned batches.
@@ -529,6 +531,7 @@ impl<'a> Source<'a> {
         }
         tracing::info!(monotonic_counter.holdfast_ingest_refused_files = 1_u64, source = %self.spec.name, kind = refused.kind);
         self.refused.add(refused.clone());
+        self.report.files_refused += 1;
         self.report.refused.push(refused);
         Ok(())
     }

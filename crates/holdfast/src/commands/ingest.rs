@@ -290,7 +290,11 @@ pub(crate) async fn ingest_sources(
         for warning in &report.warnings {
             terminal.note(&format!("  Warning {}: {warning}", source.name));
         }
-        for file in report.refused.iter().filter(|_| has_news || manner.told == Told::All) {
+        let told_before = match manner.told {
+            Told::All => 0,
+            Told::News => report.refused.len() - usize::try_from(report.files_refused).unwrap_or(0),
+        };
+        for file in &report.refused[told_before..] {
             terminal.problem(&format!("  Refused {}: {}", source.name, file.reason));
         }
         reports.push(report);
