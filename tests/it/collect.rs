@@ -622,7 +622,7 @@ async fn objects_of_a_server_whose_clock_is_behind_are_found_by_looking_back() {
     .unwrap();
     let contract = "kind = \"behaviour\"\npath = \"x/*\"\nformat = \"ndjson\"\n[columns]\nid = \"int64\"\n";
     let spec = SourceSpec::parse("clicks.toml", contract).unwrap();
-    let inbox = Inbox::new(&lake, "test", &spec).unwrap();
+    let inbox = Inbox::new(&lake, "test", &spec);
     let put = async |minutes_ago: i64, id: u64| {
         let object = inbox.object(now - chrono::Duration::minutes(minutes_ago));
         lake.store().put(&object, format!("{{\"id\":{id}}}\n").into()).await.unwrap();

@@ -16,7 +16,6 @@
 mod body;
 mod cloudevents;
 mod error;
-mod follow;
 mod json;
 mod keys;
 mod message;

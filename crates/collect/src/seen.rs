@@ -88,7 +88,7 @@ impl Seen {
     }
 }
 
-/// The folders of the days, oldest first.
+/// The folders of the days, oldest first. What came by other ways than pushes lies beside them.
 async fn days(inbox: &Inbox) -> Result<Vec<Path>> {
     let folder = inbox.folder();
     let listed = inbox.lake().store().list_with_delimiter(Some(&folder)).await;
@@ -97,6 +97,7 @@ async fn days(inbox: &Inbox) -> Result<Vec<Path>> {
         Err(object_store::Error::NotFound { .. }) => Vec::new(),
         Err(error) => return Err(CollectError::store(format!("cannot list {folder}"))(error)),
     };
+    days.retain(|folder| folder.filename().is_some_and(Inbox::is_day));
     days.sort();
     Ok(days)
 }

@@ -13,17 +13,16 @@ use axum::serve::ListenerExt;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::SecondsFormat;
-use holdfast_ingest::{Inbox, InboxReader, IngestSettings};
+use holdfast_ingest::{FollowSettings, Inbox, InboxReader, IngestSettings, follow};
 use holdfast_types::Clock;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Room, read};
-use crate::follow::follow;
 use crate::keys::Access;
 use crate::refusal::Refusal;
 use crate::seen::Seen;
@@ -97,11 +96,12 @@ pub async fn collect<Stop: Future<Output = ()> + Send>(
         tracing::info!(source = inbox.source(), remembered = seen.len(), "inbox opened");
         let (pushes, queue) = mpsc::channel(settings.queue_requests_max);
         let (healthy, news) = (Arc::new(AtomicBool::new(true)), Arc::new(Notify::new()));
-        let source = inbox.source().to_owned();
-        queues.insert(source.clone(), Queue { pushes, healthy: Arc::clone(&healthy) });
+        queues.insert(inbox.source().to_owned(), Queue { pushes, healthy: Arc::clone(&healthy) });
         let reader = InboxReader::new(inbox.clone(), ingest_settings.clone());
         let (following, stop) = (Arc::clone(&news), stop_following.clone());
-        followers.spawn(follow(reader, source, Arc::clone(&settings), following, stop));
+        let pace =
+            FollowSettings { interval: settings.ingest_interval, look_back_interval: settings.look_back_interval };
+        followers.spawn(follow(reader, pace, following, watch::Sender::new(None), stop));
         let (settings, clock) = (Arc::clone(&settings), Arc::clone(&clock));
         let writer = Writer { inbox, settings, clock, seen, newest, healthy, news };
         writers.spawn(writer.run(queue, stop_writing.clone()));

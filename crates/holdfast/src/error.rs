@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use holdfast_collect::CollectError;
 use holdfast_engine::EngineError;
+use holdfast_feeds::FeedError;
 use holdfast_identity::IdentityError;
 use holdfast_ingest::IngestError;
 use holdfast_lake::LakeError;
@@ -41,6 +42,8 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Collect(#[from] CollectError),
     #[error(transparent)]
+    Feed(#[from] FeedError),
+    #[error(transparent)]
     Ingest(#[from] IngestError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -63,6 +66,7 @@ impl CliError {
             Self::Lake(error) => error.kind(),
             Self::Engine(error) => error.kind(),
             Self::Collect(error) => error.kind(),
+            Self::Feed(error) => error.kind(),
             Self::Ingest(error) => error.kind(),
             Self::Identity(error) => error.kind(),
             Self::Serve(error) => error.kind(),

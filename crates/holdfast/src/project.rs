@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use holdfast_engine::{DeclaredTable, Project as Stages, SessionSettings};
+use holdfast_feeds::Surroundings;
 use holdfast_identity::{IdentifierTokens, IdentityKey, IdentityRules, declared_tables};
 use holdfast_ingest::{IngestSettings, SourceSpec, ledger_tables, load_sources};
 use holdfast_lake::{Lake, LakeSettings, StoreOptions};
@@ -170,6 +171,19 @@ impl Project {
             batch_bytes_max: self.file.ingest.batch_bytes_max_mb << 20,
             threads: std::thread::available_parallelism().map_or(2, usize::from),
             ..IngestSettings::default()
+        }
+    }
+
+    /// What feeds may ask for.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the binary hands the environment down: contracts name variables with credentials"
+    )]
+    pub(crate) fn surroundings(&self) -> Surroundings {
+        Surroundings {
+            variable: Arc::new(|name| std::env::var(name).ok()),
+            store_options: self.options.clone(),
+            folder: self.folder.clone(),
         }
     }
 

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,7 +12,6 @@ use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
 use futures::TryStreamExt;
 use holdfast_lake::{StagedFile, Table, TableWriter, WriterSettings};
 use holdfast_types::{Progress, Promise};
-use object_store::ObjectStore;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::Instrument;
@@ -25,6 +25,7 @@ use crate::ingest::IngestSettings;
 use crate::json::UnknownFields;
 use crate::ledger::widen;
 use crate::parquet_rows::{ParquetFile, convert, decode_error, open};
+use crate::places::Places;
 use crate::refusal::RefusedRow;
 use crate::spec::{BATCH, FileFormat, INGESTED_AT, SOURCE_FILE, SOURCE_LINE, SourceSpec};
 
@@ -72,7 +73,7 @@ pub(crate) struct Staged {
 #[derive(Clone)]
 pub(crate) struct Staging {
     pub(crate) spec: Arc<SourceSpec>,
-    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) places: Arc<Places>,
     pub(crate) raw: Table,
     pub(crate) quarantine: Table,
     pub(crate) batch: i64,
@@ -153,7 +154,7 @@ pub(crate) async fn stage(staging: &Staging, files: &[HashedFile], progress: &dy
     }
     progress.advance(&staging.spec.name, bytes_total, Some(bytes_total), "bytes");
     let read = read.ok_or_else(|| IngestError::internal("the reading task gave no answer"))?;
-    let outcomes = reconcile(&staging.spec, &files, &read, &worked)?;
+    let outcomes = reconcile(&staging.places, &files, &read, &worked)?;
     Ok(Staged {
         raw: worked.raw,
         quarantine: worked.quarantine,
@@ -165,7 +166,7 @@ pub(crate) async fn stage(staging: &Staging, files: &[HashedFile], progress: &dy
 
 /// ING-3: what the reading side counted is what the workers stored, quarantined or passed over as blank, file by file,
 /// and what they stored is what is in the staged files.
-fn reconcile(spec: &SourceSpec, files: &[HashedFile], read: &ReadSide, worked: &Worked) -> Result<Vec<FileOutcome>> {
+fn reconcile(places: &Places, files: &[HashedFile], read: &ReadSide, worked: &Worked) -> Result<Vec<FileOutcome>> {
     let mut outcomes = Vec::with_capacity(files.len());
     for (index, file) in files.iter().enumerate() {
         let mut outcome = worked.files.get(&index).cloned().unwrap_or_default();
@@ -181,7 +182,7 @@ fn reconcile(spec: &SourceSpec, files: &[HashedFile], read: &ReadSide, worked: &
                 file.found.path, outcome.blank, outcome.stored, outcome.quarantined
             )
         })?;
-        check_share(spec, file, &outcome)?;
+        check_share(places.spec_of(&file.found.path), file, &outcome)?;
         outcomes.push(outcome);
     }
     for (what, staged, rows) in [
@@ -262,26 +263,47 @@ struct Reading {
 }
 
 impl Reading {
-    /// Ends early, without an error of its own, when a worker has gone: that worker has the error.
+    /// Reads stretches of files that are read alike, one after the other. Ends early, without an error of its own, when a worker
+    /// has gone: that worker has the error.
     async fn run(self) -> Result<ReadSide> {
-        if self.staging.spec.format == FileFormat::Parquet { self.parquet().await } else { self.text().await }
+        let is_parquet = |index: usize| {
+            let path = &self.files[index].found.path;
+            self.staging.places.spec_of(path).format == FileFormat::Parquet
+        };
+        let mut side = ReadSide::default();
+        let mut start = 0;
+        while start < self.files.len() {
+            let parquet = is_parquet(start);
+            let end = (start..self.files.len()).find(|index| is_parquet(*index) != parquet).unwrap_or(self.files.len());
+            let read = if parquet { self.parquet(start..end).await? } else { self.text(start..end).await? };
+            let whole = read.files.len() == end - start;
+            side.files.extend(read.files);
+            note_columns(&mut side.unknown_columns, &read.unknown_columns);
+            if !whole {
+                break;
+            }
+            start = end;
+        }
+        Ok(side)
     }
 
     /// The store is read here; cutting into blocks, which is work for a processor, happens on a thread of its own.
-    async fn text(self) -> Result<ReadSide> {
+    async fn text(&self, range: Range<usize>) -> Result<ReadSide> {
         let Self { staging, files, senders, bytes_read } = self;
         let (file_sender, mut file_receiver) = channel(1);
         let splitting = {
-            let (staging, files) = (staging.clone(), Arc::clone(&files));
+            let (staging, files, senders) = (staging.clone(), Arc::clone(files), senders.clone());
+            let range = range.clone();
             let batch_span = tracing::Span::current();
             spawn_blocking(move || {
                 let _in_batch = batch_span.entered();
                 let mut side = ReadSide::default();
                 let mut next = 0;
-                for (index, file) in files.iter().enumerate() {
+                for index in range {
+                    let file = &files[index];
                     let Some(chunks) = file_receiver.blocking_recv() else { return Ok(side) };
                     let splitter = Splitter {
-                        spec: &staging.spec,
+                        spec: staging.places.spec_of(&file.found.path),
                         name: &file.found.path,
                         file: index,
                         content_hash: file.content_hash.as_deref(),
@@ -303,12 +325,12 @@ impl Reading {
                 Ok(side)
             })
         };
-        'files: for file in files.iter() {
+        'files: for file in &files[range] {
             let (sender, receiver) = channel(CHUNKS_AHEAD);
             if file_sender.send(receiver).await.is_err() {
                 break;
             }
-            let mut bytes = std::pin::pin!(file.found.bytes(&staging.store));
+            let mut bytes = std::pin::pin!(file.found.bytes(staging.places.store_of(&file.found.path)));
             loop {
                 let chunk = match bytes.try_next().await {
                     Ok(None) => break,
@@ -327,10 +349,11 @@ impl Reading {
         splitting.await.map_err(IngestError::internal)?
     }
 
-    async fn parquet(self) -> Result<ReadSide> {
+    async fn parquet(&self, range: Range<usize>) -> Result<ReadSide> {
         let mut side = ReadSide::default();
         let mut next = 0;
-        for (index, file) in self.files.iter().enumerate() {
+        for index in range {
+            let file = &self.files[index];
             let span = file_span(&self.staging, &file.found);
             let reading = self.parquet_file(index, &file.found, &mut side, &mut next).instrument(span.clone());
             let Some(rows) = reading.await? else { return Ok(side) };
@@ -350,7 +373,9 @@ impl Reading {
         side: &mut ReadSide,
         next: &mut usize,
     ) -> Result<Option<u64>> {
-        let Some(opened) = open(&self.staging.store, file, &self.staging.spec).await? else { return Ok(Some(0)) };
+        let places = &self.staging.places;
+        let opened = open(places.store_of(&file.path), file, places.spec_of(&file.path)).await?;
+        let Some(opened) = opened else { return Ok(Some(0)) };
         let ParquetFile { mut stream, unknown, rows: rows_declared } = opened;
         note_columns(&mut side.unknown_columns, &unknown);
         let mut first_row = 1;
@@ -449,7 +474,7 @@ impl Staging {
             Work::Lines(block) => {
                 let name = &files[block.file].found.path;
                 let Rows { columns, lines, refused, blank, unknown } =
-                    decode(&block, name, &self.spec, original_bytes_max)?;
+                    decode(&block, name, self.places.spec_of(name), original_bytes_max)?;
                 let file = block.file;
                 drop(block);
                 let event_times = event_time.and_then(|index| columns[index].time_range());
@@ -459,7 +484,7 @@ impl Staging {
             }
             Work::Rows { file, first_row, rows } => {
                 let name = &files[file].found.path;
-                let converted = convert(&rows, first_row, name, &self.spec, original_bytes_max)?;
+                let converted = convert(&rows, first_row, name, self.places.spec_of(name), original_bytes_max)?;
                 let event_times = event_time.and_then(|index| time_range(&converted.columns[index]));
                 let unknown = UnknownFields::default();
                 self.decoded(file, name, converted.columns, converted.lines, converted.refused, event_times, 0, unknown)

@@ -10,7 +10,7 @@ use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 
 use crate::Result;
 use crate::error::IngestError;
-use crate::spec::SourceSpec;
+use crate::origin::FileGlob;
 
 /// How much is asked of the store at once, and how many such requests are under way for one file.
 const RANGE_BYTES: u64 = 2 << 20;
@@ -19,7 +19,7 @@ const RANGES_AHEAD: usize = 4;
 /// A file of a source as the store shows it.
 #[derive(Debug, Clone)]
 pub(crate) struct FoundFile {
-    /// Relative to the ingested folder.
+    /// Relative to the ingested folder, or for what is in the inbox to the lake's own.
     pub(crate) path: String,
     pub(crate) location: Path,
     pub(crate) size: u64,
@@ -28,6 +28,20 @@ pub(crate) struct FoundFile {
 }
 
 impl FoundFile {
+    /// An object below `from`, without those whose names, or whose folders' names, begin with a dot.
+    pub(crate) fn in_folder(from: &ObjectLocation, object: object_store::ObjectMeta) -> Option<Self> {
+        let parts: Vec<String> =
+            object.location.prefix_match(&from.path)?.map(|part| part.as_ref().to_owned()).collect();
+        let hidden = parts.iter().any(|part| part.starts_with('.'));
+        (!hidden).then_some(Self {
+            path: parts.join("/"),
+            location: object.location,
+            size: object.size,
+            etag: object.e_tag,
+            modified: object.last_modified,
+        })
+    }
+
     /// The file's bytes. A file that changes meanwhile ends the stream with [`IngestError::ChangedWhileRead`].
     pub(crate) fn bytes(&self, store: &Arc<dyn ObjectStore>) -> impl Stream<Item = Result<Bytes>> + Send + use<> {
         let (store, file, size) = (Arc::clone(store), self.clone(), self.size);
@@ -74,18 +88,18 @@ impl FoundFile {
 ///
 /// # Errors
 /// [`IngestError::MissingFolder`], and what the store answers.
-pub(crate) async fn discover(from: &ObjectLocation, spec: &SourceSpec) -> Result<Vec<FoundFile>> {
+pub(crate) async fn discover(from: &ObjectLocation, source: &str, glob: &FileGlob) -> Result<Vec<FoundFile>> {
     let mut prefix = from.path.clone();
-    for part in spec.folder().split('/').filter(|part| !part.is_empty()) {
+    for part in glob.folder().split('/').filter(|part| !part.is_empty()) {
         prefix = prefix.join(part);
     }
-    let shown = format!("{}/{}", from.url.as_str().trim_end_matches('/'), spec.folder());
+    let shown = format!("{}/{}", from.url.as_str().trim_end_matches('/'), glob.folder());
     let missing = || IngestError::MissingFolder {
-        source_name: spec.name.clone(),
+        source_name: source.to_owned(),
         folder: shown.trim_end_matches('/').to_owned(),
     };
     if let Ok(base) = from.url.to_file_path() {
-        let folder = base.join(spec.folder());
+        let folder = base.join(glob.folder());
         match tokio::fs::metadata(&folder).await {
             Ok(found) if found.is_dir() => {}
             Ok(_) => return Err(missing()),
@@ -99,50 +113,13 @@ pub(crate) async fn discover(from: &ObjectLocation, spec: &SourceSpec) -> Result
     if listed.is_empty() && from.url.scheme() != "file" && is_empty(from).await? {
         return Err(missing());
     }
-    Ok(matching(from, spec, listed))
-}
-
-/// The files below `folder` whose paths come after `path` in the order of text, or all of them; both relative to `from`.
-/// A store is asked for these alone. A folder that is not there holds nothing.
-///
-/// # Errors
-/// What the store answers.
-pub(crate) async fn discover_after(
-    from: &ObjectLocation,
-    spec: &SourceSpec,
-    folder: &Path,
-    path: Option<&str>,
-) -> Result<Vec<FoundFile>> {
-    let listed = match path {
-        Some(path) => {
-            let offset = path.split('/').fold(from.path.clone(), |path, part| path.join(part));
-            from.store.list_with_offset(Some(folder), &offset)
-        }
-        None => from.store.list(Some(folder)),
-    };
-    let listed = listed.try_collect().await.map_err(IngestError::store(folder.as_ref()))?;
-    Ok(matching(from, spec, listed))
-}
-
-fn matching(from: &ObjectLocation, spec: &SourceSpec, listed: Vec<object_store::ObjectMeta>) -> Vec<FoundFile> {
     let mut files: Vec<FoundFile> = listed
         .into_iter()
-        .filter_map(|object| {
-            let parts: Vec<String> =
-                object.location.prefix_match(&from.path)?.map(|part| part.as_ref().to_owned()).collect();
-            let path = parts.join("/");
-            let hidden = parts.iter().any(|part| part.starts_with('.'));
-            (!hidden && spec.glob.is_match(&path)).then_some(FoundFile {
-                path,
-                location: object.location,
-                size: object.size,
-                etag: object.e_tag,
-                modified: object.last_modified,
-            })
-        })
+        .filter_map(|object| FoundFile::in_folder(from, object))
+        .filter(|file| glob.matcher.is_match(&file.path))
         .collect();
     files.sort_by(|left, right| left.path.cmp(&right.path));
-    files
+    Ok(files)
 }
 
 /// A file by its path relative to the ingested folder, as it is now.

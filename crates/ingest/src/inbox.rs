@@ -1,28 +1,45 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use globset::GlobBuilder;
+use chrono::{DateTime, NaiveDate, Utc};
+use futures::{StreamExt, TryStreamExt};
 use holdfast_lake::{Lake, ObjectLocation};
 use holdfast_types::NoProgress;
+use object_store::ObjectStore;
 use object_store::path::Path;
 use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::Result;
-use crate::discover::{FoundFile, discover_after};
+use crate::discover::{FoundFile, look_up};
 use crate::error::IngestError;
 use crate::ingest::{Books, IngestSettings, Source, SourceReport, told};
-use crate::spec::{Compression, FileFormat, SourceSpec};
+use crate::ledger::Ledger;
+use crate::places::{InboxForm, Places, inbox_folder};
+use crate::spec::SourceSpec;
 
-const SUFFIX: &str = ".ndjson";
+/// Where feeds and puts lie beside the days of pushes.
+const FEED: &str = "feed";
+const PUT: &str = "put";
 
 /// How far behind the newest stored object [`Look::Back`] looks: longer than writing an object takes, and than the clocks
 /// of two servers differ.
 const LOOK_BACK: Duration = Duration::from_secs(3_600);
+/// Lists that are under way at the same time.
+const LISTS_AHEAD: usize = 8;
 
-/// Where records that were pushed wait for `raw`: newline-delimited JSON at
-/// `<lake>/_holdfast/inbox/<pipeline>/<source>/<day>/<UUID v7>.ndjson`. An object is written once and never changed, so
-/// that its name says when it was written and its content is that of its name.
+/// Where records that came by another way than files wait for `raw`: objects below
+/// `<lake>/_holdfast/inbox/<pipeline>/<source>/`, in three kinds of rows.
+///
+/// | name | content | its order |
+/// |---|---|---|
+/// | `<day>/<UUID v7>.ndjson` | pushes | by time |
+/// | `put/<day>/<UUID v7>/<number>.parquet` | Arrow batches of one stream | by the time the stream began, then by number |
+/// | `feed/<partition>/<position>.ndjson.zst` | records of a feed | by position |
+///
+/// An object is written once and never changed, so that its content is that of its name. The suffix says in which form it
+/// is, whatever form the contract says the source's files have. An object must appear before any object that comes more than an
+/// hour behind it in its row by name (for feeds, before any that comes behind it): what is older is not looked for.
 #[derive(Debug, Clone)]
 pub struct Inbox {
     lake: Lake,
@@ -35,32 +52,14 @@ pub struct Inbox {
 
 impl Inbox {
     /// The inbox of a source. Nothing is read or written.
-    ///
-    /// # Errors
-    /// [`IngestError::Layout`] when the source's records are not NDJSON.
-    pub fn new(lake: &Lake, pipeline: &str, spec: &SourceSpec) -> Result<Self> {
-        if spec.format != FileFormat::Ndjson {
-            return Err(IngestError::Layout {
-                file: format!("source {}", spec.name),
-                message:
-                    "only a source with format = \"ndjson\" has an inbox: name another, or write a contract for it"
-                        .to_owned(),
-            });
+    pub fn new(lake: &Lake, pipeline: &str, spec: &SourceSpec) -> Self {
+        Self {
+            lake: lake.clone(),
+            pipeline: pipeline.to_owned(),
+            spec: Arc::new(spec.clone()),
+            from: lake.system_folder(),
+            folder: inbox_folder(pipeline, &spec.name),
         }
-        let folder = format!("inbox/{pipeline}/{}/", spec.name);
-        let path = format!("{folder}*/*{SUFFIX}");
-        let glob = GlobBuilder::new(&path).literal_separator(true).build().map_err(IngestError::internal)?;
-        let spec = SourceSpec {
-            path,
-            glob: glob.compile_matcher(),
-            compression: Some(Compression::None),
-            encoding: None,
-            // Many senders share an object: what one of them gets wrong must not keep the others' records out.
-            max_quarantine_share: 1.0,
-            ..spec.clone()
-        };
-        let from = lake.system_folder();
-        Ok(Self { lake: lake.clone(), pipeline: pipeline.to_owned(), spec: Arc::new(spec), from, folder })
     }
 
     /// The source.
@@ -68,12 +67,17 @@ impl Inbox {
         &self.spec.name
     }
 
-    /// The lake's store, in which [`Inbox::folder`] and [`Inbox::object`] are.
+    /// The pipeline that the source is of.
+    pub fn pipeline(&self) -> &str {
+        &self.pipeline
+    }
+
+    /// The lake's store, in which [`Inbox::folder`] and the objects are.
     pub fn lake(&self) -> &Lake {
         &self.lake
     }
 
-    /// The folder that has a folder for each day.
+    /// The folder that has a folder for each day of pushes.
     pub fn folder(&self) -> Path {
         self.folder
             .split('/')
@@ -81,34 +85,251 @@ impl Inbox {
             .fold(self.from.path.clone(), |path, part| path.join(part))
     }
 
-    /// The object for records of `moment`, with a name that nobody else has.
+    /// The object for pushed records of `moment`, with a name that nobody else has.
     pub fn object(&self, moment: DateTime<Utc>) -> Path {
-        let seconds = u64::try_from(moment.timestamp()).unwrap_or(0);
-        let name = Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, moment.timestamp_subsec_nanos()));
-        self.folder().join(day_of(moment)).join(format!("{name}{SUFFIX}"))
+        let name = Self::name_at(moment);
+        self.folder().join(day_of(moment)).join(format!("{name}{}", InboxForm::NDJSON))
     }
 
-    /// When the object of this name was written; `None` for what is no name of ours.
+    /// The folder for the objects of a stream of Arrow batches that begins at `moment`, with a name that nobody else has. A stream that
+    /// goes on for longer than half an hour goes on in another folder.
+    pub fn put_folder(&self, moment: DateTime<Utc>) -> Path {
+        self.folder().join(PUT).join(day_of(moment)).join(Self::name_at(moment).to_string())
+    }
+
+    /// The object of batch `number`, from 0, in the folder of a stream.
+    pub fn put_object(folder: &Path, number: u64) -> Path {
+        folder.clone().join(format!("{number:020}{}", InboxForm::PARQUET))
+    }
+
+    /// The folder for the records of a feed's partition.
+    pub fn feed_folder(&self, partition: &str) -> Path {
+        self.folder().join(FEED).join(partition)
+    }
+
+    /// The object for the records of a feed's partition that come behind `position`.
+    pub fn feed_object(&self, partition: &str, position: &str) -> Path {
+        self.feed_folder(partition).join(format!("{position}{}", InboxForm::PACKED_NDJSON))
+    }
+
+    /// Whether a folder of this name holds the pushes of a day.
+    pub fn is_day(name: &str) -> bool {
+        name.len() == 10 && NaiveDate::parse_from_str(name, "%Y-%m-%d").is_ok()
+    }
+
+    /// When the pushed records' object of this name was written; `None` for what is no name of ours.
     pub fn moment_of(name: &str) -> Option<DateTime<Utc>> {
-        let (seconds, nanos) = Uuid::parse_str(name.strip_suffix(SUFFIX)?).ok()?.get_timestamp()?.to_unix();
-        DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)
+        moment_of(name.strip_suffix(InboxForm::NDJSON)?)
     }
 
-    /// What all objects of `moment` and later come behind, relative to the ingested folder.
-    fn before(&self, moment: DateTime<Utc>) -> String {
-        let millis = u128::try_from(moment.timestamp_millis()).unwrap_or(0);
-        format!("{}{}/{}", self.folder, day_of(moment), Uuid::from_u128(millis << 80))
+    fn name_at(moment: DateTime<Utc>) -> Uuid {
+        let seconds = u64::try_from(moment.timestamp()).unwrap_or(0);
+        Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, moment.timestamp_subsec_nanos()))
     }
+
+    /// The objects that `look` looks for, sorted by path, given what the books say is stored.
+    ///
+    /// # Errors
+    /// What the store answers.
+    pub(crate) async fn discover(&self, look: Look, ledger: &Ledger) -> Result<Vec<FoundFile>> {
+        let marks = Marks::of(self, ledger);
+        let folder = self.folder();
+        let mut lists = Vec::new();
+        for (name, path) in self.folders(&folder).await? {
+            match name.as_str() {
+                FEED => {
+                    for (partition, path) in self.folders(&path).await? {
+                        lists.push((path, marks.feeds.get(&partition).cloned()));
+                    }
+                }
+                PUT => {
+                    let days = self.folders(&path).await?;
+                    lists.extend(from_day(days, &format!("{}{PUT}/", self.folder), marks.puts.after(look)));
+                }
+                day if Self::is_day(day) => {
+                    lists.extend(from_day(vec![(name, path)], &self.folder, marks.pushes.after(look)));
+                }
+                _ => {}
+            }
+        }
+        let listed: Vec<Vec<FoundFile>> = futures::stream::iter(lists)
+            .map(|(path, after)| async move { self.list(&path, after.as_deref()).await })
+            .buffer_unordered(LISTS_AHEAD)
+            .try_collect()
+            .await?;
+        let mut found: Vec<FoundFile> = listed.into_iter().flatten().collect();
+        found.sort_by(|left, right| left.path.cmp(&right.path));
+        Ok(found)
+    }
+
+    /// Objects that were refused as a whole under another contract than this one, which may read them.
+    pub(crate) async fn refused_before(&self, books: &Books) -> Result<Vec<FoundFile>> {
+        let mut found = Vec::new();
+        for path in books.refused.under_other_contract(&self.folder, &self.spec) {
+            if !books.ledger.has_stored(path) {
+                found.extend(look_up(&self.from, path).await?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The folders in a folder, by name. One that is not there holds none.
+    async fn folders(&self, folder: &Path) -> Result<Vec<(String, Path)>> {
+        let listed = match self.lake.store().list_with_delimiter(Some(folder)).await {
+            Ok(listed) => listed.common_prefixes,
+            Err(object_store::Error::NotFound { .. }) => Vec::new(),
+            Err(error) => return Err(IngestError::store(folder.as_ref())(error)),
+        };
+        Ok(listed.into_iter().filter_map(|path| Some((path.filename()?.to_owned(), path))).collect())
+    }
+
+    /// The objects in a folder whose paths come after `after`, relative to `from`, or all of them. A store is asked for these alone.
+    async fn list(&self, folder: &Path, after: Option<&str>) -> Result<Vec<FoundFile>> {
+        let listed = match after {
+            Some(after) => {
+                let offset = after.split('/').fold(self.from.path.clone(), |path, part| path.join(part));
+                self.from.store.list_with_offset(Some(folder), &offset)
+            }
+            None => self.from.store.list(Some(folder)),
+        };
+        let listed: Vec<object_store::ObjectMeta> =
+            listed.try_collect().await.map_err(IngestError::store(folder.as_ref()))?;
+        Ok(listed
+            .into_iter()
+            .filter_map(|object| FoundFile::in_folder(&self.from, object))
+            .filter(|file| InboxForm::of(&file.path).is_some())
+            .collect())
+    }
+
+    /// Which row an object is in, by its path in the books.
+    fn row_of<'a>(&self, path: &'a str) -> Option<Row<'a>> {
+        let mut parts = path.strip_prefix(&self.folder)?.split('/');
+        match parts.next()? {
+            FEED => Some(Row::Feed(parts.next()?)),
+            PUT => Some(Row::Put),
+            _ => Some(Row::Push),
+        }
+    }
+}
+
+/// The day folders from that of `after` on, each with what its objects must come after. `parent` is the path of what they are in.
+fn from_day(
+    days: Vec<(String, Path)>,
+    parent: &str,
+    after: Option<String>,
+) -> impl Iterator<Item = (Path, Option<String>)> {
+    let parent = parent.to_owned();
+    days.into_iter().filter_map(move |(day, path)| match &after {
+        None => Some((path, None)),
+        Some(after) => {
+            let day = format!("{parent}{day}/");
+            match after.starts_with(&day) {
+                true => Some((path, Some(after.clone()))),
+                false => (day > *after).then_some((path, None)),
+            }
+        }
+    })
 }
 
 fn day_of(moment: DateTime<Utc>) -> String {
     moment.format("%Y-%m-%d").to_string()
 }
 
+fn moment_of(uuid: &str) -> Option<DateTime<Utc>> {
+    let (seconds, nanos) = Uuid::parse_str(uuid).ok()?.get_timestamp()?.to_unix();
+    DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)
+}
+
+/// Objects whose names have one order.
+enum Row<'a> {
+    Push,
+    Put,
+    /// Of this partition.
+    Feed(&'a str),
+}
+
+/// The newest stored object of a row that is ordered by time.
+#[derive(Debug, Default)]
+struct TimeMark {
+    newest: Option<String>,
+    look_back: Option<String>,
+}
+
+impl TimeMark {
+    /// `moment_at`: which part of the path, from its end, says when it was written.
+    fn new(newest: Option<String>, parent: &str, moment_at: usize) -> Self {
+        let look_back = newest.as_deref().map(|newest| {
+            let name = newest.rsplit('/').nth(moment_at).map(|name| name.split('.').next().unwrap_or(name));
+            // A name that is not ours has no time: all is looked at.
+            name.and_then(moment_of).map_or_else(
+                || parent.to_owned(),
+                |moment| {
+                    let from = moment - LOOK_BACK;
+                    let millis = u128::try_from(from.timestamp_millis()).unwrap_or(0);
+                    format!("{parent}{}/{}", day_of(from), Uuid::from_u128(millis << 80))
+                },
+            )
+        });
+        Self { newest, look_back }
+    }
+
+    fn after(&self, look: Look) -> Option<String> {
+        match look {
+            Look::Ahead => self.newest.clone(),
+            Look::Back => self.look_back.clone(),
+        }
+    }
+}
+
+/// How far each row of an inbox is stored.
+#[derive(Debug)]
+struct Marks {
+    pushes: TimeMark,
+    puts: TimeMark,
+    /// The newest stored object of each partition.
+    feeds: BTreeMap<String, String>,
+}
+
+impl Marks {
+    fn of(inbox: &Inbox, ledger: &Ledger) -> Self {
+        let (mut pushes, mut puts, mut feeds) = (None, None, BTreeMap::<String, String>::new());
+        for path in ledger.stored_paths() {
+            let mark: &mut Option<String> = match inbox.row_of(path) {
+                None => continue,
+                Some(Row::Push) => &mut pushes,
+                Some(Row::Put) => &mut puts,
+                Some(Row::Feed(partition)) => {
+                    if feeds.get(partition).is_none_or(|newest| newest.as_str() < path) {
+                        feeds.insert(partition.to_owned(), path.to_owned());
+                    }
+                    continue;
+                }
+            };
+            if mark.as_deref().is_none_or(|newest| newest < path) {
+                *mark = Some(path.to_owned());
+            }
+        }
+        let pushes = TimeMark::new(pushes, &inbox.folder, 0);
+        let puts = TimeMark::new(puts, &format!("{}{PUT}/", inbox.folder), 1);
+        Self { pushes, puts, feeds }
+    }
+
+    /// Whether the books of a stored object are needed: to know it when it is found again, and how far its row is.
+    fn need(&self, inbox: &Inbox, path: &str) -> bool {
+        let (mark, path) = match inbox.row_of(path) {
+            None => return false,
+            Some(Row::Push) => (self.pushes.look_back.as_deref(), path),
+            Some(Row::Put) => (self.puts.look_back.as_deref(), path),
+            Some(Row::Feed(partition)) => (self.feeds.get(partition).map(String::as_str), path),
+        };
+        mark.is_none_or(|mark| path >= mark)
+    }
+}
+
 /// Which objects are looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Look {
-    /// Those with names behind the newest stored one. Finds all that one server wrote, since its names only grow.
+    /// Those with names behind the newest stored one of their row. Finds all that one server wrote, since its names only grow.
     Ahead,
     /// Also those of the hour before, for objects of other servers, whose clocks differ.
     Back,
@@ -117,8 +338,8 @@ pub enum Look {
 /// Brings what is in an inbox into `raw` and `quarantine`, as [`crate::ingest_source`] does with files: by the same steps
 /// and books, each record once.
 ///
-/// It differs in what it looks at. A list of all objects, and the books of all of them, grow for ever; names that sort by
-/// time make it enough to list, and to remember, what is behind the newest stored one.
+/// It differs in what it remembers. The books of all objects grow for ever; names that sort make it enough to know those that
+/// are looked for again.
 #[derive(Debug)]
 pub struct InboxReader {
     inbox: Inbox,
@@ -131,6 +352,11 @@ impl InboxReader {
     /// A reader that has not looked yet.
     pub fn new(inbox: Inbox, settings: IngestSettings) -> Self {
         Self { inbox, settings, books: None }
+    }
+
+    /// The source.
+    pub fn source(&self) -> &str {
+        self.inbox.source()
     }
 
     /// Stores what is new. The first call, and the first after an error, look back.
@@ -146,41 +372,55 @@ impl InboxReader {
 
     async fn round(&mut self, look: Look) -> Result<SourceReport> {
         let inbox = self.inbox.clone();
-        let (books, look) = match self.books.take() {
-            Some(books) => (books, look),
-            None => (Books::open(&inbox.lake, &inbox.pipeline, &inbox.spec).await?, Look::Back),
+        let (books, look, refused) = match self.books.take() {
+            Some(books) => (books, look, Vec::new()),
+            None => {
+                let books = Books::open(&inbox.lake, &inbox.pipeline, &inbox.spec).await?;
+                let refused = inbox.refused_before(&books).await?;
+                (books, Look::Back, refused)
+            }
         };
-        let after = newest(&inbox, &books).map(|newest| match look {
-            Look::Ahead => newest.clone(),
-            Look::Back => look_back(&inbox, &newest),
-        });
-        let found: Vec<FoundFile> = discover_after(&inbox.from, &inbox.spec, &inbox.folder(), after.as_deref()).await?;
-        let mut source = Source::new(
-            &inbox.lake,
-            &inbox.pipeline,
-            Arc::clone(&inbox.spec),
-            &inbox.from,
-            &self.settings,
-            &NoProgress,
-            books,
-        );
-        source.take_in(&found).await?;
+        let places = Places::new(&inbox.lake, &inbox.pipeline, Arc::clone(&inbox.spec), None);
+        let mut source = Source::new(&inbox.lake, &inbox.pipeline, places, &self.settings, &NoProgress, books);
+        source.finish_open_batches().await?;
+        let mut found = inbox.discover(look, &source.ledger).await?;
+        found.extend(refused);
+        source.ingest_new(&found).await?;
         let (report, mut books) = source.into_report();
-        if let Some(newest) = newest(&inbox, &books) {
-            books.ledger.forget_before(&inbox.folder, &look_back(&inbox, &newest));
-        }
+        let marks = Marks::of(&inbox, &books.ledger);
+        books.ledger.forget_unless(|path| marks.need(&inbox, path));
         self.books = Some(books);
         Ok(report)
     }
 }
 
-/// The newest object that is stored, relative to the ingested folder.
-fn newest(inbox: &Inbox, books: &Books) -> Option<String> {
-    books.ledger.last_path_below(&inbox.folder).map(str::to_owned)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Where looking back from an object begins. A name that is not ours has no time: all is looked at.
-fn look_back(inbox: &Inbox, newest: &str) -> String {
-    let moment = newest.rsplit('/').next().and_then(Inbox::moment_of);
-    moment.map_or_else(|| inbox.folder.clone(), |moment| inbox.before(moment - LOOK_BACK))
+    #[test]
+    fn only_the_days_from_the_mark_on_are_listed() {
+        let days = |after: Option<&str>| -> Vec<(String, Option<String>)> {
+            let days = ["2026-01-01", "2026-01-02", "2026-01-03"].map(|day| (day.to_owned(), Path::from(day)));
+            from_day(days.into(), "inbox/p/s/", after.map(str::to_owned))
+                .map(|(path, after)| (path.to_string(), after))
+                .collect()
+        };
+        let mark = "inbox/p/s/2026-01-02/x.ndjson";
+        assert_eq!(
+            days(Some(mark)),
+            [("2026-01-02".to_owned(), Some(mark.to_owned())), ("2026-01-03".to_owned(), None)]
+        );
+        assert_eq!(days(None).len(), 3);
+        assert_eq!(days(Some("inbox/p/s/")).len(), 3, "a mark without a time");
+        assert!(days(Some("inbox/p/s/2026-02-01/x.ndjson")).is_empty());
+    }
+
+    #[test]
+    fn only_a_date_names_a_day() {
+        assert!(Inbox::is_day("2026-01-31"));
+        for name in ["feed", "put", "2026-1-31", "2026-02-30", "2026-01-31x"] {
+            assert!(!Inbox::is_day(name), "{name}");
+        }
+    }
 }

@@ -18,10 +18,13 @@ use crate::Result;
 use crate::batch::{HashedFile, Staged, Staging, stage};
 use crate::discover::{FoundFile, discover, look_up};
 use crate::error::IngestError;
+use crate::inbox::{Inbox, Look};
 use crate::json::UnknownFields;
 use crate::ledger::{
     Arrival, BatchTotals, Ledger, Outcome, PlannedFile, batch_row, batches_table, files_rows, files_table, widen,
 };
+use crate::origin::Origin;
+use crate::places::Places;
 use crate::refused::{RefusedFile, RefusedFiles, refused_row, refused_table};
 use crate::spec::{FileFormat, SourceSpec, lineage_fields};
 
@@ -169,7 +172,34 @@ pub struct SourceReport {
     pub warnings: Vec<String>,
 }
 
-/// Brings the new files of one source from the folder or bucket `from` into `raw.<source>` and `quarantine.<source>`.
+impl SourceReport {
+    /// Adds what a later call for the same source did.
+    pub fn merge(&mut self, later: Self) {
+        self.files_found += later.files_found;
+        self.files_known += later.files_known;
+        self.files_copied += later.files_copied;
+        self.files_stored += later.files_stored;
+        self.batches += later.batches;
+        self.batches_recovered += later.batches_recovered;
+        self.bytes += later.bytes;
+        self.rows_read += later.rows_read;
+        self.rows_stored += later.rows_stored;
+        self.rows_quarantined += later.rows_quarantined;
+        self.event_time_min = [self.event_time_min, later.event_time_min].into_iter().flatten().min();
+        self.event_time_max = self.event_time_max.max(later.event_time_max);
+        self.files_refused += later.files_refused;
+        // What waits is told by every call.
+        self.refused = later.refused;
+        for warning in later.warnings {
+            if !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
+            }
+        }
+    }
+}
+
+/// Brings the new files of one source from the folder or bucket `from`, and what is new in its inbox, into `raw.<source>` and
+/// `quarantine.<source>`.
 ///
 /// Each record is stored once (ING-2) and durable once this returns (ING-1); what is read is stored or quarantined
 /// (ING-3). With nothing new, nothing is committed. May be called again at any time, also after a crash, and by several
@@ -191,7 +221,21 @@ pub async fn ingest_source(
     settings: &IngestSettings,
     progress: &dyn Progress,
 ) -> Result<SourceReport> {
-    told(pipeline, spec, run(lake, pipeline, spec, from, settings, progress)).await
+    told(pipeline, spec, run(lake, pipeline, spec, Some(from), settings, progress)).await
+}
+
+/// As [`ingest_source`], for what is new in the source's inbox alone.
+///
+/// # Errors
+/// As there.
+pub async fn ingest_inbox(
+    lake: &Lake,
+    pipeline: &str,
+    spec: &SourceSpec,
+    settings: &IngestSettings,
+    progress: &dyn Progress,
+) -> Result<SourceReport> {
+    told(pipeline, spec, run(lake, pipeline, spec, None, settings, progress)).await
 }
 
 /// Runs the ingestion of a source in its span, and counts what it ends with.
@@ -225,15 +269,30 @@ async fn run(
     lake: &Lake,
     pipeline: &str,
     spec: &SourceSpec,
-    from: &ObjectLocation,
+    from: Option<&ObjectLocation>,
     settings: &IngestSettings,
     progress: &dyn Progress,
 ) -> Result<SourceReport> {
+    let places = Places::new(lake, pipeline, Arc::new(spec.clone()), from.cloned());
     // Looked at first: a folder that is not there must not leave tables behind.
-    let found = discover(from, spec).await?;
+    let mut found = match (&spec.origin, from) {
+        (Origin::Files(glob), Some(from)) => discover(from, &spec.name, glob).await?,
+        _ => Vec::new(),
+    };
+    if let Some(file) = found.iter().find(|file| places.in_inbox(&file.path)) {
+        return Err(IngestError::Layout {
+            file: file.path.clone(),
+            message: "the path is one of the source's inbox in the lake: put the files into a folder of another name"
+                .to_owned(),
+        });
+    }
+    let inbox = Inbox::new(lake, pipeline, spec);
     let books = Books::open(lake, pipeline, spec).await?;
-    let mut source = Source::new(lake, pipeline, Arc::new(spec.clone()), from, settings, progress, books);
-    source.take_in(&found).await?;
+    found.extend(inbox.refused_before(&books).await?);
+    let mut source = Source::new(lake, pipeline, places, settings, progress, books);
+    source.finish_open_batches().await?;
+    found.extend(inbox.discover(Look::Back, &source.ledger).await?);
+    source.ingest_new(&found).await?;
     Ok(source.into_report().0)
 }
 
@@ -242,7 +301,7 @@ async fn run(
 pub(crate) struct Books {
     tables: Tables,
     pub(crate) ledger: Ledger,
-    refused: RefusedFiles,
+    pub(crate) refused: RefusedFiles,
 }
 
 impl Books {
@@ -308,11 +367,11 @@ pub(crate) struct Source<'a> {
     lake: &'a Lake,
     pipeline: &'a str,
     spec: Arc<SourceSpec>,
-    from: &'a ObjectLocation,
+    places: Arc<Places>,
     settings: &'a IngestSettings,
     progress: &'a dyn Progress,
     tables: Tables,
-    ledger: Ledger,
+    pub(crate) ledger: Ledger,
     refused: RefusedFiles,
     unknown: UnknownFields,
     unknown_columns: Vec<String>,
@@ -324,18 +383,18 @@ impl<'a> Source<'a> {
     pub(crate) fn new(
         lake: &'a Lake,
         pipeline: &'a str,
-        spec: Arc<SourceSpec>,
-        from: &'a ObjectLocation,
+        places: Places,
         settings: &'a IngestSettings,
         progress: &'a dyn Progress,
         books: Books,
     ) -> Self {
+        let spec = Arc::clone(places.contract());
         let report = SourceReport { source: spec.name.clone(), ..SourceReport::default() };
         Self {
             lake,
             pipeline,
             spec,
-            from,
+            places: Arc::new(places),
             settings,
             progress,
             tables: books.tables,
@@ -348,17 +407,11 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Finishes what was left open, then stores what is new of `found`. Books that have become stale are read again on
-    /// the way.
-    pub(crate) async fn take_in(&mut self, found: &[FoundFile]) -> Result<()> {
-        self.report.files_found = count(found.len());
-        self.finish_open_batches().await?;
-        self.ingest_new(found).await
-    }
-
     /// Batches that were planned and whose end is not recorded: their worker died, or is still at work. Oldest first,
     /// since a position only grows.
-    async fn finish_open_batches(&mut self) -> Result<()> {
+    ///
+    /// To be done before files are looked for: what an abandoned batch has read is new again.
+    pub(crate) async fn finish_open_batches(&mut self) -> Result<()> {
         for batch in self.ledger.open_batches() {
             let planned = self.ledger.files_of(batch).to_vec();
             let stored = self.raw_reached(batch).await?;
@@ -413,10 +466,15 @@ impl<'a> Source<'a> {
     async fn as_planned(&self, planned: &[PlannedFile]) -> Result<Result<Vec<HashedFile>, String>> {
         let mut files = Vec::with_capacity(planned.len());
         for plan in planned {
-            let Some(file) = look_up(self.from, &plan.path).await? else { return Ok(Err(plan.path.clone())) };
+            let found = match self.places.location_of(&plan.path) {
+                Some(location) => look_up(location, &plan.path).await?,
+                None => None,
+            };
+            let Some(file) = found else { return Ok(Err(plan.path.clone())) };
+            let store = self.places.store_of(&plan.path);
             let same = file.size == plan.size
                 && (file.etag.is_some() && file.etag == plan.etag
-                    || file.content_hash(&self.from.store).await? == plan.content_hash);
+                    || file.content_hash(store).await? == plan.content_hash);
             if !same {
                 return Ok(Err(plan.path.clone()));
             }
@@ -445,7 +503,9 @@ impl<'a> Source<'a> {
         self.record_batch(batch, outcome, planned, self.now()).await
     }
 
-    async fn ingest_new(&mut self, found: &[FoundFile]) -> Result<()> {
+    /// Stores what is new of `found`. Books that have become stale are read again on the way.
+    pub(crate) async fn ingest_new(&mut self, found: &[FoundFile]) -> Result<()> {
+        self.report.files_found = count(found.len());
         for _ in 0..PLAN_ATTEMPTS_MAX {
             if self.ingest_until_overtaken(found).await? {
                 return Ok(());
@@ -465,7 +525,8 @@ impl<'a> Source<'a> {
                 .iter()
                 .filter(|file| {
                     let modified = file.modified.timestamp_micros();
-                    !index.by_sight(&file.path, file.size, file.etag.as_deref(), modified)
+                    let known = index.by_sight(&file.path, file.size, file.etag.as_deref(), modified);
+                    !(known || self.places.in_inbox(&file.path) && index.by_path(&file.path))
                 })
                 .cloned()
                 .collect()
@@ -497,6 +558,13 @@ impl<'a> Source<'a> {
                     Err(error) => {
                         let fault = error.file().and_then(|path| files.iter().position(|file| file.found.path == path));
                         let Some(index) = fault else { return Err(error) };
+                        // An object of the inbox does not change: the store failed, and will be asked again. Passed over, it
+                        // would be behind the newest stored one and not be looked for.
+                        if matches!(error, IngestError::ChangedWhileRead { .. })
+                            && self.places.in_inbox(&files[index].found.path)
+                        {
+                            return Err(error);
+                        }
                         let file = files.remove(index);
                         self.set_aside(&file.found, &error).await?;
                     }
@@ -550,9 +618,10 @@ impl<'a> Source<'a> {
         fitting.max(1)
     }
 
-    /// Looks into the files: what is known under this path or another is left out.
+    /// Looks into the files: what is known under this path or another is left out. What came through the inbox counts by its name
+    /// alone: a sender may say the same thing twice.
     async fn arrivals(&mut self, files: &[FoundFile]) -> Result<Vec<HashedFile>> {
-        let store = &self.from.store;
+        let places = Arc::clone(&self.places);
         let mut sizes: HashMap<u64, usize> = HashMap::new();
         for file in files {
             *sizes.entry(file.size).or_default() += 1;
@@ -562,16 +631,20 @@ impl<'a> Source<'a> {
             // Text is hashed while it is read. Before that, only what could be a copy has to be looked into, and Parquet,
             // which is not read from end to end.
             let look_into = |file: &FoundFile| {
-                self.spec.format == FileFormat::Parquet
-                    || index.has_size(file.size)
-                    || sizes.get(&file.size).is_some_and(|files| *files > 1)
+                places.spec_of(&file.path).format == FileFormat::Parquet
+                    || !places.in_inbox(&file.path)
+                        && (index.has_size(file.size) || sizes.get(&file.size).is_some_and(|files| *files > 1))
             };
             files.iter().map(|file| (file.clone(), look_into(file))).collect()
         };
+        let store_of = |file: &FoundFile| Arc::clone(places.store_of(&file.path));
         let hashed: Vec<HashedFile> = futures::stream::iter(candidates)
-            .map(|(found, look_into)| async move {
-                let content_hash = if look_into { Some(found.content_hash(store).await?) } else { None };
-                Ok::<_, IngestError>(HashedFile { found, content_hash })
+            .map(|(found, look_into)| {
+                let store = store_of(&found);
+                async move {
+                    let content_hash = if look_into { Some(found.content_hash(&store).await?) } else { None };
+                    Ok::<_, IngestError>(HashedFile { found, content_hash })
+                }
             })
             .buffered(HASHES_AHEAD)
             .try_collect()
@@ -584,6 +657,7 @@ impl<'a> Source<'a> {
             for file in hashed {
                 let arrival = match &file.content_hash {
                     None => Arrival::New,
+                    Some(_) if places.in_inbox(&file.found.path) => Arrival::New,
                     Some(hash) => match arrivals.iter().find(|other| other.content_hash.as_ref() == Some(hash)) {
                         Some(twin) => Arrival::CopyOf(&twin.found.path),
                         None => index.by_content(&file.found.path, hash),
@@ -645,7 +719,7 @@ impl<'a> Source<'a> {
     async fn stage(&self, files: &[HashedFile], batch: i64) -> Result<Staged> {
         let staging = Staging {
             spec: Arc::clone(&self.spec),
-            store: Arc::clone(&self.from.store),
+            places: Arc::clone(&self.places),
             raw: self.tables.raw.clone(),
             quarantine: self.tables.quarantine.clone(),
             batch,

@@ -156,19 +156,22 @@ impl Ledger {
         self.files.get(&batch).map_or(&[], Vec::as_slice)
     }
 
-    /// The last path, in the order of text, below a folder (which ends with a slash) of what is stored.
-    pub(crate) fn last_path_below(&self, folder: &str) -> Option<&str> {
-        self.stored().map(|file| file.path.as_str()).filter(|path| path.starts_with(folder)).max()
+    /// The paths of what is stored.
+    pub(crate) fn stored_paths(&self) -> impl Iterator<Item = &str> {
+        self.stored().map(|file| file.path.as_str())
     }
 
-    /// Forgets batches that are done and have no file at or behind `path`, other than the newest.
-    pub(crate) fn forget_before(&mut self, folder: &str, path: &str) {
+    /// Whether a file of this path is stored.
+    pub(crate) fn has_stored(&self, path: &str) -> bool {
+        self.stored_paths().any(|stored| stored == path)
+    }
+
+    /// Forgets batches that are done and have no file whose path is `needed`, other than the newest.
+    pub(crate) fn forget_unless(&mut self, needed: impl Fn(&str) -> bool) {
         let newest = self.files.keys().next_back().copied();
         let outcomes = &self.outcomes;
         self.files.retain(|batch, files| {
-            Some(*batch) == newest
-                || !outcomes.contains_key(batch)
-                || files.iter().any(|file| file.path.starts_with(folder) && file.path.as_str() >= path)
+            Some(*batch) == newest || !outcomes.contains_key(batch) || files.iter().any(|file| needed(&file.path))
         });
         let files = &self.files;
         self.outcomes.retain(|batch, _| files.contains_key(batch));
@@ -214,6 +217,11 @@ impl<'a> Index<'a> {
                     _ => known.modified == modified,
                 }
         })
+    }
+
+    /// Whether a file of this path is known, whatever it looked like.
+    pub(crate) fn by_path(&self, path: &str) -> bool {
+        self.newest.contains_key(path)
     }
 
     /// Whether a file of this size could have the content of one that is known.
@@ -468,8 +476,8 @@ mod tests {
         for batch in [1, 3, 4, 5, 6] {
             ledger.record(batch, if batch == 5 { Outcome::Abandoned } else { Outcome::Stored });
         }
-        assert_eq!(ledger.last_path_below("in/"), Some("in/4"), "an abandoned batch stored nothing");
-        ledger.forget_before("in/", "in/4");
+        assert!(ledger.has_stored("in/4") && !ledger.has_stored("in/5"), "an abandoned batch stored nothing");
+        ledger.forget_unless(|path| path.starts_with("in/") && path >= "in/4");
         assert_eq!(ledger.files.keys().copied().collect::<Vec<_>>(), [2, 4, 5, 6]);
         assert_eq!(ledger.open_batches(), [2]);
         assert_eq!(ledger.next_batch(), 7);

@@ -15,7 +15,8 @@
 //! happen once. Rows are staged before the plan: of a file that cannot be read nothing is stored. It is recorded in
 //! `metric.ingest_refused_files` and left alone until it or its contract changes; the files beside it go on.
 //!
-//! Records that were pushed lie in an [`Inbox`] in the lake, and take the same way from there.
+//! Records that came by another way than files lie in an [`Inbox`] in the lake, and take the same way from there: [`follow`]
+//! brings them to `raw` as they come.
 //!
 //! Memory is bounded by blocks in flight, not by the size of a file or the number of files.
 
@@ -25,21 +26,26 @@ mod column;
 mod delimited;
 mod discover;
 mod error;
+mod follow;
 mod grammar;
 mod inbox;
 mod ingest;
 mod json;
 mod ledger;
+mod origin;
 mod parquet_rows;
+mod places;
 mod refusal;
 mod refused;
 mod spec;
 mod value;
 
 pub use error::IngestError;
+pub use follow::{FollowSettings, follow};
 pub use inbox::{Inbox, InboxReader, Look};
-pub use ingest::{IngestSettings, IngestStep, SourceReport, ingest_source};
+pub use ingest::{IngestSettings, IngestStep, SourceReport, ingest_inbox, ingest_source};
 pub use ledger::ledger_tables;
+pub use origin::{FeedSpec, FileGlob, Origin};
 pub use refused::RefusedFile;
 pub use spec::{ColumnSpec, Compression, EpochUnit, FileFormat, IdentifierSpec, SourceSpec, load_sources};
 

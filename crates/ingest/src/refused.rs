@@ -117,6 +117,17 @@ impl RefusedFiles {
         }
     }
 
+    /// Files below a folder that were refused under another contract than this.
+    pub(crate) fn under_other_contract<'a>(
+        &'a self,
+        folder: &'a str,
+        spec: &'a SourceSpec,
+    ) -> impl Iterator<Item = &'a str> {
+        let files =
+            self.0.values().filter(move |file| file.path.starts_with(folder) && file.contract != spec.fingerprint);
+        files.map(|file| file.path.as_str())
+    }
+
     /// The refusal that still holds for a file.
     pub(crate) fn of(&self, file: &FoundFile, spec: &SourceSpec) -> Option<&RefusedFile> {
         self.0.get(&file.path).filter(|refused| refused.is(file, spec))

@@ -3,7 +3,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
-use globset::{GlobBuilder, GlobMatcher};
+use globset::GlobBuilder;
 use holdfast_types::{COMMENT_KEY, PII_KEY, TableName};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -11,6 +11,7 @@ use toml::de::{DeTable, DeValue};
 use crate::Result;
 use crate::error::IngestError;
 use crate::grammar::{parse_type, suggest};
+use crate::origin::{FeedSpec, FileGlob, Origin, place_in};
 use crate::value::Zone;
 
 /// The file that a raw row came from, relative to the folder that was ingested.
@@ -23,10 +24,11 @@ pub(crate) const BATCH: &str = "_batch";
 pub(crate) const INGESTED_AT: &str = "_ingested_at";
 
 const RESERVED: [&str; 4] = [SOURCE_FILE, SOURCE_LINE, BATCH, INGESTED_AT];
-const SOURCE_KEYS: [&str; 15] = [
+const SOURCE_KEYS: [&str; 16] = [
     "kind",
     "description",
     "path",
+    "feed",
     "format",
     "timezone",
     "event_time",
@@ -46,7 +48,7 @@ const QUARANTINE_SHARE_DEFAULT: f64 = 0.2;
 /// Characters that Delta readers do not accept in a column's name.
 const NAME_FORBIDS: &[char] = &[' ', ',', ';', '{', '}', '(', ')', '\n', '\t', '=', '`'];
 
-/// The contract of one source: where its files are, what they look like and what its rows hold.
+/// The contract of one source: where its records come from, what they look like and what its rows hold.
 #[derive(Debug, Clone)]
 pub struct SourceSpec {
     /// The stem of the contract's file, and of the tables `raw.<name>` and `quarantine.<name>`.
@@ -55,8 +57,8 @@ pub struct SourceSpec {
     pub kind: String,
     /// One line about it.
     pub description: Option<String>,
-    /// A glob, relative to the folder or bucket that is ingested.
-    pub path: String,
+    /// Where its records come from, beside its inbox.
+    pub origin: Origin,
     /// How the files are written.
     pub format: FileFormat,
     /// The zone of timestamps that have no offset, as written; `None` is UTC.
@@ -83,7 +85,6 @@ pub struct SourceSpec {
     pub max_quarantine_share: f64,
     /// Changes with every change of the contract.
     pub(crate) fingerprint: String,
-    pub(crate) glob: GlobMatcher,
     pub(crate) zone: Zone,
 }
 
@@ -180,12 +181,6 @@ impl SourceSpec {
         Arc::new(Schema::new(declared.chain(lineage_fields()).collect::<Vec<_>>()))
     }
 
-    /// The part of the glob before its first wildcard, down to whole folders. Empty for the folder itself.
-    pub(crate) fn folder(&self) -> &str {
-        let wildcard = self.path.find(['*', '?', '[', '{']).unwrap_or(self.path.len());
-        self.path[..wildcard].rfind('/').map_or("", |end| &self.path[..end])
-    }
-
     /// How the text file at `path` is compressed.
     pub(crate) fn compression_of(&self, path: &str) -> Compression {
         self.compression.unwrap_or_else(|| match path.rsplit_once('.') {
@@ -264,26 +259,29 @@ impl Contract<'_> {
         let table = table.get_ref();
         self.known_keys(table, &SOURCE_KEYS, "a source")?;
 
-        let format_at = self.required(table, "format", 0)?;
-        let format = match self.string(format_at)? {
-            "csv" => FileFormat::Csv,
-            "ndjson" => FileFormat::Ndjson,
-            "parquet" => FileFormat::Parquet,
-            other => return Err(self.unknown_word(format_at, "format", other, &["csv", "ndjson", "parquet"])),
+        let origin = self.origin(table)?;
+        let format = match (&origin, table.get("format")) {
+            // A feed's records are written down by us.
+            (Origin::Feed(_), None) => FileFormat::Ndjson,
+            (Origin::Files(_), None) => return Err(self.error(0, "the key `format` is missing".to_owned())),
+            (_, Some(format_at)) => match self.string(format_at)? {
+                "csv" => FileFormat::Csv,
+                "ndjson" => FileFormat::Ndjson,
+                "parquet" => FileFormat::Parquet,
+                other => return Err(self.unknown_word(format_at, "format", other, &["csv", "ndjson", "parquet"])),
+            },
         };
-        let path_at = self.required(table, "path", 0)?;
-        let path = self.string(path_at)?.to_owned();
-        if path.starts_with('/') || path.contains("://") || path.split('/').any(|part| part == "..") {
-            return Err(self.error_at(
-                path_at,
-                "path is a glob relative to the ingested folder: no leading `/`, no `..`, no scheme".to_owned(),
-            ));
+        if let Origin::Feed(_) = &origin {
+            let files_only = |key: &str| match key {
+                "format" => format != FileFormat::Ndjson,
+                key => ["compression", "encoding"].contains(&key),
+            };
+            if let Some((key, _)) = table.iter().find(|(key, _)| files_only(key.get_ref().as_ref())) {
+                let message =
+                    format!("`{}` is for files; the records of a feed are JSON objects: leave it out", key.get_ref());
+                return Err(self.error(key.span().start, message));
+            }
         }
-        let glob = GlobBuilder::new(&path)
-            .literal_separator(true)
-            .build()
-            .map_err(|error| self.error_at(path_at, format!("not a glob: {}", error.kind())))?
-            .compile_matcher();
         let timezone = self.optional(table, "timezone", Self::string)?.map(str::to_owned);
         let zone = match table.get("timezone") {
             None => Zone::UTC,
@@ -309,7 +307,7 @@ impl Contract<'_> {
             name,
             kind: self.string(self.required(table, "kind", 0)?)?.to_owned(),
             description: self.optional(table, "description", Self::string)?.map(str::to_owned),
-            path,
+            origin,
             format,
             timezone,
             event_time,
@@ -325,9 +323,44 @@ impl Contract<'_> {
                 .optional(table, "max_quarantine_share", Self::share)?
                 .unwrap_or(QUARANTINE_SHARE_DEFAULT),
             fingerprint: blake3::hash(self.text.as_bytes()).to_hex()[..16].to_owned(),
-            glob,
             zone,
         })
+    }
+
+    /// Exactly one of `path` and `[feed]`.
+    fn origin(&self, table: &DeTable<'_>) -> Result<Origin> {
+        let path_at = match (table.get("path"), table.get_key_value("feed")) {
+            (Some(path_at), None) => path_at,
+            (None, Some((_, value))) => {
+                let feed = self.table(value)?;
+                let kind = self.string(self.required(feed, "kind", value.span().start)?)?;
+                return Ok(Origin::Feed(FeedSpec::new(kind, self.file, self.text)));
+            }
+            (Some(_), Some((key, _))) => {
+                return Err(self.error(
+                    key.span().start,
+                    "a source has either `path`, for files, or a section [feed]: leave one of them out".to_owned(),
+                ));
+            }
+            (None, None) => {
+                let message = "the key `path` is missing: where its files are; or, for a source that is read from another \
+                               system, a section [feed]";
+                return Err(self.error(0, message.to_owned()));
+            }
+        };
+        let path = self.string(path_at)?.to_owned();
+        if path.starts_with('/') || path.contains("://") || path.split('/').any(|part| part == "..") {
+            return Err(self.error_at(
+                path_at,
+                "path is a glob relative to the ingested folder: no leading `/`, no `..`, no scheme".to_owned(),
+            ));
+        }
+        let matcher = GlobBuilder::new(&path)
+            .literal_separator(true)
+            .build()
+            .map_err(|error| self.error_at(path_at, format!("not a glob: {}", error.kind())))?
+            .compile_matcher();
+        Ok(Origin::Files(FileGlob { path, matcher }))
     }
 
     fn columns(&self, table: &DeTable<'_>, format: FileFormat) -> Result<Vec<ColumnSpec>> {
@@ -545,18 +578,8 @@ impl Contract<'_> {
     }
 
     fn error(&self, offset: usize, message: String) -> IngestError {
-        let mut offset = offset.min(self.text.len());
-        while !self.text.is_char_boundary(offset) {
-            offset -= 1;
-        }
-        let before = &self.text[..offset];
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        IngestError::Contract {
-            file: self.file.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-            message,
-        }
+        let (line, column) = place_in(self.text, offset);
+        IngestError::Contract { file: self.file.to_owned(), line, column, message }
     }
 }
 
@@ -575,8 +598,9 @@ mod tests {
         assert_eq!(schema.field(0).metadata().get("pii").map(String::as_str), Some("true"));
         assert_eq!(spec.columns[0].source_name, "Id");
         assert_eq!(spec.identifiers[0].identifier_type, "member_id");
-        assert_eq!(spec.folder(), "orders");
-        assert!(spec.glob.is_match("orders/1.csv") && !spec.glob.is_match("orders/x/1.csv"));
+        let Origin::Files(glob) = &spec.origin else { panic!("it has a path") };
+        assert_eq!(glob.folder(), "orders");
+        assert!(glob.matcher.is_match("orders/1.csv") && !glob.matcher.is_match("orders/x/1.csv"));
     }
 
     #[test]
@@ -595,6 +619,10 @@ mod tests {
             ("[columns]", "[columns", "6:9", ""),
             ("at = \"timestamp\"", "at = \"timestamp\"\nAt = \"string\"", "9:1", "differ in case only"),
             ("kind = \"orders\"", "kind = \"orders\"\ntimezone = \"Shanghai\"", "2:12", "+08:00"),
+            ("path = \"orders/*.csv\"", "", "1:1", "a section [feed]"),
+            ("[columns]", "[feed]\nkind = \"kafka\"\n[columns]", "6:2", "leave one of them out"),
+            ("path = \"orders/*.csv\"", "feed = { topic = \"orders\" }", "2:8", "`kind` is missing"),
+            ("path = \"orders/*.csv\"", "feed = { kind = \"kafka\" }", "3:1", "the records of a feed are JSON objects"),
         ] {
             assert!(CONTRACT.contains(from), "{from}");
             let text = CONTRACT.replacen(from, to, 1);

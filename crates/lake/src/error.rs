@@ -38,6 +38,12 @@ pub enum LakeError {
     /// The table does not exist in the lake.
     #[error("table {0} does not exist in the lake")]
     NoTable(TableName),
+    /// There is no Delta table where one was to be read.
+    #[error("there is no Delta table at {url}: check the path, and who may read there")]
+    NoForeignTable {
+        /// Where it was looked for.
+        url: String,
+    },
     /// The version asked for is not there (any more).
     #[error("table {table} has no version {version}")]
     NoVersion {
@@ -120,7 +126,9 @@ impl LakeError {
     /// What the caller should do.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoLake { .. } | Self::NoTable(_) | Self::NoVersion { .. } => ErrorKind::NotFound,
+            Self::NoLake { .. } | Self::NoTable(_) | Self::NoForeignTable { .. } | Self::NoVersion { .. } => {
+                ErrorKind::NotFound
+            }
             Self::NewerLake { .. } | Self::Damaged { .. } => ErrorKind::CorruptData,
             Self::InvalidUrl { .. } => ErrorKind::InvalidConfig,
             Self::Superseded { .. } => ErrorKind::Conflict,

@@ -477,7 +477,7 @@ fn store_url(url: &Url) -> Result<ObjectStoreUrl> {
 }
 
 /// delta-rs knows `file` and `memory` by itself. Cloud stores whose conditional PUT is atomic need no other log store.
-fn register_log_stores() {
+pub(crate) fn register_log_stores() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         for scheme in ["s3", "s3a", "gs", "az", "abfs", "abfss"] {

@@ -13,6 +13,7 @@
 mod commit;
 mod compact;
 mod error;
+mod foreign;
 mod lake;
 mod lease;
 mod maintain;
@@ -27,6 +28,7 @@ mod writer;
 pub use commit::{Change, ChangeKind, CommitOutcome, Position};
 pub use compact::{Merge, Rewrite};
 pub use error::LakeError;
+pub use foreign::{FileChange, ForeignCommit, ForeignFile, ForeignTable, ForeignVersion};
 pub use lake::{Lake, LakeSettings, TableSpec};
 pub use lease::{Fence, Lease};
 pub use maintain::{KeptRuns, MaintainSettings, TableMaintenance};

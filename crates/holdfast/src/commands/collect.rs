@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_collect::{Access, CollectSettings, WriteKey, WriteKeys, bind, collect};
-use holdfast_ingest::{Inbox, SourceSpec};
+use holdfast_ingest::{FileFormat, Inbox, SourceSpec};
 use holdfast_types::Progress;
 
 use super::print;
@@ -67,10 +67,7 @@ pub(crate) async fn run(project: &Project, args: &CollectArgs, terminal: &Arc<Te
         .local_addr()
         .map_err(|error| CliError::Argument(format!("cannot listen on {}: {error}", args.listen)))?;
     let lake = project.create_lake().await?;
-    let inboxes = named
-        .iter()
-        .map(|source| Ok(Inbox::new(&lake, &project.pipeline, source)?))
-        .collect::<Result<Vec<_>, CliError>>()?;
+    let inboxes = named.iter().map(|source| Inbox::new(&lake, &project.pipeline, source)).collect();
     let settings = CollectSettings {
         request_bytes_max: args.request_kb_max.saturating_mul(1 << 10),
         message_bytes_max: args.message_kb_max.saturating_mul(1 << 10),
@@ -112,15 +109,23 @@ fn access(args: &CollectArgs) -> Result<Access, CliError> {
     }
 }
 
+/// A source that JSON messages can be pushed to.
 fn find<'a>(project: &Project, sources: &'a [SourceSpec], name: &str) -> Result<&'a SourceSpec, CliError> {
-    sources.iter().find(|source| source.name == name).ok_or_else(|| {
+    let found = sources.iter().find(|source| source.name == name).ok_or_else(|| {
         let known: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
         CliError::Argument(format!(
             "pipeline {} has no source `{name}`: there are {}",
             project.pipeline,
             known.join(", ")
         ))
-    })
+    })?;
+    if found.format == FileFormat::Ndjson {
+        return Ok(found);
+    }
+    Err(CliError::Argument(format!(
+        "messages are JSON, and the contract of source {name} is for another format: push to a source with \
+         format = \"ndjson\", or write a contract for one"
+    )))
 }
 
 fn print_new_key(source: &str) -> Result<(), CliError> {

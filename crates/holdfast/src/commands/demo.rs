@@ -7,6 +7,7 @@ use holdfast_lake::open_store;
 use holdfast_synth::GenerateOptions;
 use serde::Serialize;
 
+use super::feeds::Feeds;
 use super::generate::generate_sources;
 use super::ingest::{Manner, Told, ingest_sources, resolve_identity, run_options};
 use super::serve::ServeArgs;
@@ -89,8 +90,8 @@ pub(crate) async fn run(project: Project, args: &DemoArgs, terminal: &Arc<Termin
 
     let lake = project.create_lake().await?;
     let from = open_store(&sources_folder, &folder, project.options())?;
-    let manner = Manner { told: Told::All, folders_may_come: false, abort_after: None };
-    ingest_sources(&project, &lake, &project.sources()?, &from, manner, terminal).await?;
+    let manner = Manner { told: Told::All, folders_may_come: false, feeds_are_followed: false, abort_after: None };
+    ingest_sources(&project, &lake, &project.sources()?, (Some(&from), &Feeds::none()), manner, terminal).await?;
     steps.done("ingest");
     resolve_identity(&project, &lake, &project.tokens()?, terminal).await?;
     steps.done("resolve");

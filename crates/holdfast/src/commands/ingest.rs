@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use holdfast_engine::{RunOptions, RunReport, Runner, Selection};
 use holdfast_identity::{IdentifierTokens, IdentitySource, ResolveReport, resolve};
-use holdfast_ingest::{IngestError, IngestStep, SourceReport, SourceSpec, ingest_source};
+use holdfast_ingest::{
+    IngestError, IngestSettings, IngestStep, Origin, SourceReport, SourceSpec, ingest_inbox, ingest_source,
+};
 use holdfast_lake::{Lake, ObjectLocation, open_store};
 use holdfast_types::{Clock, ErrorKind, Progress};
 use serde::Serialize;
 
+use super::feeds::{Feeds, Following};
 use super::{grouped, print_json};
 use crate::clock::SystemClock;
 use crate::error::CliError;
@@ -27,9 +30,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Bring sources into the lake: raw tables, identity, core tables
 #[derive(Debug, clap::Args)]
 pub(crate) struct IngestArgs {
-    /// Where the sources are: a folder or a URL such as s3://bucket/prefix
+    /// Where the files of sources are: a folder or a URL such as s3://bucket/prefix. Not needed for sources that are feeds
     #[arg(long, value_name = "URL")]
-    from: String,
+    from: Option<String>,
     /// Only these sources
     #[arg(long, value_name = "NAME")]
     source: Vec<String>,
@@ -86,6 +89,8 @@ pub(crate) struct Manner {
     pub(crate) told: Told,
     /// A folder that is not there is one that is not there yet.
     pub(crate) folders_may_come: bool,
+    /// Somebody else in this process reads the feeds.
+    pub(crate) feeds_are_followed: bool,
     /// Where to abort the process, for tests of recovery.
     pub(crate) abort_after: Option<IngestStep>,
 }
@@ -100,7 +105,10 @@ pub(crate) enum Told {
 }
 
 pub(crate) async fn run(project: &Project, args: &IngestArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
-    let from = open_store(&args.from, &PathBuf::from("."), project.options())?;
+    let from = match &args.from {
+        Some(url) => Some(open_store(url, &PathBuf::from("."), project.options())?),
+        None => None,
+    };
     let mut sources = project.sources()?;
     for name in &args.source {
         if !sources.iter().any(|source| &source.name == name) {
@@ -112,17 +120,24 @@ pub(crate) async fn run(project: &Project, args: &IngestArgs, terminal: &Arc<Ter
             )));
         }
     }
-    // Mistakes in stages and rules are told before anything is written.
-    let stages = project.stages()?;
-    let tokens = project.tokens()?;
-    let lake = project.create_lake().await?;
     if !args.source.is_empty() {
         sources.retain(|source| args.source.contains(&source.name));
     }
+    if let (None, Some(source)) = (&from, sources.iter().find(|source| matches!(source.origin, Origin::Files(_)))) {
+        return Err(CliError::Argument(format!(
+            "source {} is read from files: say with --from where they are, or name the sources that are none with --source",
+            source.name
+        )));
+    }
+    // Mistakes in contracts, stages and rules are told before anything is written.
+    let feeds = Feeds::open(project, &sources)?;
+    let stages = project.stages()?;
+    let tokens = project.tokens()?;
+    let lake = project.create_lake().await?;
     let has_core = stages.stages().iter().any(|stage| stage.name.schema() == UNIFIED_SCHEMA);
     let runner =
         if has_core || args.run { Some(Runner::new(lake.clone(), stages, project.session_settings()?)) } else { None };
-    let rounds = Rounds { project, args, terminal, from, sources, tokens, lake, runner };
+    let rounds = Rounds { project, args, terminal, from, sources, feeds, tokens, lake, runner };
     if args.watch {
         return rounds.watch().await;
     }
@@ -138,8 +153,9 @@ struct Rounds<'a> {
     project: &'a Project,
     args: &'a IngestArgs,
     terminal: &'a Arc<Terminal>,
-    from: ObjectLocation,
+    from: Option<ObjectLocation>,
     sources: Vec<SourceSpec>,
+    feeds: Feeds,
     tokens: IdentifierTokens,
     lake: Lake,
     runner: Option<Runner>,
@@ -152,8 +168,14 @@ impl Rounds<'_> {
         let started = Instant::now();
         let (project, args, terminal) = (self.project, self.args, self.terminal);
         let told = if unified.is_none() { Told::All } else { Told::News };
-        let manner = Manner { abort_after: args.abort_after, told, folders_may_come: args.watch };
-        let sources = ingest_sources(project, &self.lake, &self.sources, &self.from, manner, terminal).await?;
+        let manner = Manner {
+            abort_after: args.abort_after,
+            told,
+            folders_may_come: args.watch,
+            feeds_are_followed: args.watch,
+        };
+        let from = (self.from.as_ref(), &self.feeds);
+        let sources = ingest_sources(project, &self.lake, &self.sources, from, manner, terminal).await?;
         let mut report = IngestReport { sources, customers: None, core: None, seconds: 0.0 };
         let arrived = if args.raw_only { Vec::new() } else { identity_sources(project, &self.lake).await? };
         if !args.raw_only && unified.as_ref() != Some(&arrived) {
@@ -177,20 +199,29 @@ impl Rounds<'_> {
         Ok(report)
     }
 
-    /// Round after round until a signal. A round that is under way then may end, for a while; what it leaves open the next
-    /// process finishes.
+    /// Round after round until a signal, and beside them the feeds. What is under way then may end, for a while; what it leaves open the
+    /// next process finishes.
     async fn watch(&self) -> Result<(), CliError> {
+        let settings = ingest_settings(self.project, self.args.abort_after);
+        let mut following = self.feeds.follow(&self.sources, (&self.lake, &self.project.pipeline), &settings);
+        self.rounds_until_stopped(&mut following).await
+    }
+
+    async fn rounds_until_stopped(&self, following: &mut Following) -> Result<(), CliError> {
         let every = Duration::from_secs_f64(self.args.every);
         let mut stop = std::pin::pin!(super::stop_signal());
         let (mut failures, mut unified) = (0_u32, None);
-        self.terminal.note(&format!(" Watching {} every {} s, Ctrl-C stops", self.from.url, self.args.every));
+        let place = self.from.as_ref().map_or_else(|| "feeds".to_owned(), |from| from.url.to_string());
+        self.terminal.note(&format!(" Watching {place} every {} s, Ctrl-C stops", self.args.every));
         loop {
             let ended = {
                 let mut round = std::pin::pin!(self.round(&mut unified));
                 tokio::select! {
                     ended = &mut round => ended,
+                    error = following.failed() => return Err(error),
                     () = &mut stop => {
-                        let ended = tokio::time::timeout(STOP_LIMIT, round).await.is_ok();
+                        let ending = async { tokio::join!(round, following.stop()) };
+                        let ended = tokio::time::timeout(STOP_LIMIT, ending).await.is_ok();
                         let how = if ended { "after its batch" } else { "in a batch, which the next worker finishes" };
                         self.terminal.note(&format!("  Stopped {how}"));
                         return Ok(());
@@ -219,7 +250,9 @@ impl Rounds<'_> {
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
+                error = following.failed() => return Err(error),
                 () = &mut stop => {
+                    let _ = tokio::time::timeout(STOP_LIMIT, following.stop()).await;
                     self.terminal.note("  Stopped");
                     return Ok(());
                 }
@@ -245,36 +278,49 @@ pub(crate) fn run_options(
     }
 }
 
-pub(crate) async fn ingest_sources(
-    project: &Project,
-    lake: &Lake,
-    sources: &[SourceSpec],
-    from: &ObjectLocation,
-    manner: Manner,
-    terminal: &Arc<Terminal>,
-) -> Result<Vec<SourceReport>, CliError> {
+/// The limits of ingestion, with the step after which the process is aborted, for tests of recovery.
+fn ingest_settings(project: &Project, abort_after: Option<IngestStep>) -> IngestSettings {
     let mut settings = project.ingest_settings();
-    if let Some(step) = manner.abort_after {
+    if let Some(step) = abort_after {
         settings.on_step = Some(Arc::new(move |reached| {
             if reached == step {
                 std::process::abort();
             }
         }));
     }
+    settings
+}
+
+pub(crate) async fn ingest_sources(
+    project: &Project,
+    lake: &Lake,
+    sources: &[SourceSpec],
+    (from, feeds): (Option<&ObjectLocation>, &Feeds),
+    manner: Manner,
+    terminal: &Arc<Terminal>,
+) -> Result<Vec<SourceReport>, CliError> {
+    let settings = ingest_settings(project, manner.abort_after);
     let mut reports = Vec::with_capacity(sources.len());
     for source in sources {
-        let ended = ingest_source(lake, &project.pipeline, source, from, &settings, terminal.as_ref()).await;
-        let report = match ended {
-            Err(IngestError::MissingFolder { .. }) if manner.folders_may_come => {
-                SourceReport { source: source.name.clone(), ..SourceReport::default() }
+        if manner.feeds_are_followed && matches!(source.origin, Origin::Feed(_)) {
+            continue;
+        }
+        let inbox = || ingest_inbox(lake, &project.pipeline, source, &settings, terminal.as_ref());
+        let report = match (&source.origin, from) {
+            (Origin::Files(_), Some(from)) => {
+                let ended = ingest_source(lake, &project.pipeline, source, from, &settings, terminal.as_ref()).await;
+                match ended {
+                    Err(IngestError::MissingFolder { .. }) if manner.folders_may_come => inbox().await?,
+                    ended => ended?,
+                }
             }
-            ended => ended?,
+            _ => feeds.read(source, (lake, &project.pipeline), &settings, terminal.as_ref()).await?,
         };
         let has_news = report.batches + report.batches_recovered > 0;
         let line = if !has_news && manner.told == Told::News {
             String::new()
-        } else if report.files_found == 0 {
-            format!("  Missing {}: no file matches {}", source.name, source.path)
+        } else if let (0, Origin::Files(glob)) = (report.files_found, &source.origin) {
+            format!("  Missing {}: no file matches {}", source.name, glob.path)
         } else if !has_news {
             format!("    Fresh raw.{}", source.name)
         } else {

@@ -2,6 +2,7 @@
 
 pub(crate) mod collect;
 pub(crate) mod demo;
+pub(crate) mod feeds;
 pub(crate) mod generate;
 pub(crate) mod ingest;
 pub(crate) mod maintain;
