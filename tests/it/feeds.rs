@@ -82,6 +82,7 @@ impl Feed for NumbersFeed {
 
     async fn open(
         &self,
+        _: &Inbox,
         partition: &str,
         after: Option<&FeedPosition>,
     ) -> holdfast_feeds::Result<Box<dyn FeedPartition>> {
@@ -373,7 +374,12 @@ impl Feed for StuckFeed {
         Ok(vec!["stuck".to_owned()])
     }
 
-    async fn open(&self, _: &str, _: Option<&FeedPosition>) -> holdfast_feeds::Result<Box<dyn FeedPartition>> {
+    async fn open(
+        &self,
+        _: &Inbox,
+        _: &str,
+        _: Option<&FeedPosition>,
+    ) -> holdfast_feeds::Result<Box<dyn FeedPartition>> {
         Ok(Box::new(Self(self.0.clone())))
     }
 }

@@ -19,6 +19,7 @@ mod ingest;
 mod kafka;
 mod leases;
 mod maintain;
+mod postgres;
 mod proto;
 mod real_data;
 mod serve;

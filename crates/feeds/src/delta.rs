@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, SecondsFormat};
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use holdfast_ingest::FeedSpec;
+use holdfast_ingest::{FeedSpec, Inbox};
 use holdfast_lake::{FileChange, ForeignFile, ForeignTable, LakeError, describe_store_error, open_store};
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
@@ -94,7 +94,12 @@ impl Feed for DeltaFeed {
         Ok(vec![PARTITION.to_owned()])
     }
 
-    async fn open(&self, _partition: &str, after: Option<&FeedPosition>) -> Result<Box<dyn FeedPartition>> {
+    async fn open(
+        &self,
+        _inbox: &Inbox,
+        _partition: &str,
+        after: Option<&FeedPosition>,
+    ) -> Result<Box<dyn FeedPartition>> {
         let newest = self.table.newest().await?;
         let place = match after {
             Some(after) => Place::parse(after)?,

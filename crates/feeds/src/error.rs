@@ -2,6 +2,8 @@ use holdfast_ingest::IngestError;
 use holdfast_lake::{LakeError, describe_store_error};
 use holdfast_types::ErrorKind;
 
+use crate::postgres::PostgresError;
+
 /// What can go wrong while a feed is read. Messages name places and positions, never values.
 #[derive(Debug, thiserror::Error)]
 pub enum FeedError {
@@ -61,6 +63,9 @@ pub enum FeedError {
         /// How long it was waited for.
         seconds: f64,
     },
+    /// PostgreSQL, or what is kept of it in the lake.
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
     /// The contract, or the inbox, refused.
     #[error(transparent)]
     Ingest(#[from] IngestError),
@@ -86,6 +91,7 @@ impl FeedError {
                 }
                 _ => ErrorKind::Retry,
             },
+            Self::Postgres(error) => error.kind(),
             Self::Ingest(error) => error.kind(),
             Self::Lake(error) => error.kind(),
             Self::Internal(_) => ErrorKind::Bug,

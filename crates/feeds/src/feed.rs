@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use holdfast_ingest::Inbox;
 
 use crate::Result;
 use crate::error::FeedError;
@@ -15,8 +16,14 @@ pub trait Feed: Send + Sync {
     /// `.`, `_` and `-`, and begin with none of the last three. Asked again from time to time.
     async fn partitions(&self) -> Result<Vec<String>>;
 
-    /// Opens a partition behind `after`; at its beginning when there is none.
-    async fn open(&self, partition: &str, after: Option<&FeedPosition>) -> Result<Box<dyn FeedPartition>>;
+    /// Opens a partition behind `after`; at its beginning when there is none. Its records go to `inbox`, in whose lake a feed may keep
+    /// what it has to remember beside positions.
+    async fn open(
+        &self,
+        inbox: &Inbox,
+        partition: &str,
+        after: Option<&FeedPosition>,
+    ) -> Result<Box<dyn FeedPartition>>;
 }
 
 /// A partition that is being read. After an error it is dropped and opened again where the lake stands.

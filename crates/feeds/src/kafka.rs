@@ -14,7 +14,6 @@
 
 mod batch;
 mod link;
-mod login;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -24,7 +23,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat};
-use holdfast_ingest::FeedSpec;
+use holdfast_ingest::{FeedSpec, Inbox};
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
@@ -42,9 +41,9 @@ use tokio::sync::Mutex;
 
 use self::batch::{Batch, Transactions};
 use self::link::{Access, Link};
-use self::login::{Login, Mechanism};
 use crate::feed::{Chunk, ChunkLimits, Feed, FeedPartition, FeedPosition};
 use crate::kinds::Surroundings;
+use crate::login::{Login, Mechanism};
 use crate::record::Line;
 use crate::{FeedError, Result};
 
@@ -273,7 +272,12 @@ impl Feed for KafkaFeed {
         Ok(partitions)
     }
 
-    async fn open(&self, partition: &str, after: Option<&FeedPosition>) -> Result<Box<dyn FeedPartition>> {
+    async fn open(
+        &self,
+        _inbox: &Inbox,
+        partition: &str,
+        after: Option<&FeedPosition>,
+    ) -> Result<Box<dyn FeedPartition>> {
         let wrong = || FeedError::internal(format!("{partition} is no partition of a topic"));
         let (number, topic) = partition.split_once('-').ok_or_else(wrong)?;
         let number: i32 = number.parse().map_err(|_| wrong())?;

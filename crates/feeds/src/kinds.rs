@@ -5,13 +5,13 @@ use holdfast_ingest::FeedSpec;
 use holdfast_lake::StoreOptions;
 
 use crate::feed::Feed;
-use crate::{Result, delta, kafka};
+use crate::{Result, delta, kafka, postgres};
 
 /// Makes a feed of a kind from its section of the contract, which it checks. Nothing is connected to yet.
 type Open = fn(&FeedSpec, &Surroundings) -> Result<Arc<dyn Feed>>;
 
 /// The kinds of feed, by the name that contracts have for them.
-const KINDS: &[(&str, Open)] = &[("delta", delta::open), ("kafka", kafka::open)];
+const KINDS: &[(&str, Open)] = &[("delta", delta::open), ("kafka", kafka::open), ("postgres", postgres::open)];
 
 /// Answers with the value of an environment variable.
 pub type Variables = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;

@@ -1,4 +1,4 @@
-//! Records from systems that keep them in an order of their own: a Kafka topic, another Delta table.
+//! Records from systems that keep them in an order of their own: a Kafka topic, tables of PostgreSQL, another Delta table.
 //!
 //! A [`Feed`] is read from where the lake stands; what it gives is written into the source's [`holdfast_ingest::Inbox`] as
 //! objects that form a chain, and acknowledged to the other side only then. Behind it an [`holdfast_ingest::InboxReader`]
@@ -24,7 +24,9 @@ mod error;
 mod feed;
 mod kafka;
 mod kinds;
+mod login;
 mod object;
+mod postgres;
 mod reader;
 mod record;
 mod row;
@@ -35,6 +37,7 @@ mod writer;
 pub use error::FeedError;
 pub use feed::{Chunk, ChunkLimits, Feed, FeedPartition, FeedPosition};
 pub use kinds::{Surroundings, Variables, open_feed};
+pub use postgres::PostgresError;
 pub use settings::FeedSettings;
 pub use worker::{ReadEnd, follow_feed, read_feed};
 

@@ -96,7 +96,7 @@ impl PartitionReader {
         let mut read = Read::default();
         let mut durable = self.chain.end().await?;
         loop {
-            let mut partition = self.feed.open(partition_name, durable.as_ref()).await?;
+            let mut partition = self.feed.open(&self.chain.inbox, partition_name, durable.as_ref()).await?;
             if let Some(durable) = &durable {
                 // The last acknowledgement may not have arrived.
                 partition.acknowledge(durable).await?;

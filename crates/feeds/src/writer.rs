@@ -11,7 +11,7 @@ use crate::object::{ChunkObject, HEAD_BYTES_MAX, Head};
 use crate::{FeedError, Result};
 
 /// The name of a partition's first object, whose records come behind nothing. It sorts before every position.
-const BEGINNING: &str = "-";
+pub(crate) const BEGINNING: &str = "-";
 /// How often an object is written before it is left to a later worker to look at what became of it.
 const WRITES_MAX: u32 = 5;
 const WRITE_AGAIN_AFTER: Duration = Duration::from_millis(200);

@@ -50,6 +50,11 @@ impl FeedSpec {
         &self.kind
     }
 
+    /// The source's name.
+    pub fn source(&self) -> &str {
+        std::path::Path::new(&self.file).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default()
+    }
+
     /// The other keys of the section, as the kind has them.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::login::{Login, Mechanism, Scram};
+use crate::login::{Login, Mechanism, Scram};
 use crate::{FeedError, Result};
 
 const CLIENT_ID: &str = "holdfast";
