@@ -46,6 +46,8 @@ def main():
     options.add_argument("--holdfast", type=pathlib.Path, default="target/debug/holdfast", help="the binary")
     options.add_argument("--rows", type=int, default=1_000_000)
     options.add_argument("--runs", type=int, default=3, help="of each, in turn; the median counts")
+    options.add_argument("--key", action="store_true", help="contracts name a key, so that duplicates are counted")
+    options.add_argument("--only", choices=CONTENDERS, action="append", help="leave the others out")
     options.add_argument("--work", type=pathlib.Path, help="keeps the sources there for another time")
     options.add_argument("--json", type=pathlib.Path, help="also writes all measurements to this file")
     arguments = options.parse_args()
@@ -58,14 +60,15 @@ def main():
         work.mkdir(parents=True, exist_ok=True)
         print(machine(), flush=True)
         expected = make_sources(binary, work, arguments.rows)
-        write_project(work / "project")
+        write_project(work / "project", arguments.key)
+        contenders = arguments.only or CONTENDERS
         measurements = {}
         for file_format in FORMATS:
             size = source(work, file_format).stat().st_size / 1e6
             print(f"\n{file_format}: {arguments.rows:,} rows, {size:.0f} MB", flush=True)
-            runs = {name: [] for name in CONTENDERS}
+            runs = {name: [] for name in contenders}
             for turn in range(arguments.runs):
-                for name in CONTENDERS:
+                for name in contenders:
                     runs[name].append(contend(name, binary, work, file_format, expected))
                 print(f"  turn {turn + 1} of {arguments.runs} done, all answers agree", flush=True)
             measurements[file_format] = runs
@@ -128,7 +131,7 @@ def convert_to_csv(ndjson, csv):
     return total
 
 
-def write_project(project):
+def write_project(project, has_key):
     """A project of two sources and no stages."""
     for folder in ("pipelines/bench/sources", "sql"):
         (project / folder).mkdir(parents=True, exist_ok=True)
@@ -140,6 +143,7 @@ def write_project(project):
     for file_format in FORMATS:
         name = f"order_lines_{file_format}"
         head = f'kind = "orders"\npath = "{name}/*"\nformat = "{file_format}"\nevent_time = "ordered_at"\n'
+        head += 'key = ["order_id", "line_no"]\n' if has_key else ""
         (pipeline / "sources" / f"{name}.toml").write_text(f"{head}\n[columns]\n{columns}")
 
 
@@ -184,7 +188,7 @@ def report(runs, rows):
         print(
             f"| {name} | **{found['seconds']:.2f}** ({walls}) | {rows / found['seconds']:,.0f} "
             f"| {found['cpu_seconds']:.1f} | {found['peak_memory_mib']:.0f} | {found['written_mb']:.0f} "
-            f"| {found['seconds'] / middle['holdfast']['seconds']:.2f} |",
+            f"| {found['seconds'] / middle.get('holdfast', found)['seconds']:.2f} |",
             flush=True,
         )
 

@@ -21,6 +21,8 @@ mod leases;
 mod maintain;
 mod postgres;
 mod proto;
+mod quality;
+mod quarantine;
 mod real_data;
 mod serve;
 mod stages;

@@ -316,7 +316,7 @@ fn measurements_arrive(metrics: &[Metric]) {
         total(metrics, "holdfast_errors", Some(("kind", "invalid_input"))) > 0.0,
         "the failed query is not counted"
     );
-    let known = ["command", "kind", "method", "outcome", "source", "stage"];
+    let known = ["command", "kind", "method", "outcome", "rule", "source", "stage"];
     let labels = labels(metrics);
     let odd: Vec<_> = labels.iter().filter(|label| !known.contains(&label.as_str())).collect();
     assert!(odd.is_empty(), "labels {odd:?}");

@@ -15,7 +15,7 @@ use clap::Parser;
 use holdfast_lake::StoreOptions;
 use tracing::Instrument;
 
-use crate::commands::{collect, demo, generate, ingest, maintain, run, serve, sql, test};
+use crate::commands::{collect, demo, generate, ingest, maintain, quarantine, run, serve, sql, test};
 use crate::error::CliError;
 use crate::progress::Terminal;
 use crate::project::{Project, ProjectArgs};
@@ -48,6 +48,7 @@ enum Command {
     Ingest(ingest::IngestArgs),
     Run(run::RunArgs),
     Maintain(maintain::MaintainArgs),
+    Quarantine(quarantine::QuarantineArgs),
     Sql(sql::SqlArgs),
     Serve(serve::ServeArgs),
     Test(test::TestArgs),
@@ -62,6 +63,7 @@ impl Command {
             Self::Ingest(_) => "ingest",
             Self::Run(_) => "run",
             Self::Maintain(_) => "maintain",
+            Self::Quarantine(_) => "quarantine",
             Self::Sql(_) => "sql",
             Self::Serve(_) => "serve",
             Self::Test(_) => "test",
@@ -121,6 +123,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Ingest(args) => ingest::run(&project, args, terminal).await,
         Command::Run(args) => run::run(&project, args, terminal).await,
         Command::Maintain(args) => maintain::run(&project, args, terminal).await,
+        Command::Quarantine(args) => quarantine::run(&project, args, terminal).await,
         Command::Sql(args) => sql::run(&project, args).await,
         Command::Serve(args) => serve::run(&project, args, terminal).await,
         Command::Test(args) => test::run(&project, args, terminal).await,

@@ -34,6 +34,8 @@ pub struct IdentitySource {
     pub table: TableName,
     /// The newest batch that is wholly in that table.
     pub newest_batch: i64,
+    /// The newest replay of quarantined rows in that table.
+    pub newest_replay: i64,
     /// The column that says when a record happened.
     pub event_time: Option<String>,
     /// Identifier types, and the SQL expression over the table's columns that gives each.
@@ -77,41 +79,80 @@ pub async fn resolve(
     let edges_spec = tables::edges()?;
     for (done, source) in sources.iter().enumerate() {
         progress.advance("identity", done as u64, Some(sources.len() as u64), "sources");
-        report.edges_added += collect_edges(lake, settings, tokens, source, &edges_spec).await?;
+        for arrivals in [Arrivals::Batches, Arrivals::Replays] {
+            report.edges_added += collect_edges(lake, settings, tokens, source, arrivals, &edges_spec).await?;
+        }
     }
     let Some(edges) = lake.table(&edges_spec.name).await? else { return Ok(report) };
     resolve_customers(lake, settings, tokens, &edges, &mut report).await?;
     Ok(report)
 }
 
-/// Adds the evidence of the batches that were not looked at yet.
+/// How rows come into a table in `raw`. Each way is counted for itself: a replayed row has the number of its old batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Arrivals {
+    Batches,
+    Replays,
+}
+
+impl Arrivals {
+    fn app_id(self, source: &IdentitySource) -> String {
+        match self {
+            Self::Batches => format!("edges/{}", source.name),
+            Self::Replays => format!("edges/{}/replays", source.name),
+        }
+    }
+
+    fn newest(self, source: &IdentitySource) -> i64 {
+        match self {
+            Self::Batches => source.newest_batch,
+            Self::Replays => source.newest_replay,
+        }
+    }
+
+    /// The rows that came after `known`, up to `newest`. A table of an older version has no replays.
+    fn rows_between(self, known: i64, newest: i64, has_replays: bool) -> String {
+        match self {
+            Self::Batches if has_replays => format!("_batch > {known} and _batch <= {newest} and _replay is null"),
+            Self::Batches => format!("_batch > {known} and _batch <= {newest}"),
+            Self::Replays => format!("_replay > {known} and _replay <= {newest}"),
+        }
+    }
+}
+
+/// Adds the evidence of the rows that were not looked at yet.
 async fn collect_edges(
     lake: &Lake,
     settings: &SessionSettings,
     tokens: &IdentifierTokens,
     source: &IdentitySource,
+    arrivals: Arrivals,
     spec: &TableSpec,
 ) -> Result<u64> {
-    if source.identifiers.is_empty() || source.newest_batch == 0 {
+    let newest = arrivals.newest(source);
+    if source.identifiers.is_empty() || newest == 0 {
         return Ok(0);
     }
-    let app_id = format!("edges/{}", source.name);
+    let app_id = arrivals.app_id(source);
     let known = match lake.table(&spec.name).await? {
         Some(edges) => edges.position(&app_id).await?.unwrap_or(0),
         None => 0,
     };
-    if known >= source.newest_batch {
+    if known >= newest {
         return Ok(0);
     }
+    let raw = lake.table(&source.table).await?;
+    let has_replays = raw.is_some_and(|raw| raw.schema().field_with_name("_replay").is_ok());
+    let rows = arrivals.rows_between(known, newest, has_replays);
     let batches =
-        query(lake, settings, &source.table, &evidence_sql(source, known)).await.map_err(|error| match error {
+        query(lake, settings, &source.table, &evidence_sql(source, &rows)).await.map_err(|error| match error {
             IdentityError::Engine(holdfast_engine::EngineError::Query { message }) => {
                 IdentityError::Source { name: source.name.clone(), reason: message }
             }
             other => other,
         })?;
     let rows = pairs(tokens, source, &batches)?;
-    let position = Position { app_id, version: source.newest_batch };
+    let position = Position { app_id, version: newest };
     let count = rows.num_rows() as u64;
     match write_table(lake, spec, ChangeKind::Append, position, &[rows], serde_json::Map::new()).await? {
         CommitOutcome::Applied { .. } => Ok(count),
@@ -122,7 +163,7 @@ async fn collect_edges(
 
 /// One row for each combination of identifiers that the new batches carry. Combinations are found before their values become
 /// tokens: a device sends thousands of events, and is hashed once.
-fn evidence_sql(source: &IdentitySource, known: i64) -> String {
+fn evidence_sql(source: &IdentitySource, rows: &str) -> String {
     let join = |part: &dyn Fn(usize, &(String, String)) -> String| -> String {
         let parts: Vec<String> =
             source.identifiers.iter().enumerate().map(|(index, identifier)| part(index, identifier)).collect();
@@ -139,9 +180,9 @@ fn evidence_sql(source: &IdentitySource, known: i64) -> String {
     format!(
         "select {tokens}, records, first_seen_at, last_seen_at from (\
          select {combination}, count(*) as records, min(at) as first_seen_at, max(at) as last_seen_at \
-         from (select {values}, {at} as at from {} where _batch > {known} and _batch <= {}) as identified \
+         from (select {values}, {at} as at from {} where {rows}) as identified \
          group by {combination}) as combinations",
-        source.table, source.newest_batch,
+        source.table,
     )
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::array::{
-    ArrayRef, AsArray, Int64Array, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray,
-    new_null_array,
+    ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions, StringArray,
+    TimestampMicrosecondArray, new_null_array,
 };
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
@@ -21,11 +21,13 @@ use crate::block::{Block, Chunks, NOT_UTF8, Rows, SplitFile, Splitter, decode};
 use crate::column::{Column, range};
 use crate::discover::FoundFile;
 use crate::error::IngestError;
+use crate::facts::{Counting, FileFacts, RecentKeys};
 use crate::ingest::IngestSettings;
 use crate::json::UnknownFields;
 use crate::ledger::widen;
-use crate::parquet_rows::{ParquetFile, convert, decode_error, open};
+use crate::parquet_rows::{ParquetFile, ParquetRows, convert, decode_error, layout_text, open};
 use crate::places::Places;
+use crate::quarantine::Form;
 use crate::refusal::RefusedRow;
 use crate::spec::{BATCH, FileFormat, INGESTED_AT, SOURCE_FILE, SOURCE_LINE, SourceSpec};
 
@@ -52,6 +54,7 @@ pub(crate) struct FileOutcome {
     pub(crate) event_times: Option<(i64, i64)>,
     /// BLAKE3, in hexadecimal.
     pub(crate) content_hash: String,
+    pub(crate) facts: FileFacts,
     blank: u64,
     not_utf8: u64,
     first_refused: Option<RefusedRow>,
@@ -67,6 +70,8 @@ pub(crate) struct Staged {
     pub(crate) unknown: UnknownFields,
     /// Headers and Parquet columns that the contract does not have.
     pub(crate) unknown_columns: Vec<String>,
+    /// Of the rows for `raw`.
+    pub(crate) keys: RecentKeys,
 }
 
 /// What staging needs to know beside the files.
@@ -79,6 +84,7 @@ pub(crate) struct Staging {
     pub(crate) batch: i64,
     /// UTC microseconds.
     pub(crate) ingested_at: i64,
+    pub(crate) counting: Arc<Counting>,
     pub(crate) settings: IngestSettings,
 }
 
@@ -161,6 +167,7 @@ pub(crate) async fn stage(staging: &Staging, files: &[HashedFile], progress: &dy
         files: outcomes,
         unknown: worked.unknown,
         unknown_columns: read.unknown_columns,
+        keys: RecentKeys::default(),
     })
 }
 
@@ -242,6 +249,7 @@ impl FileOutcome {
     fn merge(&mut self, other: Self) {
         self.stored += other.stored;
         self.quarantined += other.quarantined;
+        self.facts.merge(&other.facts);
         self.blank += other.blank;
         self.not_utf8 += other.not_utf8;
         self.event_times = match (self.event_times, other.event_times) {
@@ -476,18 +484,26 @@ impl Staging {
                 let Rows { columns, lines, refused, blank, unknown } =
                     decode(&block, name, self.places.spec_of(name), original_bytes_max)?;
                 let file = block.file;
+                let (form, layout) = match &block.layout {
+                    Some(layout) => (Form::Csv, layout.header.clone()),
+                    None => (Form::Ndjson, None),
+                };
                 drop(block);
                 let event_times = event_time.and_then(|index| columns[index].time_range());
                 let columns =
                     columns.into_iter().map(Column::finish).collect::<Result<_, _>>().map_err(IngestError::internal)?;
-                self.decoded(file, name, columns, lines, refused, event_times, blank, unknown)
+                let quarantine = self.quarantine_rows(name, &refused, form, layout.as_deref())?;
+                self.decoded(file, name, columns, lines, refused, quarantine, event_times, blank, unknown)
             }
             Work::Rows { file, first_row, rows } => {
                 let name = &files[file].found.path;
                 let converted = convert(&rows, first_row, name, self.places.spec_of(name), original_bytes_max)?;
                 let event_times = event_time.and_then(|index| time_range(&converted.columns[index]));
+                let ParquetRows { columns, lines, refused } = converted;
+                let layout = (!refused.is_empty()).then(|| layout_text(&rows.schema()));
+                let quarantine = self.quarantine_rows(name, &refused, Form::Parquet, layout.as_deref())?;
                 let unknown = UnknownFields::default();
-                self.decoded(file, name, converted.columns, converted.lines, converted.refused, event_times, 0, unknown)
+                self.decoded(file, name, columns, lines, refused, quarantine, event_times, 0, unknown)
             }
         }
     }
@@ -500,23 +516,25 @@ impl Staging {
         columns: Vec<ArrayRef>,
         lines: Vec<i64>,
         refused: Vec<RefusedRow>,
+        quarantine: Option<RecordBatch>,
         event_times: Option<(i64, i64)>,
         blank: u64,
         unknown: UnknownFields,
     ) -> Result<Decoded> {
         let count = |length: usize| u64::try_from(length).unwrap_or(0);
+        let facts = self.counting.count(&self.spec, file, &columns, lines.len())?;
         let outcome = FileOutcome {
             read: 0,
             stored: count(lines.len()),
             quarantined: count(refused.len()),
             event_times,
             content_hash: String::new(),
+            facts,
             blank,
             not_utf8: count(refused.iter().filter(|row| row.refusal.reason == NOT_UTF8).count()),
             first_refused: refused.iter().min_by_key(|row| row.line).cloned(),
         };
         let raw = (!lines.is_empty()).then(|| self.raw_rows(name, columns, lines)).transpose()?;
-        let quarantine = (!refused.is_empty()).then(|| self.quarantine_rows(name, &refused)).transpose()?;
         Ok(Decoded { file, raw, quarantine, outcome, unknown })
     }
 
@@ -529,7 +547,16 @@ impl Staging {
         fit(&mut columns, self.raw.schema(), rows)
     }
 
-    fn quarantine_rows(&self, file: &str, refused: &[RefusedRow]) -> Result<RecordBatch> {
+    fn quarantine_rows(
+        &self,
+        file: &str,
+        refused: &[RefusedRow],
+        form: Form,
+        layout: Option<&str>,
+    ) -> Result<Option<RecordBatch>> {
+        if refused.is_empty() {
+            return Ok(None);
+        }
         let lines = refused.iter().map(|row| i64::try_from(row.line).unwrap_or(i64::MAX)).collect();
         let mut columns: BTreeMap<&str, ArrayRef> = self.lineage(file, lines).into_iter().collect();
         columns
@@ -539,7 +566,10 @@ impl Staging {
             Arc::new(StringArray::from_iter(refused.iter().map(|row| row.refusal.column.as_deref()))),
         );
         columns.insert("original", Arc::new(StringArray::from_iter_values(refused.iter().map(|row| &row.original))));
-        fit(&mut columns, self.quarantine.schema(), refused.len())
+        columns.insert("form", Arc::new(StringArray::new_repeated(form.as_str(), refused.len())));
+        columns.insert("layout", Arc::new(StringArray::from_iter(refused.iter().map(|_| layout))));
+        columns.insert("is_whole", Arc::new(BooleanArray::from_iter(refused.iter().map(|row| Some(row.is_whole)))));
+        fit(&mut columns, self.quarantine.schema(), refused.len()).map(Some)
     }
 
     fn lineage(&self, file: &str, lines: Vec<i64>) -> [(&'static str, ArrayRef); 4] {
@@ -553,7 +583,8 @@ impl Staging {
     }
 }
 
-fn fit(columns: &mut BTreeMap<&str, ArrayRef>, schema: &SchemaRef, rows: usize) -> Result<RecordBatch> {
+/// The columns that `schema` asks for, with nulls for those that are not there.
+pub(crate) fn fit(columns: &mut BTreeMap<&str, ArrayRef>, schema: &SchemaRef, rows: usize) -> Result<RecordBatch> {
     let columns = schema
         .fields()
         .iter()

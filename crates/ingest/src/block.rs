@@ -10,7 +10,7 @@ use crate::column::{Column, TextRules};
 use crate::delimited::Layout;
 use crate::error::IngestError;
 use crate::json::UnknownFields;
-use crate::refusal::{Refusal, RefusedRow, original_text};
+use crate::refusal::{Refusal, RefusedRow};
 use crate::spec::{Compression, FileFormat, SourceSpec};
 use crate::{Result, delimited, json};
 
@@ -528,7 +528,7 @@ pub(crate) fn decode(block: &Block, name: &str, spec: &SourceSpec, original_byte
                         message: format!("line {line} has no line end and cannot be read ({})", refusal.reason),
                     });
                 }
-                refused.push(RefusedRow { line, refusal, original: original_text(bytes, original_bytes_max) });
+                refused.push(RefusedRow::new(line, refusal, bytes, original_bytes_max));
             }
         }
         Ok(())

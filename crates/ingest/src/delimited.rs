@@ -13,6 +13,8 @@ pub(crate) struct Layout {
     fields: Vec<Option<usize>>,
     /// Header names that the contract does not have.
     pub(crate) unknown: Vec<String>,
+    /// The header line; `None` for a file without one.
+    pub(crate) header: Option<String>,
 }
 
 impl Layout {
@@ -42,7 +44,7 @@ impl Layout {
             .map(|index| spec.columns[index].source_name.as_str())
             .collect();
         if missing.is_empty() {
-            return Ok(Self { fields, unknown });
+            return Ok(Self { fields, unknown, header: Some(line.to_owned()) });
         }
         Err(format!(
             "the header has no column `{}`{}",
@@ -53,7 +55,7 @@ impl Layout {
 
     /// The layout of a file without a header: the columns in the order of the contract.
     pub(crate) fn in_order(spec: &SourceSpec) -> Self {
-        Self { fields: (0..spec.columns.len()).map(Some).collect(), unknown: Vec::new() }
+        Self { fields: (0..spec.columns.len()).map(Some).collect(), unknown: Vec::new(), header: None }
     }
 }
 

@@ -120,6 +120,14 @@ pub enum IngestError {
         /// What is wrong with it.
         message: String,
     },
+    /// A table of a source cannot be understood.
+    #[error("table {table}: {message}")]
+    Table {
+        /// Which table.
+        table: String,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The lake refused.
     #[error(transparent)]
     Lake(#[from] LakeError),
@@ -158,7 +166,7 @@ impl IngestError {
                 }
                 _ => ErrorKind::Retry,
             },
-            Self::Ledger { .. } => ErrorKind::CorruptData,
+            Self::Ledger { .. } | Self::Table { .. } => ErrorKind::CorruptData,
             Self::Lake(error) => error.kind(),
             Self::Promise(_) | Self::Internal(_) => ErrorKind::Bug,
         }

@@ -2,14 +2,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt};
 use holdfast_lake::{
     Change, ChangeKind, CommitOutcome, Lake, ObjectLocation, Position, StagedFile, Table, TableSpec, TableWriter,
     WriterSettings,
 };
-use holdfast_types::{COMMENT_KEY, PII_KEY, Progress, Promise, TableName};
+use holdfast_types::{Progress, Promise, TableName};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tracing::Instrument;
@@ -18,6 +17,7 @@ use crate::Result;
 use crate::batch::{HashedFile, Staged, Staging, stage};
 use crate::discover::{FoundFile, discover, look_up};
 use crate::error::IngestError;
+use crate::facts::{Counting, Facts, RecentKeys};
 use crate::inbox::{Inbox, Look};
 use crate::json::UnknownFields;
 use crate::ledger::{
@@ -25,13 +25,15 @@ use crate::ledger::{
 };
 use crate::origin::Origin;
 use crate::places::Places;
+use crate::quality::{Alert, Memory, RecentBatch, alerts_table};
+use crate::quarantine::quarantine_table;
 use crate::refused::{RefusedFile, RefusedFiles, refused_row, refused_table};
-use crate::spec::{FileFormat, SourceSpec, lineage_fields};
+use crate::spec::{FileFormat, SourceSpec};
 
 /// How often a batch is planned anew because other workers took its number.
 const PLAN_ATTEMPTS_MAX: usize = 20;
 /// How often an append is tried again because another commit came in between.
-const COMMIT_ATTEMPTS_MAX: usize = 20;
+pub(crate) const COMMIT_ATTEMPTS_MAX: usize = 20;
 /// How far back the mark of an abandoned batch is looked for. It is looked for by the next run of its source.
 const ABANDONED_COMMITS_MAX: usize = 1_000;
 /// Files that are hashed at the same time.
@@ -136,7 +138,7 @@ impl std::str::FromStr for IngestStep {
 }
 
 /// What a call of [`ingest_source`] did.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct SourceReport {
     /// The source.
     pub source: String,
@@ -160,6 +162,12 @@ pub struct SourceReport {
     pub rows_stored: u64,
     /// Records put into quarantine.
     pub rows_quarantined: u64,
+    /// Stored records that are older than what earlier batches had reached.
+    pub rows_late: u64,
+    /// Stored records whose key stands earlier in the same file.
+    pub duplicates_in_file: u64,
+    /// Stored records whose key came in another file.
+    pub duplicates_across_files: u64,
     /// The earliest event time of what was stored.
     pub event_time_min: Option<DateTime<Utc>>,
     /// The latest event time of what was stored.
@@ -168,6 +176,10 @@ pub struct SourceReport {
     pub files_refused: u64,
     /// Files that were refused as a whole, by this call or earlier, and are still as they were. Nothing of them is stored.
     pub refused: Vec<RefusedFile>,
+    /// What is not as it should be, or not as usual, by the newest batches; see `metric.ingest_alerts`.
+    pub alerts: Vec<Alert>,
+    /// Of these and those before them, alerts that this call opened, closed or gave another severity.
+    pub alerts_changed: u64,
     /// What somebody should look at: fields outside the contract, copies, abandoned batches.
     pub warnings: Vec<String>,
 }
@@ -187,9 +199,14 @@ impl SourceReport {
         self.rows_quarantined += later.rows_quarantined;
         self.event_time_min = [self.event_time_min, later.event_time_min].into_iter().flatten().min();
         self.event_time_max = self.event_time_max.max(later.event_time_max);
+        self.rows_late += later.rows_late;
+        self.duplicates_in_file += later.duplicates_in_file;
+        self.duplicates_across_files += later.duplicates_across_files;
         self.files_refused += later.files_refused;
-        // What waits is told by every call.
+        self.alerts_changed += later.alerts_changed;
+        // What waits, and what is open, is told by every call.
         self.refused = later.refused;
+        self.alerts = later.alerts;
         for warning in later.warnings {
             if !self.warnings.contains(&warning) {
                 self.warnings.push(warning);
@@ -302,6 +319,8 @@ pub(crate) struct Books {
     tables: Tables,
     pub(crate) ledger: Ledger,
     pub(crate) refused: RefusedFiles,
+    /// Read when it is needed first.
+    memory: Option<Memory>,
 }
 
 impl Books {
@@ -310,7 +329,7 @@ impl Books {
         let tables = Tables::ensure(lake, spec).await?;
         let ledger = Ledger::load(lake, &tables.files, &tables.batches, pipeline, &spec.name).await?;
         let refused = RefusedFiles::load(lake, pipeline, &spec.name).await?;
-        Ok(Self { tables, ledger, refused })
+        Ok(Self { tables, ledger, refused, memory: None })
     }
 }
 
@@ -324,43 +343,23 @@ struct Tables {
 
 impl Tables {
     async fn ensure(lake: &Lake, spec: &SourceSpec) -> Result<Self> {
-        let comment =
-            spec.description.clone().unwrap_or_else(|| format!("What arrived from {} ({})", spec.name, spec.kind));
-        let raw = TableSpec {
-            name: TableName::new("raw", &spec.name)?,
-            schema: spec.raw_schema(),
-            partition_by: Vec::new(),
-            comment,
-        };
-        let quarantine = TableSpec {
-            name: TableName::new("quarantine", &spec.name)?,
-            schema: quarantine_schema(),
-            partition_by: Vec::new(),
-            comment: format!("What was refused from {} ({}), and why", spec.name, spec.kind),
-        };
         Ok(Self {
-            raw: lake.ensure_table(&raw).await?,
-            quarantine: lake.ensure_table(&quarantine).await?,
+            raw: lake.ensure_table(&raw_table(spec)?).await?,
+            quarantine: lake.ensure_table(&quarantine_table(spec)?).await?,
             files: lake.ensure_table(&files_table()?).await?,
             batches: lake.ensure_table(&batches_table()?).await?,
         })
     }
 }
 
-fn quarantine_schema() -> SchemaRef {
-    let field = |name: &str, comment: &str, pii: bool| {
-        let mut metadata = std::collections::HashMap::from([(COMMENT_KEY.to_owned(), comment.to_owned())]);
-        if pii {
-            metadata.insert(PII_KEY.to_owned(), "true".to_owned());
-        }
-        Field::new(name, DataType::Utf8, true).with_metadata(metadata)
-    };
-    let fields = vec![
-        field("reason", "Why the row was refused", false),
-        field("column_name", "The column at fault, with dots into structs; null when the row as a whole is", false),
-        field("original", "The row as it arrived; for Parquet as JSON", true),
-    ];
-    Arc::new(Schema::new(fields.into_iter().chain(lineage_fields()).collect::<Vec<_>>()))
+/// `raw.<source>`.
+pub(crate) fn raw_table(spec: &SourceSpec) -> Result<TableSpec> {
+    Ok(TableSpec {
+        name: TableName::new("raw", &spec.name)?,
+        schema: spec.raw_schema(),
+        partition_by: Vec::new(),
+        comment: spec.description.clone().unwrap_or_else(|| format!("What arrived from {} ({})", spec.name, spec.kind)),
+    })
 }
 
 pub(crate) struct Source<'a> {
@@ -373,6 +372,7 @@ pub(crate) struct Source<'a> {
     tables: Tables,
     pub(crate) ledger: Ledger,
     refused: RefusedFiles,
+    memory: Option<Memory>,
     unknown: UnknownFields,
     unknown_columns: Vec<String>,
     event_times: Option<(i64, i64)>,
@@ -400,6 +400,7 @@ impl<'a> Source<'a> {
             tables: books.tables,
             ledger: books.ledger,
             refused: books.refused,
+            memory: books.memory,
             unknown: UnknownFields::default(),
             unknown_columns: Vec::new(),
             event_times: None,
@@ -418,7 +419,8 @@ impl<'a> Source<'a> {
             if stored {
                 let outcome = if self.was_abandoned(batch).await? { Outcome::Abandoned } else { Outcome::Stored };
                 let started_at = planned.first().map_or_else(|| self.now(), |file| file.planned_at);
-                self.record_batch(batch, outcome, &planned, started_at).await?;
+                let facts = self.facts_of(batch).await?;
+                self.record_batch(batch, outcome, &planned, started_at, facts, None).await?;
                 continue;
             }
             let files = match self.as_planned(&planned).await? {
@@ -461,6 +463,13 @@ impl<'a> Source<'a> {
         })
     }
 
+    /// What was counted of a batch when its rows were stored, by whoever did.
+    async fn facts_of(&self, batch: i64) -> Result<Option<Facts>> {
+        let Some(raw) = self.lake.table(self.tables.raw.name()).await? else { return Ok(None) };
+        let note = raw.commit_note(&self.facts_key(batch), ABANDONED_COMMITS_MAX).await?;
+        Ok(note.and_then(|note| serde_json::from_value(note).ok()))
+    }
+
     /// The planned files as they are now, or the path of the first that is another or gone. Asks the store anew: a
     /// worker that plans at this moment may know files that came after our listing.
     async fn as_planned(&self, planned: &[PlannedFile]) -> Result<Result<Vec<HashedFile>, String>> {
@@ -500,7 +509,8 @@ impl<'a> Source<'a> {
                  the batch was abandoned and its files are read again"
             ));
         }
-        self.record_batch(batch, outcome, planned, self.now()).await
+        let facts = self.facts_of(batch).await?;
+        self.record_batch(batch, outcome, planned, self.now(), facts, None).await
     }
 
     /// Stores what is new of `found`. Books that have become stale are read again on the way.
@@ -508,10 +518,11 @@ impl<'a> Source<'a> {
         self.report.files_found = count(found.len());
         for _ in 0..PLAN_ATTEMPTS_MAX {
             if self.ingest_until_overtaken(found).await? {
-                return Ok(());
+                return self.tell_alerts().await;
             }
             let books = Books::open(self.lake, self.pipeline, &self.spec).await?;
             (self.tables, self.ledger, self.refused) = (books.tables, books.ledger, books.refused);
+            self.memory = None;
             self.finish_open_batches().await?;
         }
         Err(IngestError::Contended { source_name: self.spec.name.clone(), attempts: PLAN_ATTEMPTS_MAX })
@@ -601,6 +612,58 @@ impl<'a> Source<'a> {
         self.refused.add(refused.clone());
         self.report.files_refused += 1;
         self.report.refused.push(refused);
+        Ok(())
+    }
+
+    /// What is remembered of the source, read the first time.
+    async fn remember(&mut self) -> Result<&mut Memory> {
+        let memory = match self.memory.take() {
+            Some(memory) => memory,
+            None => self.load_memory(&self.tables.batches).await?,
+        };
+        Ok(self.memory.insert(memory))
+    }
+
+    async fn load_memory(&self, batches: &Table) -> Result<Memory> {
+        Memory::load(self.lake, batches, self.pipeline, &self.spec.name, self.ledger.next_batch() - 1).await
+    }
+
+    /// Writes down which alerts opened or closed. Nothing when all is as before.
+    async fn tell_alerts(&mut self) -> Result<()> {
+        let spec = Arc::clone(&self.spec);
+        let now = self.now();
+        if self.remember().await?.judge(&spec, now).is_some() {
+            // Another worker may have brought what seems to be missing, or told of it.
+            for _ in 0..COMMIT_ATTEMPTS_MAX {
+                let batches = self.lake.table(self.tables.batches.name()).await?;
+                let mut memory = self.load_memory(batches.as_ref().unwrap_or(&self.tables.batches)).await?;
+                if let Some(before) = &self.memory {
+                    memory.keep_keys_of(before);
+                }
+                let verdict = memory.judge(&spec, now);
+                let told = memory.next_told();
+                self.memory = Some(memory);
+                let Some(verdict) = verdict else { break };
+                let table = self.lake.ensure_table(&alerts_table()?).await?;
+                let rows = write(&table, &verdict.rows(self.pipeline, &spec.name, told, now)?).await?;
+                if !matches!(
+                    self.commit("alerts", &table, told, rows, Map::new()).await?,
+                    CommitOutcome::Applied { .. }
+                ) {
+                    continue;
+                }
+                for rule in &verdict.opened {
+                    let (source, rule) = (spec.name.as_str(), rule.as_str());
+                    tracing::info!(monotonic_counter.holdfast_ingest_alerts = 1_u64, source, rule, "an alert opened");
+                }
+                self.report.alerts_changed += verdict.changes();
+                if let Some(memory) = &mut self.memory {
+                    memory.settle(verdict);
+                }
+                break;
+            }
+        }
+        self.report.alerts = self.memory.as_ref().map(Memory::alerts).unwrap_or_default();
         Ok(())
     }
 
@@ -716,7 +779,10 @@ impl<'a> Source<'a> {
         Ok(outcome == Outcome::Stored)
     }
 
-    async fn stage(&self, files: &[HashedFile], batch: i64) -> Result<Staged> {
+    async fn stage(&mut self, files: &[HashedFile], batch: i64) -> Result<Staged> {
+        let (lake, raw, spec) = (self.lake, self.tables.raw.clone(), Arc::clone(&self.spec));
+        let memory = self.remember().await?;
+        let counting = Counting::new(memory.late_before(&spec), memory.keys(lake, &raw, &spec).await?);
         let staging = Staging {
             spec: Arc::clone(&self.spec),
             places: Arc::clone(&self.places),
@@ -724,9 +790,11 @@ impl<'a> Source<'a> {
             quarantine: self.tables.quarantine.clone(),
             batch,
             ingested_at: self.now(),
+            counting: Arc::new(counting),
             settings: self.settings.clone(),
         };
-        let staged = Box::pin(stage(&staging, files, self.progress)).await?;
+        let mut staged = Box::pin(stage(&staging, files, self.progress)).await?;
+        staged.keys = Arc::into_inner(staging.counting).map(Counting::into_keys).unwrap_or_default();
         self.reached(IngestStep::RawStaged);
         if !staged.quarantine.is_empty() {
             self.reached(IngestStep::QuarantineStaged);
@@ -752,7 +820,11 @@ impl<'a> Source<'a> {
             tracing::debug!(source = %self.spec.name, batch, ?outcome, "refused rows committed");
             self.reached(IngestStep::QuarantineCommitted);
         }
-        let outcome = self.commit("raw", &self.tables.raw, batch, staged.raw, notes()).await?;
+        let facts = Facts::of(&self.spec, staged.files.iter().map(|file| &file.facts));
+        let mut raw_notes = notes();
+        // Should this worker die now, the one that records the batch finds them here.
+        raw_notes.insert(self.facts_key(batch), json!(facts));
+        let outcome = self.commit("raw", &self.tables.raw, batch, staged.raw, raw_notes).await?;
         let outcome = match outcome {
             CommitOutcome::Applied { .. } => Outcome::Stored,
             // Another worker did the same batch, or closed it because it found other files.
@@ -766,7 +838,7 @@ impl<'a> Source<'a> {
                 self.unknown_columns.push(name);
             }
         }
-        self.record_batch(batch, outcome, planned, started_at).await?;
+        self.record_batch(batch, outcome, planned, started_at, Some(facts), Some(&staged.keys)).await?;
         Ok(outcome)
     }
 
@@ -776,26 +848,32 @@ impl<'a> Source<'a> {
         outcome: Outcome,
         planned: &[PlannedFile],
         started_at: i64,
+        facts: Option<Facts>,
+        keys: Option<&RecentKeys>,
     ) -> Result<()> {
-        let totals = match outcome {
-            Outcome::Stored => BatchTotals::of(planned),
-            Outcome::Abandoned => BatchTotals::of(planned).without_rows(),
+        let (totals, facts) = match outcome {
+            Outcome::Stored => (BatchTotals::of(planned), facts),
+            Outcome::Abandoned => (BatchTotals::of(planned).without_rows(), None),
         };
         let finished_at = self.now();
-        let row = batch_row(self.pipeline, &self.spec.name, batch, outcome, &totals, started_at, finished_at)?;
+        let (source, facts) = (self.spec.name.as_str(), facts.as_ref());
+        let row = batch_row(self.pipeline, source, batch, outcome, &totals, started_at, finished_at, facts)?;
         let files = write(&self.tables.batches, &row).await?;
         let recorded = self.commit("batch", &self.tables.batches, batch, files, Map::new()).await?;
         tracing::debug!(source = %self.spec.name, batch, ?recorded, "batch recorded");
         self.ledger.record(batch, outcome);
         // Of several workers with the same batch, the one that records it counts it.
         if outcome == Outcome::Stored && matches!(recorded, CommitOutcome::Applied { .. }) {
-            self.count_batch(&totals, started_at, finished_at);
+            self.count_batch(&totals, started_at, finished_at, facts);
+        }
+        if let (Outcome::Stored, Some(memory)) = (outcome, &mut self.memory) {
+            memory.add(RecentBatch::new(batch, &totals, finished_at, facts), keys);
         }
         self.reached(IngestStep::BatchRecorded);
         Ok(())
     }
 
-    fn count_batch(&mut self, totals: &BatchTotals, started_at: i64, finished_at: i64) {
+    fn count_batch(&mut self, totals: &BatchTotals, started_at: i64, finished_at: i64, facts: Option<&Facts>) {
         let report = &mut self.report;
         report.batches += 1;
         report.files_stored += totals.files;
@@ -803,6 +881,13 @@ impl<'a> Source<'a> {
         report.rows_read += totals.rows_read;
         report.rows_stored += totals.rows_stored;
         report.rows_quarantined += totals.rows_quarantined;
+        let (late, in_file, across) = facts.map_or((0, 0, 0), |facts| {
+            let counted = |value: Option<u64>| value.unwrap_or(0);
+            (counted(facts.late), counted(facts.duplicates_in_file), counted(facts.duplicates_across_files))
+        });
+        report.rows_late += late;
+        report.duplicates_in_file += in_file;
+        report.duplicates_across_files += across;
         self.event_times = match (self.event_times, totals.event_times) {
             (Some(left), Some(right)) => Some(widen(left, right)),
             (left, right) => left.or(right),
@@ -812,6 +897,8 @@ impl<'a> Source<'a> {
         tracing::info!(
             monotonic_counter.holdfast_ingest_rows = totals.rows_stored,
             monotonic_counter.holdfast_ingest_rows_quarantined = totals.rows_quarantined,
+            monotonic_counter.holdfast_ingest_rows_late = late,
+            monotonic_counter.holdfast_ingest_duplicates = in_file + across,
             monotonic_counter.holdfast_ingest_bytes = totals.bytes,
             monotonic_counter.holdfast_ingest_files = totals.files,
             source,
@@ -858,6 +945,10 @@ impl<'a> Source<'a> {
         format!("{role}/{}/{}", self.pipeline, self.spec.name)
     }
 
+    fn facts_key(&self, batch: i64) -> String {
+        format!("holdfast_facts/{}/{}/{batch}", self.pipeline, self.spec.name)
+    }
+
     fn abandoned_key(&self, batch: i64) -> String {
         format!("holdfast_abandoned/{}/{}/{batch}", self.pipeline, self.spec.name)
     }
@@ -886,7 +977,8 @@ impl<'a> Source<'a> {
         let moment = |micros: i64| DateTime::from_timestamp_micros(micros);
         self.report.event_time_min = self.event_times.and_then(|(earliest, _)| moment(earliest));
         self.report.event_time_max = self.event_times.and_then(|(_, latest)| moment(latest));
-        (self.report, Books { tables: self.tables, ledger: self.ledger, refused: self.refused })
+        let Self { tables, ledger, refused, memory, report, .. } = self;
+        (report, Books { tables, ledger, refused, memory })
     }
 }
 
@@ -898,7 +990,7 @@ fn is_same(planned: &[PlannedFile], staged: &Staged) -> bool {
         .all(|(plan, now)| plan.rows_stored == now.stored && plan.rows_quarantined == now.quarantined)
 }
 
-async fn write(table: &Table, rows: &RecordBatch) -> Result<Vec<StagedFile>> {
+pub(crate) async fn write(table: &Table, rows: &RecordBatch) -> Result<Vec<StagedFile>> {
     let mut writer = TableWriter::new(table, WriterSettings::default());
     writer.write(rows).await?;
     Ok(writer.close().await?)
@@ -910,6 +1002,6 @@ fn seconds(from: i64, to: i64) -> f64 {
     (to - from) as f64 / 1e6
 }
 
-fn count(length: usize) -> u64 {
+pub(crate) fn count(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
 }

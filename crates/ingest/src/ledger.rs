@@ -11,6 +11,7 @@ use holdfast_types::{COMMENT_KEY, TableName};
 
 use crate::Result;
 use crate::error::IngestError;
+use crate::facts::{Facts, nulls_type};
 use crate::spec::timestamp_type;
 
 const FILES: &str = "metric.ingest_files";
@@ -305,6 +306,22 @@ fn batches_schema() -> SchemaRef {
         field("event_time_max", timestamp_type(), "Latest event time"),
         field("started_at", timestamp_type(), "When reading began"),
         field("finished_at", timestamp_type(), "When the end was recorded"),
+        field(
+            "rows_late",
+            DataType::Int64,
+            "Stored records older than what earlier batches had reached; null without event_time",
+        ),
+        field(
+            "duplicates_in_file",
+            DataType::Int64,
+            "Stored records whose key stands earlier in their file; null without a key",
+        ),
+        field(
+            "duplicates_across_files",
+            DataType::Int64,
+            "Stored records whose key came in another file; null without a key",
+        ),
+        field("column_nulls", nulls_type(), "Empty values of stored records, by column"),
     ]))
 }
 
@@ -333,7 +350,13 @@ pub(crate) fn batches_table() -> Result<TableSpec> {
 /// # Errors
 /// None that can happen: their names are fixed.
 pub fn ledger_tables() -> Result<Vec<TableSpec>> {
-    Ok(vec![files_table()?, batches_table()?, crate::refused::refused_table()?])
+    Ok(vec![
+        files_table()?,
+        batches_table()?,
+        crate::quality::alerts_table()?,
+        crate::refused::refused_table()?,
+        crate::replay::replays_table()?,
+    ])
 }
 
 /// Rows of `metric.ingest_files`.
@@ -393,6 +416,7 @@ pub(crate) fn widen(left: (i64, i64), right: (i64, i64)) -> (i64, i64) {
 }
 
 /// A row of `metric.ingest_batches`. Times in UTC microseconds.
+#[expect(clippy::too_many_arguments, reason = "the columns of the row")]
 pub(crate) fn batch_row(
     pipeline: &str,
     source: &str,
@@ -401,7 +425,12 @@ pub(crate) fn batch_row(
     totals: &BatchTotals,
     started_at: i64,
     finished_at: i64,
+    facts: Option<&Facts>,
 ) -> Result<RecordBatch> {
+    let number = |value: fn(&Facts) -> Option<u64>| -> ArrayRef {
+        let value = facts.and_then(value).map(|value| i64::try_from(value).unwrap_or(i64::MAX));
+        Arc::new(Int64Array::from(vec![value]))
+    };
     let one = std::iter::once::<u64>;
     let columns: Vec<ArrayRef> = vec![
         Arc::new(StringArray::from(vec![pipeline])),
@@ -417,6 +446,10 @@ pub(crate) fn batch_row(
         times(std::iter::once(totals.event_times.map(|(_, latest)| latest))),
         times(std::iter::once(Some(started_at))),
         times(std::iter::once(Some(finished_at))),
+        number(|facts| facts.late),
+        number(|facts| facts.duplicates_in_file),
+        number(|facts| facts.duplicates_across_files),
+        Facts::nulls_array(facts)?,
     ];
     RecordBatch::try_new(batches_schema(), columns).map_err(IngestError::internal)
 }

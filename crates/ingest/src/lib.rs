@@ -26,6 +26,7 @@ mod column;
 mod delimited;
 mod discover;
 mod error;
+mod facts;
 mod follow;
 mod grammar;
 mod inbox;
@@ -35,8 +36,12 @@ mod ledger;
 mod origin;
 mod parquet_rows;
 mod places;
+mod quality;
+mod quarantine;
 mod refusal;
 mod refused;
+mod replay;
+mod reread;
 mod spec;
 mod value;
 
@@ -46,7 +51,12 @@ pub use inbox::{Inbox, InboxReader, Look};
 pub use ingest::{IngestSettings, IngestStep, SourceReport, ingest_inbox, ingest_source};
 pub use ledger::ledger_tables;
 pub use origin::{FeedSpec, FileGlob, Origin};
+pub use quality::{Alert, AlertRule, QualityRules, Severity};
+pub use quarantine::{
+    QuarantineFilter, QuarantineGroup, QuarantinedRow, list_quarantine, newest_replay, quarantined_rows,
+};
 pub use refused::RefusedFile;
+pub use replay::{KeptRows, ReplayReport, ReplaySettings, ReplayStep, replay_quarantine};
 pub use spec::{ColumnSpec, Compression, EpochUnit, FileFormat, IdentifierSpec, SourceSpec, load_sources};
 
 /// A result of this crate.

@@ -5,8 +5,12 @@ use arrow::array::{
     Array, ArrayRef, AsArray, Int64Array, ListArray, RecordBatch, StructArray, UInt32Array, new_null_array,
 };
 use arrow::compute::{CastOptions, cast, cast_with_options, take};
-use arrow::datatypes::{DataType, Int64Type, Schema, TimeUnit, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Int64Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType};
 use arrow::error::ArrowError;
+use arrow::ipc::convert::{IpcSchemaEncoder, fb_to_schema};
+use arrow::ipc::root_as_schema;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt};
@@ -22,7 +26,7 @@ use crate::column::{Column, TextRules};
 use crate::discover::FoundFile;
 use crate::error::IngestError;
 use crate::grammar::{suggest, type_name};
-use crate::refusal::{Refusal, RefusedRow, original_text};
+use crate::refusal::{Refusal, RefusedRow};
 use crate::spec::{ColumnSpec, EpochUnit, SourceSpec};
 
 const MAGIC: &[u8] = b"PAR1";
@@ -140,7 +144,8 @@ impl AsyncFileReader for FileRanges {
     }
 }
 
-fn check_columns(schema: &Schema, spec: &SourceSpec) -> Result<(), String> {
+/// Says what is wrong when a column of the contract is missing or holds another kind of thing.
+pub(crate) fn check_columns(schema: &Schema, spec: &SourceSpec) -> Result<(), String> {
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     for column in &spec.columns {
         let Ok(field) = schema.field_with_name(&column.source_name) else {
@@ -246,22 +251,54 @@ pub(crate) fn convert(
     let mut refused = Vec::new();
     for (row, refusal) in reasons.into_iter().enumerate() {
         if let Some(refusal) = refusal {
-            let text = row_text(batch, row).map_err(IngestError::internal)?;
-            refused.push(RefusedRow { line: line(row), refusal, original: original_text(&text, original_bytes_max) });
+            let row_alone = batch.slice(row, 1);
+            let text = row_text(&row_alone).map_err(IngestError::internal)?;
+            let mut refused_row = RefusedRow::new(line(row), refusal, &text, original_bytes_max);
+            // JSON has no infinities, and not every type comes back from it.
+            refused_row.is_whole &= rows_from_text(&batch.schema(), [refused_row.original.as_str()])
+                .is_ok_and(|again| again.columns() == row_alone.columns());
+            refused.push(refused_row);
         }
     }
     Ok(ParquetRows { columns, lines, refused })
 }
 
-/// A row as a line of JSON.
-fn row_text(batch: &RecordBatch, row: usize) -> Result<Vec<u8>, ArrowError> {
+/// A row as a line of JSON, nulls included: a column that is not there was not read.
+fn row_text(row: &RecordBatch) -> Result<Vec<u8>, ArrowError> {
     let mut text = Vec::new();
-    let mut writer = arrow::json::LineDelimitedWriter::new(&mut text);
-    writer.write(&batch.slice(row, 1))?;
+    let builder = arrow::json::WriterBuilder::new().with_explicit_nulls(true);
+    let mut writer = builder.build::<_, arrow::json::writer::LineDelimited>(&mut text);
+    writer.write(row)?;
     writer.finish()?;
     drop(writer);
     text.truncate(text.trim_ascii_end().len());
     Ok(text)
+}
+
+/// The rows that [`row_text`] wrote down, in the columns they had in their file.
+pub(crate) fn rows_from_text<'a>(
+    schema: &SchemaRef,
+    texts: impl IntoIterator<Item = &'a str, IntoIter: ExactSizeIterator>,
+) -> Result<RecordBatch, ArrowError> {
+    let texts = texts.into_iter();
+    let builder = arrow::json::ReaderBuilder::new(Arc::clone(schema)).with_batch_size(texts.len().max(1));
+    let mut decoder = builder.build_decoder()?;
+    for text in texts {
+        decoder.decode(text.as_bytes())?;
+        decoder.decode(b"\n")?;
+    }
+    Ok(decoder.flush()?.unwrap_or_else(|| RecordBatch::new_empty(Arc::clone(schema))))
+}
+
+/// The columns that rows had in their file, as they are kept beside what was refused.
+pub(crate) fn layout_text(schema: &Schema) -> String {
+    BASE64.encode(IpcSchemaEncoder::new().schema_to_fb(schema).finished_data())
+}
+
+/// The columns that [`layout_text`] wrote down.
+pub(crate) fn layout_from_text(text: &str) -> Option<SchemaRef> {
+    let bytes = BASE64.decode(text).ok()?;
+    root_as_schema(&bytes).ok().map(|schema| Arc::new(fb_to_schema(schema)))
 }
 
 fn to_contract(

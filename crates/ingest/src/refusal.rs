@@ -1,5 +1,7 @@
 use std::borrow::Cow;
 
+use crate::block::NOT_IN_ENCODING;
+
 /// Why a row is refused. The reason names types and places, never the value: that stands in the quarantine's original
 /// text only.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,10 +35,21 @@ pub(crate) struct RefusedRow {
     pub(crate) refusal: Refusal,
     /// What stood there, made valid UTF-8 and cut to the limit.
     pub(crate) original: String,
+    /// Whether `original` is the row as it came, so that it can be read again.
+    pub(crate) is_whole: bool,
+}
+
+impl RefusedRow {
+    /// A row of text, kept up to `bytes_max`. What was lost in decoding it the refusal says.
+    pub(crate) fn new(line: u64, refusal: Refusal, text: &[u8], bytes_max: usize) -> Self {
+        let original = original_text(text, bytes_max);
+        let is_whole = original.as_bytes() == text && refusal.reason != NOT_IN_ENCODING;
+        Self { line, refusal, original, is_whole }
+    }
 }
 
 /// The text of a line as it is kept in the quarantine.
-pub(crate) fn original_text(line: &[u8], bytes_max: usize) -> String {
+fn original_text(line: &[u8], bytes_max: usize) -> String {
     if line.len() <= bytes_max {
         return String::from_utf8_lossy(line).into_owned();
     }

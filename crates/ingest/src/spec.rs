@@ -1,6 +1,7 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use globset::GlobBuilder;
@@ -12,6 +13,7 @@ use crate::Result;
 use crate::error::IngestError;
 use crate::grammar::{parse_type, suggest};
 use crate::origin::{FeedSpec, FileGlob, Origin, place_in};
+use crate::quality::QualityRules;
 use crate::value::Zone;
 
 /// The file that a raw row came from, relative to the folder that was ingested.
@@ -22,9 +24,11 @@ pub(crate) const SOURCE_LINE: &str = "_source_line";
 pub(crate) const BATCH: &str = "_batch";
 /// When the row was read, UTC.
 pub(crate) const INGESTED_AT: &str = "_ingested_at";
+/// The replay that moved the row from quarantine to raw.
+pub(crate) const REPLAY: &str = "_replay";
 
-const RESERVED: [&str; 4] = [SOURCE_FILE, SOURCE_LINE, BATCH, INGESTED_AT];
-const SOURCE_KEYS: [&str; 16] = [
+const RESERVED: [&str; 5] = [SOURCE_FILE, SOURCE_LINE, BATCH, INGESTED_AT, REPLAY];
+const SOURCE_KEYS: [&str; 18] = [
     "kind",
     "description",
     "path",
@@ -39,8 +43,19 @@ const SOURCE_KEYS: [&str; 16] = [
     "quoted_newlines",
     "null_values",
     "max_quarantine_share",
+    "key",
+    "quality",
     "columns",
     "identifiers",
+];
+const QUALITY_KEYS: [&str; 7] = [
+    "max_null_share",
+    "max_duplicate_share",
+    "max_late_share",
+    "max_refused_share",
+    "late_after",
+    "freshness_max",
+    "volume",
 ];
 const COLUMN_KEYS: [&str; 5] = ["type", "from", "pii", "comment", "epoch"];
 const IDENTIFIER_KEYS: [&str; 2] = ["type", "value"];
@@ -83,6 +98,10 @@ pub struct SourceSpec {
     pub null_values: Vec<String>,
     /// The share of refused rows above which a file as a whole is refused.
     pub max_quarantine_share: f64,
+    /// The columns that together tell one thing from another. A row with a key that came before is a duplicate, or a newer state.
+    pub key: Vec<String>,
+    /// What batches are held against.
+    pub quality: QualityRules,
     /// Changes with every change of the contract.
     pub(crate) fingerprint: String,
     pub(crate) zone: Zone,
@@ -178,7 +197,9 @@ impl SourceSpec {
             }
             Field::new(&column.name, column.data_type.clone(), true).with_metadata(metadata)
         });
-        Arc::new(Schema::new(declared.chain(lineage_fields()).collect::<Vec<_>>()))
+        let replay =
+            note_field(REPLAY, DataType::Int64, "Replay that moved the row out of quarantine; null for others");
+        Arc::new(Schema::new(declared.chain(lineage_fields()).chain([replay]).collect::<Vec<_>>()))
     }
 
     /// How the text file at `path` is compressed.
@@ -193,15 +214,16 @@ impl SourceSpec {
 
 /// Where a row of `raw` or `quarantine` came from.
 pub(crate) fn lineage_fields() -> Vec<Field> {
-    let field = |name: &str, data_type, comment: &str| {
-        Field::new(name, data_type, true).with_metadata(HashMap::from([(COMMENT_KEY.to_owned(), comment.to_owned())]))
-    };
     vec![
-        field(SOURCE_FILE, DataType::Utf8, "File the row was read from, relative to the ingested folder"),
-        field(SOURCE_LINE, DataType::Int64, "Line of the row in its file, from 1; for Parquet the row"),
-        field(BATCH, DataType::Int64, "Batch that brought the row: see metric.ingest_batches"),
-        field(INGESTED_AT, timestamp_type(), "When the row was read"),
+        note_field(SOURCE_FILE, DataType::Utf8, "File the row was read from, relative to the ingested folder"),
+        note_field(SOURCE_LINE, DataType::Int64, "Line of the row in its file, from 1; for Parquet the row"),
+        note_field(BATCH, DataType::Int64, "Batch that brought the row: see metric.ingest_batches"),
+        note_field(INGESTED_AT, timestamp_type(), "When the row was read"),
     ]
+}
+
+fn note_field(name: &str, data_type: DataType, comment: &str) -> Field {
+    Field::new(name, data_type, true).with_metadata(HashMap::from([(COMMENT_KEY.to_owned(), comment.to_owned())]))
 }
 
 pub(crate) fn timestamp_type() -> DataType {
@@ -297,6 +319,11 @@ impl Contract<'_> {
         if let (Some(event_time), Some(value)) = (&event_time, table.get("event_time")) {
             self.check_event_time(event_time, value, &columns)?;
         }
+        let key = self.optional(table, "key", |contract, value| contract.key(value, &columns))?.unwrap_or_default();
+        let quality = match table.get("quality") {
+            Some(value) => self.quality(value, &columns, !key.is_empty(), event_time.is_some())?,
+            None => QualityRules::default(),
+        };
         let csv_only = ["delimiter", "header", "quoted_newlines"];
         if format != FileFormat::Csv
             && let Some((key, _)) = table.iter().find(|(key, _)| csv_only.contains(&key.get_ref().as_ref()))
@@ -322,6 +349,8 @@ impl Contract<'_> {
             max_quarantine_share: self
                 .optional(table, "max_quarantine_share", Self::share)?
                 .unwrap_or(QUARANTINE_SHARE_DEFAULT),
+            key,
+            quality,
             fingerprint: blake3::hash(self.text.as_bytes()).to_hex()[..16].to_owned(),
             zone,
         })
@@ -458,14 +487,101 @@ impl Contract<'_> {
             .collect()
     }
 
+    fn key(&self, value: &Value<'_>, columns: &[ColumnSpec]) -> Result<Vec<String>> {
+        let DeValue::Array(items) = value.get_ref() else {
+            return Err(self.wrong_type(value, "a list of columns, such as [\"order_id\"],"));
+        };
+        let mut key: Vec<String> = Vec::new();
+        for item in items {
+            let name = self.known_column(item, columns)?;
+            if key.iter().any(|other| other == name) {
+                return Err(self.error_at(item, format!("`{name}` stands in the key twice")));
+            }
+            key.push(name.to_owned());
+        }
+        if key.is_empty() { Err(self.error_at(value, "a key has at least one column".to_owned())) } else { Ok(key) }
+    }
+
+    fn known_column<'t>(&self, value: &'t Value<'_>, columns: &[ColumnSpec]) -> Result<&'t str> {
+        let name = self.string(value)?;
+        if columns.iter().any(|column| column.name == name) {
+            return Ok(name);
+        }
+        let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+        Err(self.unknown_word(value, "column", name, &names))
+    }
+
+    fn quality(
+        &self,
+        value: &Value<'_>,
+        columns: &[ColumnSpec],
+        has_key: bool,
+        has_event_time: bool,
+    ) -> Result<QualityRules> {
+        let table = self.table(value)?;
+        self.known_keys(table, &QUALITY_KEYS, "[quality]")?;
+        let defaults = QualityRules::default();
+        let mut max_null_share = BTreeMap::new();
+        if let Some(value) = table.get("max_null_share") {
+            let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+            let shares = self.table(value)?;
+            self.known_keys(shares, &names, "the contract")?;
+            for (name, share) in shares.iter() {
+                max_null_share.insert(name.get_ref().to_string(), self.share(share)?);
+            }
+        }
+        let needs = |key: &str, is_there: bool, needed: &str| match table.get(key) {
+            Some(value) if !is_there => Err(self.error_at(value, format!("`{key}` needs {needed}"))),
+            _ => Ok(()),
+        };
+        needs("max_duplicate_share", has_key, "a key: name its columns, such as key = [\"order_id\"]")?;
+        needs("max_late_share", has_event_time, "event_time, the column that says when it happened")?;
+        Ok(QualityRules {
+            max_null_share,
+            max_duplicate_share: self.optional(table, "max_duplicate_share", Self::share)?,
+            max_late_share: self.optional(table, "max_late_share", Self::share)?,
+            max_refused_share: self
+                .optional(table, "max_refused_share", Self::share)?
+                .unwrap_or(defaults.max_refused_share),
+            late_after: self.optional(table, "late_after", Self::duration)?.unwrap_or(defaults.late_after),
+            freshness_max: self.optional(table, "freshness_max", Self::duration)?,
+            volume: self.optional(table, "volume", Self::volume)?.unwrap_or(defaults.volume),
+        })
+    }
+
+    /// `7d`, `36h`, `90m`, `60s`.
+    fn duration(&self, value: &Value<'_>) -> Result<Duration> {
+        let text = self.string(value)?;
+        let units = [('s', 1), ('m', 60), ('h', 3_600), ('d', 86_400)];
+        let read = units.iter().find_map(|(unit, seconds)| {
+            text.strip_suffix(*unit)?.parse::<u32>().ok().map(|count| Duration::from_secs(u64::from(count) * seconds))
+        });
+        read.ok_or_else(|| self.error_at(value, "a time is a number and a unit: 7d, 36h, 90m or 60s".to_owned()))
+    }
+
+    /// The least and the most, as parts of what is usual.
+    fn volume(&self, value: &Value<'_>) -> Result<(f64, f64)> {
+        let wrong = || {
+            self.error_at(value, "volume is the least and the most, as parts of what is usual: [0.5, 2.0]".to_owned())
+        };
+        let DeValue::Array(items) = value.get_ref() else { return Err(wrong()) };
+        let number = |item: &Value<'_>| match item.get_ref() {
+            DeValue::Float(number) => number.as_str().parse::<f64>().ok(),
+            DeValue::Integer(number) => number.as_str().parse::<f64>().ok(),
+            _ => None,
+        };
+        let numbers: Option<Vec<f64>> = items.iter().map(number).collect();
+        match numbers.as_deref() {
+            Some([least, most]) if (0.0..=1.0).contains(least) && (1.0..).contains(most) => Ok((*least, *most)),
+            _ => Err(wrong()),
+        }
+    }
+
     fn check_event_time(&self, event_time: &str, value: &Value<'_>, columns: &[ColumnSpec]) -> Result<()> {
         match columns.iter().find(|column| column.name == event_time) {
             Some(column) if matches!(column.data_type, DataType::Timestamp(_, _) | DataType::Date32) => Ok(()),
             Some(_) => Err(self.error_at(value, format!("`{event_time}` is not a timestamp or date"))),
-            None => {
-                let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
-                Err(self.unknown_word(value, "column", event_time, &names))
-            }
+            None => self.known_column(value, columns).map(|_| ()),
         }
     }
 
@@ -594,13 +710,28 @@ mod tests {
         let spec = SourceSpec::parse("pipelines/p/sources/orders.toml", CONTRACT).unwrap();
         let schema = spec.raw_schema();
         let names: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-        assert_eq!(names, ["id", "at", "amount", "_source_file", "_source_line", "_batch", "_ingested_at"]);
+        assert_eq!(names, ["id", "at", "amount", "_source_file", "_source_line", "_batch", "_ingested_at", "_replay"]);
         assert_eq!(schema.field(0).metadata().get("pii").map(String::as_str), Some("true"));
         assert_eq!(spec.columns[0].source_name, "Id");
         assert_eq!(spec.identifiers[0].identifier_type, "member_id");
         let Origin::Files(glob) = &spec.origin else { panic!("it has a path") };
         assert_eq!(glob.folder(), "orders");
         assert!(glob.matcher.is_match("orders/1.csv") && !glob.matcher.is_match("orders/x/1.csv"));
+    }
+
+    #[test]
+    fn a_contract_says_what_its_batches_are_held_against() {
+        let rules = "key = [\"id\"]\n[quality]\nmax_null_share = { amount = 0.1 }\nmax_duplicate_share = 0\n\
+                     late_after = \"90m\"\nfreshness_max = \"2d\"\nvolume = [0.25, 4]\n[columns]";
+        let spec = SourceSpec::parse("orders.toml", &CONTRACT.replacen("[columns]", rules, 1)).unwrap();
+        assert_eq!(spec.key, ["id"]);
+        let quality = &spec.quality;
+        assert_eq!(quality.max_null_share, BTreeMap::from([("amount".to_owned(), 0.1)]));
+        assert_eq!((quality.max_duplicate_share, quality.max_late_share), (Some(0.0), None));
+        assert_eq!(quality.late_after, Duration::from_secs(5_400));
+        assert_eq!(quality.freshness_max, Some(Duration::from_secs(172_800)));
+        assert_eq!(quality.volume, (0.25, 4.0));
+        assert_eq!(SourceSpec::parse("orders.toml", CONTRACT).unwrap().quality, QualityRules::default());
     }
 
     #[test]
@@ -618,6 +749,12 @@ mod tests {
             ("value = \"id\"", "", "11:1", "`value` is missing"),
             ("[columns]", "[columns", "6:9", ""),
             ("at = \"timestamp\"", "at = \"timestamp\"\nAt = \"string\"", "9:1", "differ in case only"),
+            ("[columns]", "key = [\"idd\"]\n[columns]", "6:8", "did you mean `id`?"),
+            ("[columns]", "[quality]\nmax_nul_share = {}\n[columns]", "7:1", "did you mean `max_null_share`?"),
+            ("[columns]", "[quality]\nmax_null_share = { amont = 1 }\n[columns]", "7:20", "did you mean `amount`?"),
+            ("[columns]", "[quality]\nmax_duplicate_share = 0.5\n[columns]", "7:23", "needs a key"),
+            ("[columns]", "[quality]\nfreshness_max = \"2 days\"\n[columns]", "7:17", "36h"),
+            ("[columns]", "[quality]\nvolume = [2.0, 0.5]\n[columns]", "7:10", "[0.5, 2.0]"),
             ("kind = \"orders\"", "kind = \"orders\"\ntimezone = \"Shanghai\"", "2:12", "+08:00"),
             ("path = \"orders/*.csv\"", "", "1:1", "a section [feed]"),
             ("[columns]", "[feed]\nkind = \"kafka\"\n[columns]", "6:2", "leave one of them out"),

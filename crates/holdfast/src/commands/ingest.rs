@@ -3,10 +3,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use holdfast_engine::{RunOptions, RunReport, Runner, Selection};
+use holdfast_engine::{Project as Stages, RunOptions, RunReport, Runner, Selection};
 use holdfast_identity::{IdentifierTokens, IdentitySource, ResolveReport, resolve};
 use holdfast_ingest::{
-    IngestError, IngestSettings, IngestStep, Origin, SourceReport, SourceSpec, ingest_inbox, ingest_source,
+    IngestError, IngestSettings, IngestStep, Origin, Severity, SourceReport, SourceSpec, ingest_inbox, ingest_source,
+    newest_replay,
 };
 use holdfast_lake::{Lake, ObjectLocation, open_store};
 use holdfast_types::{Clock, ErrorKind, Progress};
@@ -104,6 +105,16 @@ pub(crate) enum Told {
     News,
 }
 
+/// Whether a pipeline has stages that map sources.
+pub(crate) fn has_unified(stages: &Stages) -> bool {
+    stages.stages().iter().any(|stage| stage.name.schema() == UNIFIED_SCHEMA)
+}
+
+/// Those stages.
+pub(crate) fn unified_stages() -> Selection {
+    Selection::Patterns(vec![format!("{UNIFIED_SCHEMA}.*")])
+}
+
 pub(crate) async fn run(project: &Project, args: &IngestArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let from = match &args.from {
         Some(url) => Some(open_store(url, &PathBuf::from("."), project.options())?),
@@ -134,7 +145,7 @@ pub(crate) async fn run(project: &Project, args: &IngestArgs, terminal: &Arc<Ter
     let stages = project.stages()?;
     let tokens = project.tokens()?;
     let lake = project.create_lake().await?;
-    let has_core = stages.stages().iter().any(|stage| stage.name.schema() == UNIFIED_SCHEMA);
+    let has_core = has_unified(&stages);
     let runner =
         if has_core || args.run { Some(Runner::new(lake.clone(), stages, project.session_settings()?)) } else { None };
     let rounds = Rounds { project, args, terminal, from, sources, feeds, tokens, lake, runner };
@@ -184,8 +195,7 @@ impl Rounds<'_> {
             let resolved = resolve_sources(project, &self.lake, &self.tokens, &arrived, terminal).await?;
             report.customers = Some(resolved.customers);
             if let Some(runner) = &self.runner {
-                let selection =
-                    if args.run { Selection::All } else { Selection::Patterns(vec![format!("{UNIFIED_SCHEMA}.*")]) };
+                let selection = if args.run { Selection::All } else { unified_stages() };
                 let run = runner.run(&run_options(project, args.as_of, selection, args.run), terminal.as_ref()).await?;
                 if args.run {
                     super::run::summarise(&run, terminal);
@@ -343,9 +353,26 @@ pub(crate) async fn ingest_sources(
         for file in &report.refused[told_before..] {
             terminal.problem(&format!("  Refused {}: {}", source.name, file.reason));
         }
+        if manner.told == Told::All || report.alerts_changed > 0 {
+            tell_alerts(&report, terminal);
+        }
         reports.push(report);
     }
     Ok(reports)
+}
+
+fn tell_alerts(report: &SourceReport, terminal: &Terminal) {
+    for alert in &report.alerts {
+        let heading = match alert.severity {
+            Severity::Warning => "    Alert",
+            Severity::Critical => " Critical",
+        };
+        let since = alert.since.format("%Y-%m-%dT%H:%M:%SZ");
+        terminal.problem(&format!("{heading} {}: {} (since {since}); {}", report.source, alert.message, alert.remedy));
+    }
+    if report.alerts.is_empty() && report.alerts_changed > 0 {
+        terminal.note(&format!("   Solved {}: no alert is left", report.source));
+    }
 }
 
 /// The sources of the pipeline for identity, with how far each has come in raw, whoever brought it there.
@@ -354,14 +381,17 @@ async fn identity_sources(project: &Project, lake: &Lake) -> Result<Vec<Identity
     for source in project.sources()? {
         let table = raw_table(&source)?;
         let app_id = format!("raw/{}/{}", project.pipeline, source.name);
-        let newest_batch = match lake.table(&table).await? {
-            Some(raw) => raw.position(&app_id).await?.unwrap_or(0),
-            None => 0,
+        let (newest_batch, newest_replay) = match lake.table(&table).await? {
+            Some(raw) => {
+                (raw.position(&app_id).await?.unwrap_or(0), newest_replay(&raw, &project.pipeline, &source.name).await?)
+            }
+            None => (0, 0),
         };
         identified.push(IdentitySource {
             name: source.name.clone(),
             table,
             newest_batch,
+            newest_replay,
             event_time: source.event_time.clone(),
             identifiers: source
                 .identifiers

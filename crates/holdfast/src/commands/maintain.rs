@@ -211,7 +211,7 @@ fn summary(report: &MaintainReport) -> String {
 }
 
 /// `7d`, `36h`, `90m`, `60s`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let units = [("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400)];
     number_and_unit(text, &units).map(Duration::from_secs).ok_or_else(|| "write 7d, 36h, 90m or 60s".to_owned())
 }

@@ -6,6 +6,7 @@ pub(crate) mod feeds;
 pub(crate) mod generate;
 pub(crate) mod ingest;
 pub(crate) mod maintain;
+pub(crate) mod quarantine;
 pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod sql;
