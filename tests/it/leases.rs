@@ -256,6 +256,49 @@ async fn a_commit_that_stalls_until_its_successor_has_committed_is_refused() {
 }
 
 #[tokio::test]
+async fn a_commit_under_a_lease_that_is_over_is_refused_until_it_is_renewed() {
+    let (folder, clock) = (tempfile::tempdir().unwrap(), HandClock::new());
+    let lake = lake(folder.path(), &clock).await;
+    let table = lake.ensure_table(&spec()).await.unwrap();
+    let mut lease = lake.lease(NAME, "one", LONG).await.unwrap().unwrap();
+    let fence = lease.fence();
+    clock.pass(60);
+    let refused = append(&lake, &table, "one", 1, fence.clone()).await;
+    assert!(matches!(refused, Err(LakeError::LeaseOver { .. })), "{refused:?}");
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Conflict);
+    assert!(lease.renew().await.unwrap());
+    let outcome = append(&lake, &table, "one", 1, fence.clone()).await.unwrap();
+    assert!(matches!(outcome, CommitOutcome::Applied { .. }), "{outcome:?}");
+    // Given back is over, too.
+    lease.release().await.unwrap();
+    let refused = append(&lake, &table, "one", 2, fence).await;
+    assert!(matches!(refused, Err(LakeError::LeaseOver { .. })), "{refused:?}");
+    assert_eq!(lake.table(&spec().name).await.unwrap().unwrap().row_count(), Some(1));
+}
+
+#[tokio::test]
+async fn who_holds_leases_is_told_and_what_nobody_takes_again_goes() {
+    let (folder, clock) = (tempfile::tempdir().unwrap(), HandClock::new());
+    let lake = lake(folder.path(), &clock).await;
+    assert_eq!(lake.lease_holder("workers/one").await.unwrap(), None);
+    let one = lake.lease("workers/one", "host a", LONG).await.unwrap().unwrap();
+    let two = lake.lease("workers/two", "host b", LONG).await.unwrap().unwrap();
+    let holder = lake.lease_holder("workers/one").await.unwrap().unwrap();
+    assert_eq!((holder.owner.as_str(), holder.expires_at), ("host a", one.expires_at()));
+    assert_eq!(lake.leases_below("workers").await.unwrap(), ["workers/one", "workers/two"]);
+    two.release().await.unwrap();
+    assert_eq!(lake.leases_below("workers").await.unwrap(), ["workers/one"]);
+    clock.pass(67);
+    assert_eq!(lake.lease_holder("workers/one").await.unwrap(), None);
+    assert_eq!(lake.leases_below("workers").await.unwrap(), Vec::<String>::new());
+    let left = || std::fs::read_dir(folder.path().join("_holdfast/leases/workers/one")).map_or(0, Iterator::count);
+    assert!(left() > 0);
+    clock.pass(3_600);
+    lake.leases_below("workers").await.unwrap();
+    assert_eq!(left(), 0);
+}
+
+#[tokio::test]
 async fn a_commit_overtaken_by_its_own_successor_at_the_same_position_counts_once() {
     let (folder, clock) = (tempfile::tempdir().unwrap(), HandClock::new());
     let quick = lake(folder.path(), &clock).await;
@@ -330,12 +373,18 @@ async fn whatever_happens_in_whatever_order_one_holds_it_and_generations_never_g
                     match append(&lake, decided_on, &format!("worker {index}"), worker.step, fence.clone()).await {
                         Ok(CommitOutcome::Applied { .. }) => {
                             assert!(fence.generation >= highest, "seed {seed}: {} after {highest}", fence.generation);
+                            assert!(lease.is_running(), "seed {seed}: applied under a lease that is over");
                             highest = fence.generation;
                             applied += 1;
                             worker.lease = Some(lease);
                         }
                         Err(LakeError::Superseded { .. }) => {
                             assert!(fence.generation < highest, "seed {seed}: refused without a successor");
+                            refused += 1;
+                        }
+                        Err(LakeError::LeaseOver { .. }) => {
+                            assert!(!lease.is_running(), "seed {seed}: refused under a lease that is running");
+                            worker.lease = Some(lease);
                             refused += 1;
                         }
                         other => panic!("seed {seed}: {other:?}"),

@@ -9,10 +9,12 @@
     reason = "a test may stop at the first surprise, read the clock and say what it skipped"
 )]
 
+mod append_times;
 mod bad_input;
 mod collect;
 mod commands;
 mod commit_rule;
+mod commit_times;
 mod feeds;
 mod inbox;
 mod ingest;

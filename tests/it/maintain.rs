@@ -111,6 +111,29 @@ async fn ing_2_two_optimisations_of_delta_rs_at_once_double_the_rows() {
     assert_eq!(newest(&lake).await.row_count(), Some(200));
 }
 
+/// The other reason: a delete or overwrite that was decided before an optimisation takes away the files that it knew, which are gone, and the rows stay in the new ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ing_2_an_optimisation_of_delta_rs_brings_deleted_rows_back() {
+    for is_overwrite in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = lake(folder.path(), &HandClock::new()).await;
+        let table = ten_small_files(&lake).await;
+        let url = url::Url::from_directory_path(folder.path().join("raw/numbers")).unwrap();
+        let stale = deltalake_core::open_table(url).await.unwrap();
+        stale.clone().optimize().await.unwrap();
+        let expected = if is_overwrite {
+            let rows = numbers(&table, 0..3);
+            let overwrite = stale.write([rows]).with_save_mode(deltalake_core::protocol::SaveMode::Overwrite);
+            overwrite.await.unwrap();
+            3
+        } else {
+            stale.delete().await.unwrap();
+            0
+        };
+        assert_eq!(newest(&lake).await.row_count(), Some(expected + 100), "overwrite: {is_overwrite}");
+    }
+}
+
 #[tokio::test]
 async fn ing_2_of_two_compactions_at_once_one_conflicts_and_the_rows_are_as_before() {
     let (folder, clock) = (tempfile::tempdir().unwrap(), HandClock::new());
@@ -310,9 +333,14 @@ async fn what_a_kept_run_names_stays_readable_and_what_is_young_is_not_touched()
     assert_eq!(later.latest_manifest().await.unwrap().unwrap().sequence, 2);
     assert_eq!(later.maintain_runs(&MaintainSettings::default()).await.unwrap().deleted, 0);
 
-    // Once a newer run names the new rows, and is itself the one to keep, the old files go.
+    // Once a newer run names the new rows, and is itself the one to keep, the old files go; unless somebody else named the old version, too.
     publish(later.clone(), 3, newest(&later).await.version()).await;
     let last = lake(folder.path(), &clock_ahead(60)).await;
+    let mut kept = last.maintain_runs(&MaintainSettings::default()).await.unwrap();
+    kept.keep(&spec().name, table.version());
+    let done = last.maintain(&spec().name, &MaintainSettings::default(), &kept, None).await.unwrap();
+    assert_eq!((done.files_vacuumed, files(&data)), (0, 11));
+    assert_eq!(last.table_at(&spec().name, table.version()).await.unwrap().row_count(), Some(100));
     let done = maintain(&last, &MaintainSettings::default()).await;
     assert_eq!((done.files_vacuumed, files(&data)), (10, 1));
     assert_eq!(all(&last).await, [0, 1, 2]);
@@ -356,6 +384,11 @@ async fn merged_files_of_customers_are_sorted_also_where_one_of_them_was_not() {
             assert!(matches!(appended, CommitOutcome::Applied { .. }));
         }
         table = lake.table(&table_spec.name).await.unwrap().unwrap();
+        // Which files are sorted is in the log, from whoever wrote them.
+        let orders = |table: &Table| table.file_orders().into_iter().map(|(_, order)| order).collect::<Vec<_>>();
+        let proven = Some(vec!["customer_id".to_owned()]);
+        let unproven = orders(&table).iter().filter(|order| **order != proven).count();
+        assert_eq!(unproven, if is_sorted { 0 } else { 2 });
         let rewrite = lake.stage_rewrite(&table, &table.merges(TARGET), MEMORY).await.unwrap();
         assert_eq!(rewrite.merges_sorted, if is_sorted { 0 } else { 2 });
         lake.discard(rewrite.into_files(), &table).await;
@@ -364,6 +397,12 @@ async fn merged_files_of_customers_are_sorted_also_where_one_of_them_was_not() {
         assert_eq!((done.files_before, done.files_after), (10, 2));
         table = lake.table(&table_spec.name).await.unwrap().unwrap();
         assert_eq!(table.row_count(), Some(1_500));
+        assert_eq!(orders(&table), [proven.clone(), proven.clone()]);
+        // Also from a checkpoint.
+        let settings = MaintainSettings { checkpoint_after: 1, ..MaintainSettings::default() };
+        lake.maintain(&table_spec.name, &settings, &kept, None).await.unwrap();
+        let anew = crate::leases::lake(folder.path(), &HandClock::new()).await;
+        assert_eq!(orders(&anew.table(&table_spec.name).await.unwrap().unwrap()), [proven.clone(), proven]);
         let all = column(&lake, &format!("select n from {name} order by n")).await;
         assert_eq!(all, (0..1_500).collect::<Vec<_>>());
         // Straight from the newest file of each partition, row after row.

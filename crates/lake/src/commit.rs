@@ -1,23 +1,31 @@
 use std::collections::{HashMap, HashSet};
 
 use arrow::datatypes::SchemaRef;
+use chrono::{DateTime, Utc};
 use deltalake_core::DeltaTableError;
-use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
+use deltalake_core::checkpoints::create_checkpoint;
+use deltalake_core::kernel::transaction::{CommitData, PROTOCOL};
 use deltalake_core::kernel::{Action, Add, MetadataExt, Transaction};
+use deltalake_core::logstore::CommitOrBytes;
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
-use holdfast_types::Promise;
+use holdfast_types::{Promise, TableName};
 use object_store::ObjectStoreExt;
 use serde_json::{Map, Value};
+use uuid::Uuid;
 
 use crate::Result;
 use crate::error::LakeError;
 use crate::lake::{Lake, kernel_schema};
 use crate::lease::Fence;
+use crate::newest::Tip;
 use crate::statistics::record_count;
 use crate::table::{DATA_VERSION, StagedFile, Table};
 
 /// How often a commit is tried when others commit to the same table at the same time. Each time one of them got on.
 const ATTEMPTS_MAX: u32 = 100;
+
+/// Of so many commits one writes a checkpoint, so that who loads the table replays no more than about that many commits.
+const CHECKPOINT_EVERY: u64 = 128;
 
 /// How far a writer has come: `app_id` is a source's partition or a stage, `version` only ever grows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +57,7 @@ pub struct Change<'a> {
     pub table: &'a Table,
     /// Who commits, and its step.
     pub position: Position,
-    /// The lease it is made under, if any: refused once a later holder of that lease has committed to the table.
+    /// The lease it is made under, if any: refused once it is over, or a later holder of that lease has committed to the table.
     pub fence: Option<Fence>,
     /// What happens to the rows that are there.
     pub kind: ChangeKind,
@@ -86,22 +94,27 @@ pub enum CommitOutcome {
 
 impl Lake {
     /// Commits `change` by the commit rule: look, commit as the very next version, and on any error look again. When somebody else made that
-    /// version, all is decided anew on it: nothing passes between the look and the commit.
+    /// version, all is decided anew on it: nothing passes between the look and the commit. An append to a table that was looked at in the last minute is
+    /// one PUT.
     ///
     /// May be repeated with the same position as often as wanted; it is applied once. The files of a change that was
     /// not applied stay behind unreferenced until vacuum.
     ///
     /// # Errors
-    /// [`LakeError::Superseded`] when a later holder of the change's lease has committed. Else only when the commit certainly did not land
+    /// [`LakeError::Superseded`] when a later holder of the change's lease has committed, [`LakeError::LeaseOver`] when it is over. Else only when the commit certainly did not land
     /// and nobody else's is the reason: the store refused it.
     pub async fn commit(&self, change: Change<'_>) -> Result<CommitOutcome> {
+        if change.kind == ChangeKind::Append {
+            return self.append(&change).await;
+        }
         let name = change.table.name();
         let mut current = self.table(name).await?.ok_or_else(|| LakeError::NoTable(name.clone()))?;
         if landed(&current, &change).await? {
             return Ok(CommitOutcome::AlreadyApplied { version: current.version() });
         }
         for _ in 0..ATTEMPTS_MAX {
-            check_fence(&current, change.fence.as_ref()).await?;
+            let now = self.clock().now();
+            check_fence(name, &Tip::new(current.clone(), now), change.fence.as_ref(), now).await?;
             if !still_holds(&change, &current).await? {
                 return Ok(CommitOutcome::Conflicted { version: current.version() });
             }
@@ -109,8 +122,12 @@ impl Lake {
                 ChangeKind::Rewrite { .. } => Some(current.data_version().await?),
                 ChangeKind::Append | ChangeKind::ReplaceAll => None,
             };
-            let error = match self.try_commit(&current, &change, same_data).await {
-                Ok(version) => return Ok(CommitOutcome::Applied { version }),
+            let error = match self.try_commit(&current, current.version(), &change, same_data).await {
+                Ok(()) => {
+                    let version = current.version() + 1;
+                    self.checkpoint_now_and_then(name, version).await;
+                    return Ok(CommitOutcome::Applied { version });
+                }
                 Err(error) => error,
             };
 
@@ -124,14 +141,99 @@ impl Lake {
                     CommitOutcome::AlreadyApplied { version: after.version() }
                 });
             }
-            let is_lost_race =
-                matches!(error, DeltaTableError::Transaction { .. } | DeltaTableError::VersionAlreadyExists(_));
-            if !is_lost_race || after.version() <= current.version() {
+            if !is_lost_race(&error) || after.version() <= current.version() {
                 return Err(LakeError::delta(name)(error));
             }
             current = after;
         }
         Ok(CommitOutcome::Conflicted { version: current.version() })
+    }
+
+    /// Commits an append by the commit rule. It is decided on positions and fences alone, so it needs the last version that is known and not the files in it: whether
+    /// that is the newest, the conditional PUT of the next one tells.
+    async fn append(&self, change: &Change<'_>) -> Result<CommitOutcome> {
+        let name = change.table.name();
+        let Position { app_id, version: step } = &change.position;
+        let mut tip = match self.known_tip(name) {
+            Some(tip) => tip,
+            None => self.loaded_tip(name).await?,
+        };
+        // Ours may be among the commits that others' look like: the answer to an earlier try was lost.
+        let mut ours = false;
+        for _ in 0..ATTEMPTS_MAX {
+            if tip.position(app_id).await?.is_some_and(|stored| stored >= *step) {
+                let version = tip.version;
+                self.remember_tip(tip);
+                return Ok(if ours {
+                    CommitOutcome::Applied { version }
+                } else {
+                    CommitOutcome::AlreadyApplied { version }
+                });
+            }
+            check_fence(name, &tip, change.fence.as_ref(), self.clock().now()).await?;
+            let error = match self.try_commit(&tip.table, tip.version, change, None).await {
+                Ok(()) if tip.can_be_gone_on_from(self.clock().now()) => {
+                    let fence = change.fence.iter().map(|fence| (fence.app_id(), fence.version()));
+                    tip.pass(fence.chain([(app_id.clone(), *step)]), self.clock().now());
+                    let version = tip.version;
+                    self.remember_tip(tip);
+                    self.checkpoint_now_and_then(name, version).await;
+                    return Ok(CommitOutcome::Applied { version });
+                }
+                // This process stalled, and the log may have been cleaned past that version meanwhile: only a look tells what came of it.
+                Ok(()) => None,
+                Err(error) => Some(error),
+            };
+
+            if error.as_ref().is_some_and(is_lost_race)
+                && let Some(passed) = tip.follow(self.clock().now()).await?
+            {
+                ours = ours || passed.iter().any(|commit| brings_files_of(commit, change));
+                continue;
+            }
+            let before = tip.version;
+            let after = self.load(name).await?.ok_or_else(|| LakeError::NoTable(name.clone()))?;
+            ours = ours || holds_files_of(&after, change);
+            tip = Tip::new(after, self.clock().now());
+            let has_landed = tip.position(app_id).await?.is_some_and(|stored| stored >= *step);
+            if let Some(error) = error
+                && !has_landed
+                && (!is_lost_race(&error) || tip.version <= before)
+            {
+                return Err(LakeError::delta(name)(error));
+            }
+            tracing::debug!(table = %name, has_landed, ours, "an append was looked for in the table");
+        }
+        Ok(CommitOutcome::Conflicted { version: tip.version })
+    }
+
+    async fn loaded_tip(&self, name: &TableName) -> Result<Tip> {
+        let now = self.clock().now();
+        let table = self.load(name).await?.ok_or_else(|| LakeError::NoTable(name.clone()))?;
+        Ok(Tip::new(table, now))
+    }
+
+    fn transactions(&self, change: &Change<'_>) -> Vec<Transaction> {
+        let last_updated = Some(self.clock().now().timestamp_millis());
+        let fence = change.fence.iter().map(|fence| (fence.app_id(), fence.version()));
+        std::iter::once((change.position.app_id.clone(), change.position.version))
+            .chain(fence)
+            .map(|(app_id, version)| Transaction { app_id, version, last_updated })
+            .collect()
+    }
+
+    /// Writes a checkpoint of the newest version when this one is due for it. Without one the table is as right, and slower to load.
+    async fn checkpoint_now_and_then(&self, name: &TableName, version: u64) {
+        if !(version + 1).is_multiple_of(CHECKPOINT_EVERY) {
+            return;
+        }
+        let written = async {
+            let Some(table) = self.table(name).await? else { return Ok(()) };
+            create_checkpoint(table.delta(), None).await.map_err(LakeError::delta(name))
+        };
+        if let Err(error) = written.await {
+            tracing::debug!(table = %name, version, %error, "a checkpoint could not be written");
+        }
     }
 
     /// Deletes staged files that will not be committed. What cannot be deleted stays behind unreferenced until vacuum.
@@ -144,13 +246,18 @@ impl Lake {
         }
     }
 
-    /// Commits as the version after `table`'s, or fails. With `same_data` it notes that its rows are those of that version.
+    /// Creates the version after `version`, or fails; columns and protocol of that one are those of `table`, and so are its files unless the change is an append.
+    /// With `same_data` it notes that its rows are those of that version.
+    ///
+    /// delta-rs's own way to commit is not taken: it would carry the commit over to versions that nobody looked at, its check for conflicts lets two rewrites of the
+    /// same files pass, which doubles their rows, and it lists and replays the log twice.
     async fn try_commit(
         &self,
         table: &Table,
+        version: u64,
         change: &Change<'_>,
         same_data: Option<u64>,
-    ) -> Result<u64, DeltaTableError> {
+    ) -> Result<(), DeltaTableError> {
         let delta = table.delta();
         let snapshot = delta.snapshot()?;
         let mut actions = Vec::with_capacity(change.files.len() + 1);
@@ -188,24 +295,11 @@ impl Lake {
             metadata.insert(DATA_VERSION.to_owned(), version.into());
         }
 
-        let last_updated = Some(self.clock().now().timestamp_millis());
-        let fence = change.fence.iter().map(|fence| (fence.app_id(), fence.version()));
-        let transactions = std::iter::once((change.position.app_id.clone(), change.position.version))
-            .chain(fence)
-            .map(|(app_id, version)| Transaction { app_id, version, last_updated })
-            .collect();
-        let properties = CommitProperties::default()
-            .with_metadata(metadata.into_iter().collect::<HashMap<_, _>>())
-            .with_application_transactions(transactions)
-            // With retries delta-rs would carry the commit over to versions that nobody looked at, and its check for conflicts lets two
-            // rewrites of the same files pass, which doubles their rows.
-            .with_max_retries(0)
-            .with_cleanup_expired_logs(Some(false));
-        let finalized = CommitBuilder::from(properties)
-            .with_actions(actions)
-            .build(Some(snapshot), delta.log_store(), operation)
-            .await?;
-        Ok(finalized.version())
+        PROTOCOL.can_commit(snapshot, &actions, &operation)?;
+        let metadata = metadata.into_iter().collect();
+        let commit = CommitData::new(actions, operation, metadata, self.transactions(change)).get_bytes()?;
+        let log = delta.log_store();
+        Ok(log.write_commit_entry(version + 1, CommitOrBytes::LogBytes(commit), Uuid::new_v4()).await?)
     }
 }
 
@@ -227,15 +321,26 @@ fn holds_files_of(table: &Table, change: &Change<'_>) -> bool {
     marker.is_some_and(|path| table.files().iter().any(|add| add.path == *path))
 }
 
-async fn check_fence(table: &Table, fence: Option<&Fence>) -> Result<()> {
+/// Whether a commit brings the files of `change`.
+fn brings_files_of(commit: &[u8], change: &Change<'_>) -> bool {
+    let marker = change.files.first().map(|file| file.add.path.as_bytes());
+    marker.is_some_and(|path| commit.windows(path.len()).any(|part| part == path))
+}
+
+fn is_lost_race(error: &DeltaTableError) -> bool {
+    matches!(error, DeltaTableError::VersionAlreadyExists(_))
+}
+
+async fn check_fence(name: &TableName, tip: &Tip, fence: Option<&Fence>, now: DateTime<Utc>) -> Result<()> {
     let Some(fence) = fence else { return Ok(()) };
-    match table.position(&fence.app_id()).await? {
+    match tip.position(&fence.app_id()).await? {
         Some(newest) if newest > fence.version() => Err(LakeError::Superseded {
-            table: table.name().clone(),
+            table: name.clone(),
             lease: fence.lease.clone(),
             generation: fence.generation,
             newest,
         }),
+        _ if fence.is_over(now) => Err(LakeError::LeaseOver { table: name.clone(), lease: fence.lease.clone() }),
         _ => Ok(()),
     }
 }

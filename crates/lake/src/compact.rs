@@ -2,9 +2,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::compute::SortOptions;
-use arrow::datatypes::{DataType, SchemaRef};
-use arrow::row::{OwnedRow, RowConverter, SortField};
 use datafusion::error::DataFusionError;
 use datafusion::execution::TaskContext;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
@@ -19,7 +16,7 @@ use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use deltalake_core::kernel::Add;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use holdfast_types::{CUSTOMER_BUCKET, CUSTOMER_ID, Promise};
+use holdfast_types::Promise;
 use serde_json::Map;
 
 use crate::Result;
@@ -27,6 +24,7 @@ use crate::commit::{Change, ChangeKind, CommitOutcome, Position};
 use crate::error::LakeError;
 use crate::lake::Lake;
 use crate::lease::Fence;
+use crate::order::{ASCENDING, sort_columns};
 use crate::provider::LakeTableProvider;
 use crate::statistics::record_count;
 use crate::table::{StagedFile, Table};
@@ -37,9 +35,6 @@ const SORTED_FILES_MAX: usize = 64;
 
 /// Under which name rewrites leave the version they were decided on.
 const REWRITER: &str = "compaction";
-
-/// The order of rows within the files of customer-keyed tables: first the smallest, nulls before all.
-const ASCENDING: SortOptions = SortOptions { descending: false, nulls_first: true };
 
 /// Small files of one partition that become one.
 #[derive(Debug, Clone)]
@@ -94,7 +89,8 @@ impl Table {
                 partitions.entry(partition).or_default().push(add);
             }
         }
-        let files_max = if sort_columns(self).is_empty() { usize::MAX } else { SORTED_FILES_MAX };
+        let is_sorted = !sort_columns(self.schema(), self.partition_columns()).is_empty();
+        let files_max = if is_sorted { SORTED_FILES_MAX } else { usize::MAX };
         partitions.into_values().flat_map(|files| packed(files, target_bytes, files_max)).collect()
     }
 }
@@ -121,20 +117,6 @@ fn packed(mut files: Vec<Add>, target_bytes: u64, files_max: usize) -> Vec<Merge
 
 fn size(add: &Add) -> u64 {
     u64::try_from(add.size).unwrap_or(0)
-}
-
-/// The columns that rows are sorted by within a file: the customer and the first moment of customer-keyed tables, none of others.
-fn sort_columns(table: &Table) -> Vec<usize> {
-    let schema = table.schema();
-    let is_keyed = table.partition_columns().iter().any(|column| column == CUSTOMER_BUCKET);
-    match schema.index_of(CUSTOMER_ID) {
-        Ok(customer) if is_keyed => {
-            let moment =
-                schema.fields().iter().position(|field| matches!(field.data_type(), DataType::Timestamp(_, _)));
-            std::iter::once(customer).chain(moment).collect()
-        }
-        _ => Vec::new(),
-    }
 }
 
 impl Lake {
@@ -186,7 +168,8 @@ impl Lake {
             metadata: Map::new(),
         };
         let outcome = self.commit(change).await;
-        if matches!(outcome, Ok(CommitOutcome::Conflicted { .. }) | Err(LakeError::Superseded { .. })) {
+        let is_refused = matches!(outcome, Err(LakeError::Superseded { .. } | LakeError::LeaseOver { .. }));
+        if is_refused || matches!(outcome, Ok(CommitOutcome::Conflicted { .. })) {
             self.discard(files, table).await;
         }
         outcome
@@ -203,19 +186,18 @@ impl Lake {
         let scan = LakeTableProvider::new(table.clone(), Arc::clone(table.schema()), merge.files.clone())
             .scan_each_file()
             .map_err(failed())?;
-        let columns = sort_columns(table);
+        let columns = sort_columns(table.schema(), table.partition_columns());
         let order = LexOrdering::new(columns.iter().map(|column| {
             PhysicalSortExpr::new(Arc::new(Column::new(table.schema().field(*column).name(), *column)), ASCENDING)
         }));
         let Some(order) = order else {
-            let (files, _) = write(table, one_after_another(scan, context), None).await?;
+            let (files, _) = write(table, one_after_another(scan, context)).await?;
             return Ok((self.checked(table, merge, files).await?, true));
         };
         // The merge of sorted files is sorted, and only theirs: what comes out tells whether they were.
-        let watch = || SortedRows::new(table.schema(), &columns).map_err(|error| failed()(error.into()));
         let merged = SortPreservingMergeExec::new(order.clone(), Arc::clone(&scan));
         let rows = merged.execute(0, Arc::clone(context)).map_err(failed())?.boxed();
-        let (files, was_sorted) = write(table, rows, Some(watch()?)).await?;
+        let (files, was_sorted) = write(table, rows).await?;
         if was_sorted {
             return Ok((self.checked(table, merge, files).await?, true));
         }
@@ -223,7 +205,7 @@ impl Lake {
         tracing::debug!(table = %table.name(), files = merge.files.len(), "files are not sorted: sorting them");
         let sorted = SortExec::new(order, Arc::new(CoalescePartitionsExec::new(scan)));
         let rows = sorted.execute(0, Arc::clone(context)).map_err(failed())?.boxed();
-        let (files, _) = write(table, rows, Some(watch()?)).await?;
+        let (files, _) = write(table, rows).await?;
         Ok((self.checked(table, merge, files).await?, false))
     }
 
@@ -261,57 +243,21 @@ fn one_after_another(
     futures::stream::iter(files.map(move |file| scan.execute(file, Arc::clone(&context)))).try_flatten().boxed()
 }
 
-/// Writes the rows. Ends, with `false`, at one that comes before the one before it.
+/// Writes the rows. Ends, with `false`, at one that breaks the order that the table's files are to have.
 async fn write(
     table: &Table,
     mut rows: BoxStream<'static, Result<RecordBatch, DataFusionError>>,
-    mut sorted: Option<SortedRows>,
 ) -> Result<(Vec<StagedFile>, bool)> {
     // Merges are planned to be of the right size: what they give is one file.
     let settings = WriterSettings { file_bytes_max: usize::MAX, ..WriterSettings::default() };
     let mut writer = TableWriter::new(table, settings);
     while let Some(batch) = rows.next().await {
-        let batch = batch.map_err(LakeError::merge(table.name()))?;
-        if let Some(sorted) = &mut sorted
-            && !sorted.go_on_with(&batch).map_err(|error| LakeError::merge(table.name())(error.into()))?
-        {
+        writer.write(&batch.map_err(LakeError::merge(table.name()))?).await?;
+        if !writer.is_in_order() {
             return Ok((writer.close().await?, false));
         }
-        writer.write(&batch).await?;
     }
     Ok((writer.close().await?, true))
-}
-
-/// Watches that rows only go forward.
-struct SortedRows {
-    columns: Vec<usize>,
-    converter: RowConverter,
-    last: Option<OwnedRow>,
-}
-
-impl SortedRows {
-    fn new(schema: &SchemaRef, columns: &[usize]) -> Result<Self, arrow::error::ArrowError> {
-        let fields = columns
-            .iter()
-            .map(|column| SortField::new_with_options(schema.field(*column).data_type().clone(), ASCENDING))
-            .collect();
-        Ok(Self { columns: columns.to_vec(), converter: RowConverter::new(fields)?, last: None })
-    }
-
-    /// Whether the rows of `batch` are in order, and after those before.
-    fn go_on_with(&mut self, batch: &RecordBatch) -> Result<bool, arrow::error::ArrowError> {
-        let columns: Vec<_> = self.columns.iter().map(|column| Arc::clone(batch.column(*column))).collect();
-        let rows = self.converter.convert_columns(&columns)?;
-        let mut last = self.last.as_ref().map(OwnedRow::row);
-        for row in &rows {
-            if last.is_some_and(|last| last > row) {
-                return Ok(false);
-            }
-            last = Some(row);
-        }
-        self.last = last.map(|row| row.owned());
-        Ok(true)
-    }
 }
 
 #[cfg(test)]
@@ -352,23 +298,6 @@ mod tests {
             // All but the last are done with.
             assert!(merges.iter().rev().skip(1).all(|merge| merge.bytes() > target / 2));
         }
-    }
-
-    #[test]
-    fn rows_that_go_back_are_seen_within_a_batch_and_between_two() {
-        let schema: SchemaRef =
-            Arc::new(arrow::datatypes::Schema::new(vec![arrow::datatypes::Field::new("n", DataType::Int64, true)]));
-        let batch = |values: &[Option<i64>]| {
-            let column = Arc::new(arrow::array::Int64Array::from(values.to_vec()));
-            RecordBatch::try_new(Arc::clone(&schema), vec![column]).unwrap()
-        };
-        let mut sorted = SortedRows::new(&schema, &[0]).unwrap();
-        assert!(sorted.go_on_with(&batch(&[None, Some(1), Some(1), Some(3)])).unwrap());
-        assert!(sorted.go_on_with(&batch(&[])).unwrap());
-        assert!(sorted.go_on_with(&batch(&[Some(3)])).unwrap());
-        assert!(!sorted.go_on_with(&batch(&[Some(2)])).unwrap());
-        let mut sorted = SortedRows::new(&schema, &[0]).unwrap();
-        assert!(!sorted.go_on_with(&batch(&[Some(1), None])).unwrap());
     }
 
     #[test]

@@ -66,6 +66,16 @@ pub enum LakeError {
         /// The newest generation that committed.
         newest: i64,
     },
+    /// The lease that a commit was to be made under has ended.
+    #[error(
+        "table {table}: the lease {lease} has ended, because this process stalled or could not renew it: take it again, then decide again"
+    )]
+    LeaseOver {
+        /// Which table.
+        table: TableName,
+        /// Which lease.
+        lease: String,
+    },
     /// The rows do not fit the table.
     #[error("table {table}: {reason}")]
     Schema {
@@ -131,7 +141,7 @@ impl LakeError {
             }
             Self::NewerLake { .. } | Self::Damaged { .. } => ErrorKind::CorruptData,
             Self::InvalidUrl { .. } => ErrorKind::InvalidConfig,
-            Self::Superseded { .. } => ErrorKind::Conflict,
+            Self::Superseded { .. } | Self::LeaseOver { .. } => ErrorKind::Conflict,
             Self::Schema { .. } | Self::Name(_) => ErrorKind::InvalidInput,
             Self::Store { source, .. } => store_kind(source),
             Self::Delta { source, .. } => match source.as_ref() {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::error::LakeError;
+use crate::newest::{Newest, Tip};
 use crate::schema::delta_compatible;
 use crate::store::{ObjectLocation, StoreOptions, open_store};
 use crate::table::Table;
@@ -73,6 +74,7 @@ struct LakeInner {
     store_url: ObjectStoreUrl,
     settings: LakeSettings,
     clock: Arc<dyn Clock>,
+    newest: Newest,
 }
 
 impl Lake {
@@ -174,6 +176,7 @@ impl Lake {
                 store_url,
                 settings,
                 clock,
+                newest: Newest::default(),
             }),
         })
     }
@@ -215,6 +218,10 @@ impl Lake {
         &self.inner.root
     }
 
+    pub(crate) fn known_tables(&self) -> &Newest {
+        &self.inner.newest
+    }
+
     /// The tables that exist, sorted by name. One LIST for the lake and one a schema.
     ///
     /// # Errors
@@ -248,15 +255,29 @@ impl Lake {
             .collect())
     }
 
-    /// The newest version of a table, or `None` when it does not exist.
+    /// The newest version of a table, or `None` when it does not exist. A table that was looked at in the last minute costs one GET, and one more for each commit since.
     ///
     /// # Errors
     /// What the store or the Delta log answers.
     pub async fn table(&self, name: &TableName) -> Result<Option<Table>> {
+        match self.followed(name).await? {
+            Some(table) => Ok(Some(table)),
+            None => self.load(name).await,
+        }
+    }
+
+    /// As [`Lake::table`], from the log alone: with a list and a replay.
+    pub(crate) async fn load(&self, name: &TableName) -> Result<Option<Table>> {
+        self.forget_tip(name);
         let mut looks = 1;
         loop {
+            let began_at = self.inner.clock.now();
             match self.builder(name)?.load().await {
-                Ok(table) => return Ok(Some(self.pinned(name, table)?)),
+                Ok(table) => {
+                    let table = self.pinned(name, table)?;
+                    self.remember_tip(Tip::new(table.clone(), began_at));
+                    return Ok(Some(table));
+                }
                 // The library has several errors for a table that is not there; the store knows.
                 Err(_) if !self.has_log(name).await? => return Ok(None),
                 Err(error) if looks == LOOKS_MAX => return Err(LakeError::delta(name)(error)),
@@ -346,14 +367,18 @@ impl Lake {
             .with_configuration([("delta.enableExpiredLogCleanup".to_owned(), Some("false".to_owned()))])
             .with_commit_properties(CommitProperties::default().with_cleanup_expired_logs(Some(false)))
             .await;
-        if let Err(error) = created {
+        match created {
+            Ok(created) => {
+                let table = self.pinned(&spec.name, created)?;
+                self.remember_tip(Tip::new(table.clone(), self.inner.clock.now()));
+                Ok(table)
+            }
             // Another process may have created it meanwhile, or ours landed and the answer was lost: look.
-            return match self.table(&spec.name).await? {
+            Err(error) => match self.table(&spec.name).await? {
                 Some(table) => Ok(table),
                 None => Err(LakeError::delta(&spec.name)(error)),
-            };
+            },
         }
-        self.table(&spec.name).await?.ok_or_else(|| LakeError::NoTable(spec.name.clone()))
     }
 
     async fn add_columns(&self, table: &Table, fields: Vec<Arc<arrow::datatypes::Field>>) -> Result<Table> {
@@ -400,7 +425,7 @@ impl Lake {
         Ok(url)
     }
 
-    fn pinned(&self, name: &TableName, table: DeltaTable) -> Result<Table> {
+    pub(crate) fn pinned(&self, name: &TableName, table: DeltaTable) -> Result<Table> {
         let prefix = self.inner.root.clone().join(name.schema()).join(name.table());
         let inner = &self.inner;
         Table::new(

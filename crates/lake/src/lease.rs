@@ -1,3 +1,5 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -16,14 +18,27 @@ const SKEW_PART: i32 = 10;
 /// How often generations are listed again when one of them is deleted while it is looked at.
 const LOOKS_MAX: u32 = 10;
 
+/// How long what is left of a lease that nobody takes again stays.
+const LEFT_BEHIND_MAX: TimeDelta = TimeDelta::hours(1);
+
 /// What a commit says about the lease it is made under: see [`crate::Change::fence`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Fence {
     /// The lease's name.
     pub lease: String,
     /// The generation in which its holder took it: higher with every holder, the same for all renewals of one.
     pub generation: u64,
+    /// When the lease ends as far as its holder knows, in UTC microseconds; moves with every renewal.
+    until: Arc<AtomicI64>,
 }
+
+impl PartialEq for Fence {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.lease, self.generation) == (&other.lease, other.generation)
+    }
+}
+
+impl Eq for Fence {}
 
 impl Fence {
     /// Under which name tables keep the highest generation that committed.
@@ -34,6 +49,20 @@ impl Fence {
     pub(crate) fn version(&self) -> i64 {
         i64::try_from(self.generation).unwrap_or(i64::MAX)
     }
+
+    /// Whether its lease is over for all that its holder knows: it stalled, or could not renew it.
+    pub(crate) fn is_over(&self, now: DateTime<Utc>) -> bool {
+        now.timestamp_micros() >= self.until.load(Ordering::Acquire)
+    }
+}
+
+/// Who holds a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseHolder {
+    /// As it named itself.
+    pub owner: String,
+    /// When the lease ends, unless it is renewed before.
+    pub expires_at: DateTime<Utc>,
 }
 
 /// The right to do some work alone, for a while.
@@ -43,7 +72,8 @@ impl Fence {
 /// release, and by anybody once the newest is over.
 ///
 /// Whether it is over is judged by the taker's clock, a tenth of the duration late. Where clocks differ by more, or where a holder stalls past the end of
-/// its lease, two workers may both believe that they hold it. So a lease saves work; what keeps tables right is its [`Fence`] in the commits.
+/// its lease, two workers may both believe that they hold it. So a lease saves work; what keeps tables right is its [`Fence`] in the commits: with it a commit is refused
+/// once the lease is over by the holder's clock, and whatever that says once a successor has committed.
 ///
 /// Dropping it does nothing: it ends by itself, or by [`Lease::release`].
 #[derive(Debug)]
@@ -53,6 +83,7 @@ pub struct Lease {
     claim: Claim,
     generation: u64,
     duration: Duration,
+    until: Arc<AtomicI64>,
 }
 
 /// One generation, as it is stored.
@@ -104,8 +135,48 @@ impl Lake {
             },
             generation: 0,
             duration,
+            until: Arc::new(AtomicI64::new(i64::MIN)),
         };
         Ok(lease.claim(generation, false).await?.then_some(lease))
+    }
+
+    /// Who holds the lease `name`, as far as this clock can tell; `None` when it could be taken.
+    ///
+    /// # Errors
+    /// What the store answers; [`LakeError::Damaged`] when a generation cannot be read.
+    pub async fn lease_holder(&self, name: &str) -> Result<Option<LeaseHolder>> {
+        let held = newest(self, name).await?.filter(|(_, claim)| !claim.is_over(self.clock().now()));
+        Ok(held.map(|(_, claim)| LeaseHolder { owner: claim.owner, expires_at: claim.expires_at }))
+    }
+
+    /// The names of the leases right below `name` that somebody holds, in their order. What is left of others there is deleted once it is long over: to be used where
+    /// every holder has a name of its own that nobody takes again.
+    ///
+    /// # Errors
+    /// What the store answers.
+    pub async fn leases_below(&self, name: &str) -> Result<Vec<String>> {
+        let folder = folder(self, name);
+        let listed = match self.store().list_with_delimiter(Some(&folder)).await {
+            Ok(listed) => listed.common_prefixes,
+            Err(object_store::Error::NotFound { .. }) => Vec::new(),
+            Err(error) => return Err(LakeError::store(format!("cannot list {folder}"))(error)),
+        };
+        let now = self.clock().now();
+        let mut held = Vec::new();
+        for below in listed.iter().filter_map(Path::filename) {
+            let lease = format!("{name}/{below}");
+            match newest(self, &lease).await? {
+                Some((_, claim)) if !claim.is_over(now) => held.push(lease),
+                Some((generation, claim)) if now >= claim.expires_at + LEFT_BEHIND_MAX => {
+                    for generation in generations(self, &lease).await?.into_iter().filter(|old| *old <= generation) {
+                        delete(self, &lease, generation).await;
+                    }
+                }
+                _ => {}
+            }
+        }
+        held.sort();
+        Ok(held)
     }
 }
 
@@ -117,7 +188,7 @@ impl Lease {
 
     /// What commits made under it carry, so that they are refused once a successor has committed.
     pub fn fence(&self) -> Fence {
-        Fence { lease: self.name.clone(), generation: self.claim.held_since }
+        Fence { lease: self.name.clone(), generation: self.claim.held_since, until: Arc::clone(&self.until) }
     }
 
     /// When it ends, unless it is renewed before.
@@ -194,6 +265,8 @@ impl Lease {
             && found.holder == claim.holder
         {
             // As it is stored, which is what others go by: an earlier try may have left it.
+            let until = if found.released { i64::MIN } else { found.expires_at.timestamp_micros() };
+            self.until.store(until, Ordering::Release);
             self.claim = found;
             self.generation = generation;
             self.delete_passed().await;
@@ -201,7 +274,7 @@ impl Lease {
         }
         match created {
             Ok(_) => {
-                self.delete(generation).await;
+                delete(&self.lake, &self.name, generation).await;
                 Ok(false)
             }
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
@@ -214,18 +287,18 @@ impl Lease {
         match generations(&self.lake, &self.name).await {
             Ok(all) => {
                 for generation in all.into_iter().filter(|generation| generation + 1 < self.generation) {
-                    self.delete(generation).await;
+                    delete(&self.lake, &self.name, generation).await;
                 }
             }
             Err(error) => tracing::debug!(lease = self.name, %error, "old generations stay behind"),
         }
     }
+}
 
-    async fn delete(&self, generation: u64) {
-        let path = object(&self.lake, &self.name, generation);
-        if let Err(error) = self.lake.store().delete(&path).await {
-            tracing::debug!(%path, %error, "an old generation stays behind");
-        }
+async fn delete(lake: &Lake, name: &str, generation: u64) {
+    let path = object(lake, name, generation);
+    if let Err(error) = lake.store().delete(&path).await {
+        tracing::debug!(%path, %error, "an old generation stays behind");
     }
 }
 

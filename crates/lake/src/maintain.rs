@@ -97,12 +97,20 @@ impl TableMaintenance {
     }
 }
 
-/// The runs that stay readable, and the versions they name.
+/// What stays readable whatever its age: the versions that kept runs name. Whoever names versions elsewhere (a training set that must be had again in a year) adds them
+/// with [`KeptRuns::keep`] before tables are maintained.
 #[derive(Debug, Clone, Default)]
 pub struct KeptRuns {
     versions: BTreeMap<TableName, BTreeSet<u64>>,
     /// How many runs were deleted, or would be.
     pub deleted: u64,
+}
+
+impl KeptRuns {
+    /// Keeps one more version of a table: its files, and what of the log it takes to read it.
+    pub fn keep(&mut self, table: &TableName, version: u64) {
+        self.versions.entry(table.clone()).or_default().insert(version);
+    }
 }
 
 /// What is in a table's log.
@@ -130,7 +138,7 @@ impl Lake {
                 is_past = !is_newest && manifest.published_at < cutoff;
                 if !is_past {
                     for entry in manifest.tables {
-                        kept.versions.entry(entry.name).or_default().insert(entry.version);
+                        kept.keep(&entry.name, entry.version);
                     }
                 }
             }

@@ -13,6 +13,7 @@ use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::table_schema::TableSchema;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
@@ -86,7 +87,7 @@ impl LakeTableProvider {
             .map(|add| Ok(FileGroup::new(vec![self.partitioned_file(add)?.0])))
             .collect::<Result<Vec<_>>>()?;
         let source = self.source(ParquetOptions::default())?;
-        let config = FileScanConfigBuilder::new(self.table.store_url().clone(), source)
+        let config = FileScanConfigBuilder::new(self.table.store_url().clone(), Arc::new(source))
             .with_file_groups(groups)
             // Else a partition that is done goes on with a file of another.
             .with_preserve_order(true)
@@ -94,7 +95,12 @@ impl LakeTableProvider {
         Ok(DataSourceExec::from_data_source(config))
     }
 
-    fn source(&self, options: ParquetOptions) -> Result<Arc<ParquetSource>> {
+    /// See [`Table::scan_matching`]. Of a plan that goes through the planner that one pushes the filters into the scan.
+    pub(crate) fn scan_matching(&self, state: &dyn Session, filters: &[Expr]) -> Result<Arc<dyn ExecutionPlan>> {
+        self.plan(state, None, filters, None, true)
+    }
+
+    fn source(&self, options: ParquetOptions) -> Result<ParquetSource> {
         let partition_fields: Vec<_> = self
             .table
             .partition_columns()
@@ -104,19 +110,76 @@ impl LakeTableProvider {
         let file_schema = without_columns(&self.schema, self.table.partition_columns());
         let table_schema = TableSchema::builder(file_schema).with_table_partition_cols(partition_fields).build();
         let options = TableParquetOptions { global: options, ..Default::default() };
-        Ok(Arc::new(ParquetSource::new(table_schema).with_table_parquet_options(options)))
+        Ok(ParquetSource::new(table_schema).with_table_parquet_options(options))
     }
 
-    /// The indexes of the files that may hold a row for which `filters` are true.
-    fn kept(&self, state: &dyn Session, filters: &[Expr], statistics: &[Arc<Statistics>]) -> Result<Option<Vec<bool>>> {
-        // Of no files nothing can be left out, and DataFusion warns when it is asked to.
-        if statistics.is_empty() {
-            return Ok(None);
+    fn plan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+        prunes_within_files: bool,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let (mut files, mut statistics) = (Vec::new(), Vec::new());
+        for add in &self.files {
+            let (file, known) = self.partitioned_file(add)?;
+            files.push(file);
+            statistics.push(known);
         }
+        let predicate = self.predicate(state, filters)?;
+        if let Some(keep) = self.kept(predicate.as_ref(), &statistics)? {
+            let mut keep_files = keep.iter();
+            files.retain(|_| keep_files.next().copied().unwrap_or(true));
+            let mut keep_statistics = keep.iter();
+            statistics.retain(|_| keep_statistics.next().copied().unwrap_or(true));
+        }
+        if files.is_empty() {
+            // A scan of no files has no partition, which the planner does not take for an answer to anything.
+            return Ok(Arc::new(EmptyExec::new(project_schema(&self.schema, projection)?)));
+        }
+        let total = total(&statistics, &self.schema);
+        let files: Vec<PartitionedFile> = files
+            .into_iter()
+            .zip(&statistics)
+            .map(|(file, known)| {
+                let mut file = file.with_statistics(Arc::new(as_bounds(known)));
+                // `with_statistics` claims that partition columns hold no null; keep what is known.
+                file.statistics = Some(Arc::new(as_bounds(known)));
+                file
+            })
+            .collect();
+
+        let groups = FileGroup::new(files).split_files(state.config().target_partitions());
+        let mut source = self.source(state.config().options().execution.parquet.clone())?;
+        if let Some(predicate) = predicate.filter(|_| prunes_within_files) {
+            source = source.with_predicate(predicate);
+        }
+        let config = FileScanConfigBuilder::new(self.table.store_url().clone(), Arc::new(source))
+            .with_file_groups(groups)
+            .with_statistics(total)
+            .with_projection_indices(projection.cloned())?
+            .with_limit(limit)
+            .build();
+        Ok(DataSourceExec::from_data_source(config))
+    }
+
+    fn predicate(&self, state: &dyn Session, filters: &[Expr]) -> Result<Option<Arc<dyn PhysicalExpr>>> {
         let Some(predicate) = conjunction(filters.to_vec()) else { return Ok(None) };
         let schema = DFSchema::try_from(Arc::clone(&self.schema))?;
-        let predicate = state.create_physical_expr(predicate, &schema)?;
-        let Some(pruning) = PruningPredicateBuilder::new().with_file_schema(Arc::clone(&self.schema)).build(predicate)
+        state.create_physical_expr(predicate, &schema).map(Some)
+    }
+
+    /// The indexes of the files that may hold a row for which `predicate` is true.
+    fn kept(
+        &self,
+        predicate: Option<&Arc<dyn PhysicalExpr>>,
+        statistics: &[Arc<Statistics>],
+    ) -> Result<Option<Vec<bool>>> {
+        // Of no files nothing can be left out, and DataFusion warns when it is asked to.
+        let Some(predicate) = predicate.filter(|_| !statistics.is_empty()) else { return Ok(None) };
+        let Some(pruning) =
+            PruningPredicateBuilder::new().with_file_schema(Arc::clone(&self.schema)).build(Arc::clone(predicate))
         else {
             return Ok(None);
         };
@@ -146,43 +209,7 @@ impl TableProvider for LakeTableProvider {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let (mut files, mut statistics) = (Vec::new(), Vec::new());
-        for add in &self.files {
-            let (file, known) = self.partitioned_file(add)?;
-            files.push(file);
-            statistics.push(known);
-        }
-        if let Some(keep) = self.kept(state, filters, &statistics)? {
-            let mut keep_files = keep.iter();
-            files.retain(|_| keep_files.next().copied().unwrap_or(true));
-            let mut keep_statistics = keep.iter();
-            statistics.retain(|_| keep_statistics.next().copied().unwrap_or(true));
-        }
-        if files.is_empty() {
-            // A scan of no files has no partition, which the planner does not take for an answer to anything.
-            return Ok(Arc::new(EmptyExec::new(project_schema(&self.schema, projection)?)));
-        }
-        let total = total(&statistics, &self.schema);
-        let files: Vec<PartitionedFile> = files
-            .into_iter()
-            .zip(&statistics)
-            .map(|(file, known)| {
-                let mut file = file.with_statistics(Arc::new(as_bounds(known)));
-                // `with_statistics` claims that partition columns hold no null; keep what is known.
-                file.statistics = Some(Arc::new(as_bounds(known)));
-                file
-            })
-            .collect();
-
-        let groups = FileGroup::new(files).split_files(state.config().target_partitions());
-        let source = self.source(state.config().options().execution.parquet.clone())?;
-        let config = FileScanConfigBuilder::new(self.table.store_url().clone(), source)
-            .with_file_groups(groups)
-            .with_statistics(total)
-            .with_projection_indices(projection.cloned())?
-            .with_limit(limit)
-            .build();
-        Ok(DataSourceExec::from_data_source(config))
+        self.plan(state, projection, filters, limit, false)
     }
 }
 

@@ -1,9 +1,12 @@
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::datatypes::{Fields, Schema, SchemaRef};
-use datafusion::catalog::TableProvider;
+use datafusion::catalog::{Session, TableProvider};
 use datafusion::datasource::object_store::ObjectStoreUrl;
+use datafusion::error::DataFusionError;
+use datafusion::logical_expr::Expr;
+use datafusion::physical_plan::ExecutionPlan;
 use deltalake_core::DeltaTable;
 use deltalake_core::kernel::Add;
 use futures::TryStreamExt;
@@ -14,6 +17,7 @@ use serde_json::Value;
 
 use crate::Result;
 use crate::error::LakeError;
+use crate::order::SORTED_BY_TAG;
 use crate::provider::LakeTableProvider;
 
 /// The key of [`Table::data_version`] in the commits of merges.
@@ -47,6 +51,8 @@ struct TableInner {
     store: Arc<dyn ObjectStore>,
     clock: Arc<dyn Clock>,
     data_version: tokio::sync::OnceCell<u64>,
+    /// Positions that were asked for: looking one up replays the log.
+    positions: Mutex<HashMap<String, Option<i64>>>,
 }
 
 impl Table {
@@ -74,6 +80,7 @@ impl Table {
                 clock,
                 delta,
                 data_version: tokio::sync::OnceCell::new(),
+                positions: Mutex::default(),
             }),
         })
     }
@@ -132,16 +139,41 @@ impl Table {
         self.inner.delta.snapshot().map_or(0, |snapshot| snapshot.log_data().num_files())
     }
 
-    /// How far `app_id` has come in this table: the version of its last position, or `None` before the first.
+    /// Which of its files have their rows in a proven order: path within the table, and the names of the columns, each ascending with nulls first. Proven is what the
+    /// writer of the file compared row by row, which the log keeps as a tag.
+    pub fn file_orders(&self) -> Vec<(String, Option<Vec<String>>)> {
+        let order = |add: &Add| {
+            let tag = add.tags.as_ref()?.get(SORTED_BY_TAG)?.as_ref()?;
+            Some(tag.split(',').map(str::to_owned).collect())
+        };
+        self.files().into_iter().map(|add| (add.path.clone(), order(&add))).collect()
+    }
+
+    /// How far `app_id` has come in this table: the version of its last position, or `None` before the first. Remembered once it was asked for.
     ///
     /// # Errors
     /// What the Delta log answers.
     pub async fn position(&self, app_id: &str) -> Result<Option<i64>> {
+        if let Some(known) = self.known_positions().get(app_id) {
+            return Ok(*known);
+        }
         let snapshot = self.inner.delta.snapshot().map_err(LakeError::delta(self.name()))?;
-        snapshot
+        let found = snapshot
             .transaction_version(self.inner.delta.log_store().as_ref(), app_id)
             .await
-            .map_err(LakeError::delta(self.name()))
+            .map_err(LakeError::delta(self.name()))?;
+        self.remember_positions([(app_id.to_owned(), found)]);
+        Ok(found)
+    }
+
+    /// The positions that were asked for so far.
+    pub(crate) fn known_positions(&self) -> HashMap<String, Option<i64>> {
+        self.inner.positions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Spares looking up what is known of this version already.
+    pub(crate) fn remember_positions(&self, known: impl IntoIterator<Item = (String, Option<i64>)>) {
+        self.inner.positions.lock().unwrap_or_else(PoisonError::into_inner).extend(known);
     }
 
     /// What the newest commit that carries `key` said under it, looking back over at most `commits_max` commits.
@@ -157,6 +189,19 @@ impl Table {
     /// A DataFusion table that reads this version.
     pub fn provider(&self) -> Arc<dyn TableProvider> {
         Arc::new(LakeTableProvider::new(self.clone(), Arc::clone(self.schema()), self.files()))
+    }
+
+    /// A plan that reads the rows of this version for which `filters` are true, and as few others as statistics of files, row groups and pages allow. For those who
+    /// scan without a planner.
+    ///
+    /// # Errors
+    /// When a filter does not fit the columns, or the log is damaged.
+    pub fn scan_matching(
+        &self,
+        state: &dyn Session,
+        filters: &[Expr],
+    ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+        LakeTableProvider::new(self.clone(), Arc::clone(self.schema()), self.files()).scan_matching(state, filters)
     }
 
     /// A DataFusion table over staged files alone, as if a change with this schema had put them in the place of all there are. Used to judge

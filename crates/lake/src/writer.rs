@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use crate::Result;
 use crate::error::LakeError;
+use crate::order::{SORTED_BY_TAG, SortedRows, sort_columns, sorted_by};
 use crate::schema::{to_delta_compatible, without_columns};
 use crate::statistics::{is_personal, to_json};
 use crate::table::{StagedFile, Table};
@@ -41,7 +42,8 @@ impl Default for WriterSettings {
 
 /// Writes batches into staged Parquet files of a table, one file a partition value at a time.
 ///
-/// Nothing it writes is part of the table until [`crate::Lake::commit`] names it. Rows of one partition keep their order. Memory
+/// Nothing it writes is part of the table until [`crate::Lake::commit`] names it. Rows of one partition keep their order; where that is the one that the table's files are to
+/// have, the file is tagged with it. Memory
 /// is bounded by the open partitions times a row group; for parallel work use one writer a task.
 #[derive(Debug)]
 pub struct TableWriter {
@@ -49,6 +51,9 @@ pub struct TableWriter {
     settings: WriterSettings,
     properties: WriterProperties,
     file_schema: SchemaRef,
+    /// The columns that rows are to be sorted by within a file.
+    order: Vec<usize>,
+    is_in_order: bool,
     open: HashMap<PartitionValues, OpenFile>,
     closed: Vec<StagedFile>,
 }
@@ -59,6 +64,8 @@ type PartitionValues = Vec<Option<String>>;
 struct OpenFile {
     path: String,
     rows: u64,
+    /// As long as the rows came in the order that they are to have.
+    sorted: Option<SortedRows>,
     writer: AsyncArrowWriter<BufWriter>,
 }
 
@@ -94,6 +101,8 @@ impl TableWriter {
         }
         Self {
             file_schema: without_columns(&schema, table.partition_columns()),
+            order: sort_columns(&schema, table.partition_columns()),
+            is_in_order: true,
             table: table.clone(),
             settings,
             properties: properties.build(),
@@ -141,6 +150,12 @@ impl TableWriter {
         }
         let Some(file) = self.open.get_mut(&values) else { return Ok(()) };
         let failed = parquet_error(&self.table);
+        if let Some(sorted) = &mut file.sorted
+            && !sorted.go_on_with(rows).map_err(|error| failed(error.into()))?
+        {
+            file.sorted = None;
+            self.is_in_order = false;
+        }
         file.writer.write(rows).await.map_err(&failed)?;
         file.rows += rows.num_rows() as u64;
         if file.writer.in_progress_size() >= self.settings.row_group_bytes_max {
@@ -165,11 +180,13 @@ impl TableWriter {
         let sink = BufWriter::new(Arc::clone(self.table.store()), location);
         let writer = AsyncArrowWriter::try_new(sink, Arc::clone(&self.file_schema), Some(self.properties.clone()))
             .map_err(parquet_error(&self.table))?;
-        Ok(OpenFile { path, rows: 0, writer })
+        // Rows that cannot be compared are in no order that could be proven.
+        let sorted = SortedRows::new(&self.file_schema, &self.order).ok().filter(|_| !self.order.is_empty());
+        Ok(OpenFile { path, rows: 0, sorted, writer })
     }
 
     async fn close_file(&mut self, values: PartitionValues, file: OpenFile) -> Result<()> {
-        let OpenFile { path, rows, mut writer } = file;
+        let OpenFile { path, rows, sorted, mut writer } = file;
         let metadata = writer.finish().await.map_err(parquet_error(&self.table))?;
         let bytes = writer.bytes_written() as u64;
         let add = Add {
@@ -179,7 +196,8 @@ impl TableWriter {
             data_change: true,
             partition_values: self.table.partition_columns().iter().cloned().zip(values).collect(),
             path,
-            tags: None,
+            tags: sorted
+                .map(|_| HashMap::from([(SORTED_BY_TAG.to_owned(), Some(sorted_by(&self.file_schema, &self.order)))])),
             deletion_vector: None,
             base_row_id: None,
             default_row_commit_version: None,
@@ -187,6 +205,11 @@ impl TableWriter {
         };
         self.closed.push(StagedFile { add, rows, bytes });
         Ok(())
+    }
+
+    /// Whether all files so far have their rows in the order that the table's files are to have.
+    pub(crate) fn is_in_order(&self) -> bool {
+        self.is_in_order
     }
 
     /// Finishes the open files and hands over all that were written, in the order of their paths.

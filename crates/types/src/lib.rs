@@ -26,3 +26,6 @@ pub const PII_KEY: &str = "pii";
 
 /// The key in a column's metadata that holds its documentation, as Delta readers know it.
 pub const COMMENT_KEY: &str = "comment";
+
+/// The key in the metadata of a column that the rows of every file are sorted by. Its value is the column's place in that order, from 1.
+pub const SORTED_KEY: &str = "sorted";

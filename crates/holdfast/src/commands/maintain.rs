@@ -152,7 +152,7 @@ async fn maintain(
     }
     match worked? {
         Some(Ok(done)) => Ok(Some(done)),
-        Some(Err(LakeError::Superseded { .. })) | None => Ok(None),
+        Some(Err(LakeError::Superseded { .. } | LakeError::LeaseOver { .. })) | None => Ok(None),
         Some(Err(error)) => Err(error),
     }
 }
