@@ -18,6 +18,7 @@ mod directive;
 mod error;
 mod expectation;
 mod functions;
+mod memory;
 mod output;
 mod project;
 mod reader;

@@ -35,6 +35,9 @@ const STAGE_NOTE: &str = "holdfast.stage";
 /// How many commits back a stage's own note may be: others write to the table only for maintenance.
 const NOTE_COMMITS_MAX: usize = 20;
 
+/// How many sorted runs of a frugal stage are merged at once.
+const FRUGAL_MERGE_FAN_IN: usize = 4;
+
 /// What a run is about.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
@@ -287,9 +290,13 @@ impl Runner {
         runtime: &Arc<RuntimeEnv>,
     ) -> StageWork {
         let stage = &checked.stage;
+        let is_frugal = allowance == Allowance::Frugal;
+        // A merge of sorted runs takes what memory there is, and leaves none for the plan's other merges. A frugal stage runs alone,
+        // so that this is for it and nobody else.
+        runtime.disk_manager.set_max_spill_merge_fan_in(if is_frugal { FRUGAL_MERGE_FAN_IN } else { 0 });
         StageWork {
             lake: self.lake.clone(),
-            settings: SessionSettings { is_frugal: allowance == Allowance::Frugal, ..self.settings.clone() },
+            settings: SessionSettings { is_frugal, ..self.settings.clone() },
             runtime: Arc::clone(runtime),
             inputs: stage.inputs.keys().map(|input| (input.clone(), pinned.get(input).cloned())).collect(),
             declared: self.input_schemas(stage),
