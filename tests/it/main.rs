@@ -19,6 +19,7 @@ mod feeds;
 mod inbox;
 mod ingest;
 mod kafka;
+mod kills;
 mod leases;
 mod maintain;
 mod postgres;

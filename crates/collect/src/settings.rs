@@ -19,6 +19,8 @@ pub struct CollectSettings {
     pub object_bytes_max: usize,
     /// How long writing an object may take before its clients are told to come back.
     pub write_timeout: Duration,
+    /// How long to wait before an object whose fate is open is written again.
+    pub write_again_after: Duration,
     /// How long a client may take to send a body.
     pub body_timeout: Duration,
     /// How many message ids of a source are remembered to know a message that comes again.
@@ -41,6 +43,7 @@ impl Default for CollectSettings {
             gather: Duration::from_millis(100),
             object_bytes_max: 8 << 20,
             write_timeout: Duration::from_secs(5),
+            write_again_after: Duration::from_secs(1),
             body_timeout: Duration::from_secs(30),
             remembered_ids: 1_000_000,
             ingest_interval: Duration::from_secs(1),

@@ -20,9 +20,6 @@ use crate::refusal::Refusal;
 use crate::seen::{MessageKey, Seen};
 use crate::settings::CollectSettings;
 
-/// How long to wait before an object whose fate is open is written again.
-const WRITE_AGAIN_AFTER: Duration = Duration::from_secs(1);
-
 /// A request that waits to be written.
 #[derive(Debug)]
 pub(crate) struct Push {
@@ -142,7 +139,7 @@ impl Writer {
     /// Writes an object until it is there, since a write that failed may have been done all the same: its messages may
     /// only be taken again once that is known. Until then every request is told to come back.
     async fn settle(&mut self, object: Object, queue: &mut mpsc::Receiver<Push>, stop: &CancellationToken) {
-        let mut again_at = Instant::now() + WRITE_AGAIN_AFTER;
+        let mut again_at = Instant::now() + self.settings.write_again_after;
         loop {
             tokio::select! {
                 push = queue.recv() => match push {
@@ -164,7 +161,7 @@ impl Writer {
                         monotonic_counter.holdfast_collect_write_errors = 1_u64,
                         source = self.inbox.source()
                     );
-                    again_at = Instant::now() + WRITE_AGAIN_AFTER;
+                    again_at = Instant::now() + self.settings.write_again_after;
                 }
             }
         }

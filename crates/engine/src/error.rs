@@ -105,6 +105,7 @@ fn execution_kind(error: &DataFusionError) -> ErrorKind {
         DataFusionError::ResourcesExhausted(_) | DataFusionError::IoError(_) => ErrorKind::Retry,
         DataFusionError::ObjectStore(_) => ErrorKind::Retry,
         DataFusionError::Internal(_) => ErrorKind::Bug,
+        DataFusionError::ParquetError(_) if holdfast_lake::is_store_failure(error) => ErrorKind::Retry,
         DataFusionError::ParquetError(_) => ErrorKind::CorruptData,
         _ => ErrorKind::InvalidInput,
     }

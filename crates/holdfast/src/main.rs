@@ -130,12 +130,22 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     }
 }
 
-/// Store settings as cloud tools name them: `AWS_…`, `AZURE_…`, `GOOGLE_…`.
+/// Store settings as cloud tools name them: `AWS_…`, `AZURE_…`, `GOOGLE_…`, and where those of AWS keep their profiles.
 fn store_options() -> StoreOptions {
-    std::env::vars()
-        .filter(|(name, _)| ["AWS_", "AZURE_", "GOOGLE_"].iter().any(|prefix| name.starts_with(prefix)))
+    let mut options: StoreOptions = std::env::vars()
+        .filter(|(name, value)| {
+            !value.is_empty() && ["AWS_", "AZURE_", "GOOGLE_"].iter().any(|prefix| name.starts_with(prefix))
+        })
         .map(|(name, value)| (name.to_lowercase(), value))
-        .collect()
+        .collect();
+    let folder = std::env::home_dir().map(|home| home.join(".aws"));
+    for (name, file) in [("aws_shared_credentials_file", "credentials"), ("aws_config_file", "config")] {
+        let path = folder.as_ref().map(|folder| folder.join(file));
+        if let Some(path) = path.as_ref().and_then(|path| path.to_str()).filter(|_| options.get(name).is_none()) {
+            options.insert(name, path);
+        }
+    }
+    options
 }
 
 #[expect(clippy::print_stderr, reason = "this is where errors are printed")]

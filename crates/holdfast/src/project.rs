@@ -187,7 +187,12 @@ impl Project {
         }
     }
 
-    /// Opens the lake.
+    /// Opens the lake to commit to it.
+    pub(crate) async fn open_lake_to_write(&self) -> Result<Lake, CliError> {
+        Ok(Lake::open_to_write(&self.lake_url, &self.lake_base, &self.options, Arc::new(SystemClock)).await?)
+    }
+
+    /// Opens the lake to read it.
     pub(crate) async fn open_lake(&self) -> Result<Lake, CliError> {
         Ok(Lake::open(&self.lake_url, &self.lake_base, &self.options, Arc::new(SystemClock)).await?)
     }

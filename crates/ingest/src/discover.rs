@@ -98,7 +98,10 @@ pub(crate) async fn discover(from: &ObjectLocation, source: &str, glob: &FileGlo
         source_name: source.to_owned(),
         folder: shown.trim_end_matches('/').to_owned(),
     };
-    if let Ok(base) = from.url.to_file_path() {
+    // It does not look at the scheme by itself.
+    if from.url.scheme() == "file"
+        && let Ok(base) = from.url.to_file_path()
+    {
         let folder = base.join(glob.folder());
         match tokio::fs::metadata(&folder).await {
             Ok(found) if found.is_dir() => {}

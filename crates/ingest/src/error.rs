@@ -1,4 +1,5 @@
-use holdfast_lake::{LakeError, describe_store_error};
+use datafusion::error::DataFusionError;
+use holdfast_lake::{LakeError, describe_store_error, is_store_failure};
 use holdfast_types::{BrokenPromise, ErrorKind, InvalidTableName};
 
 /// What can go wrong while files become rows. Messages name places, never values.
@@ -128,6 +129,14 @@ pub enum IngestError {
         /// What is wrong with it.
         message: String,
     },
+    /// The books of ingestion could not be had from the store.
+    #[error("table {table} cannot be read: {message}")]
+    Unread {
+        /// Which table.
+        table: &'static str,
+        /// The store's answer.
+        message: String,
+    },
     /// The lake refused.
     #[error(transparent)]
     Lake(#[from] LakeError),
@@ -167,6 +176,7 @@ impl IngestError {
                 _ => ErrorKind::Retry,
             },
             Self::Ledger { .. } | Self::Table { .. } => ErrorKind::CorruptData,
+            Self::Unread { .. } => ErrorKind::Retry,
             Self::Lake(error) => error.kind(),
             Self::Promise(_) | Self::Internal(_) => ErrorKind::Bug,
         }
@@ -191,6 +201,18 @@ impl IngestError {
         move |source| match source {
             object_store::Error::Precondition { .. } => Self::ChangedWhileRead { file: file.clone() },
             source => Self::Store { what: format!("cannot read {file}"), source },
+        }
+    }
+
+    /// For one of the books that cannot be read.
+    pub(crate) fn unread(table: &'static str) -> impl Fn(DataFusionError) -> Self + Copy {
+        move |error| {
+            let message = error.strip_backtrace();
+            if is_store_failure(&error) {
+                Self::Unread { table, message }
+            } else {
+                Self::Ledger { table, message: format!("cannot be read: {message}") }
+            }
         }
     }
 

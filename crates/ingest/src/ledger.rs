@@ -247,10 +247,7 @@ pub(crate) async fn read(lake: &Lake, table: &Table, name: &'static str) -> Resu
     if table.file_count() == 0 {
         return Ok(Vec::new());
     }
-    let failed = |error: datafusion::error::DataFusionError| IngestError::Ledger {
-        table: name,
-        message: format!("cannot be read: {error}"),
-    };
+    let failed = IngestError::unread(name);
     let state = SessionStateBuilder::new().build();
     state.runtime_env().register_object_store(lake.store_url().as_ref(), Arc::clone(lake.store()));
     let plan = table.provider().scan(&state, None, &[], None).await.map_err(failed)?;

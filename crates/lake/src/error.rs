@@ -35,6 +35,24 @@ pub enum LakeError {
         /// Why.
         reason: String,
     },
+    /// A store on which rows could be lost.
+    #[error(
+        "the object store at {url} cannot keep a lake: {reason}, so that two writers could undo each other's commits; use a store that honours `If-None-Match: *` on PUT, as Amazon S3, Google Cloud Storage, Azure Blob Storage and SeaweedFS do, and leave AWS_CONDITIONAL_PUT unset"
+    )]
+    UnsafeStore {
+        /// Which store.
+        url: String,
+        /// What it did.
+        reason: String,
+    },
+    /// Credentials that cannot be had.
+    #[error("the profile {profile} {reason}")]
+    Profile {
+        /// Which profile of AWS.
+        profile: String,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
     /// The table does not exist in the lake.
     #[error("table {0} does not exist in the lake")]
     NoTable(TableName),
@@ -140,7 +158,7 @@ impl LakeError {
                 ErrorKind::NotFound
             }
             Self::NewerLake { .. } | Self::Damaged { .. } => ErrorKind::CorruptData,
-            Self::InvalidUrl { .. } => ErrorKind::InvalidConfig,
+            Self::InvalidUrl { .. } | Self::UnsafeStore { .. } | Self::Profile { .. } => ErrorKind::InvalidConfig,
             Self::Superseded { .. } | Self::LeaseOver { .. } => ErrorKind::Conflict,
             Self::Schema { .. } | Self::Name(_) => ErrorKind::InvalidInput,
             Self::Store { source, .. } => store_kind(source),
@@ -154,6 +172,7 @@ impl LakeError {
                 _ => ErrorKind::Retry,
             },
             Self::Parquet { .. } => ErrorKind::Retry,
+            Self::Merge { source, .. } if is_store_failure(source) => ErrorKind::Retry,
             Self::Merge { source, .. } => match source.find_root() {
                 DataFusionError::ParquetError(_) | DataFusionError::ArrowError(..) => ErrorKind::CorruptData,
                 DataFusionError::Internal(_) => ErrorKind::Bug,
@@ -176,6 +195,19 @@ impl LakeError {
         let what = what.into();
         move |source| Self::Store { what, source }
     }
+}
+
+/// Whether it was the store that failed while a table was read, and not the table: then nothing is wrong with what is stored.
+pub fn is_store_failure(error: &DataFusionError) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<object_store::Error>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    // When a file's footer cannot be had, DataFusion keeps no more than the text of the store's answer.
+    error.to_string().contains("Object Store error: ")
 }
 
 fn store_kind(error: &object_store::Error) -> ErrorKind {
@@ -210,4 +242,27 @@ fn describe_merge_error(error: &DataFusionError) -> String {
 
 fn describe_parquet_error(error: &parquet::errors::ParquetError) -> String {
     describe_chain(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use parquet::errors::ParquetError;
+
+    use super::*;
+
+    #[test]
+    fn a_store_that_fails_is_not_a_table_that_is_damaged() {
+        let store = || object_store::Error::Generic { store: "s", source: "busy".into() };
+        for error in [
+            DataFusionError::from(store()),
+            DataFusionError::from(ParquetError::External(Box::new(store()))),
+            DataFusionError::from(ParquetError::General(format!(
+                "Failed to fetch metadata: Object Store error: {}",
+                store()
+            ))),
+        ] {
+            assert!(is_store_failure(&error), "{error}");
+        }
+        assert!(!is_store_failure(&DataFusionError::from(ParquetError::General("no footer".to_owned()))));
+    }
 }

@@ -17,6 +17,7 @@ use url::Url;
 
 use crate::error::LakeError;
 use crate::newest::{Newest, Tip};
+use crate::probe::probe;
 use crate::schema::delta_compatible;
 use crate::store::{ObjectLocation, StoreOptions, open_store};
 use crate::table::Table;
@@ -29,8 +30,8 @@ const FORMAT_VERSION: u32 = 1;
 pub(crate) const SYSTEM_FOLDER: &str = "_holdfast";
 
 /// How often a table is looked at before an error is believed, and how long to wait in between: creating one takes a moment.
-const LOOKS_MAX: u32 = 5;
-const LOOK_AGAIN_AFTER: std::time::Duration = std::time::Duration::from_millis(20);
+pub(crate) const LOOKS_MAX: u32 = 5;
+pub(crate) const LOOK_AGAIN_AFTER: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// What is decided once, when a lake is created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,7 +84,7 @@ impl Lake {
     /// May be called by several processes at once: one of them creates, the others open.
     ///
     /// # Errors
-    /// [`LakeError::NewerLake`], [`LakeError::Damaged`] and what the store answers.
+    /// [`LakeError::UnsafeStore`], [`LakeError::NewerLake`], [`LakeError::Damaged`] and what the store answers.
     pub async fn create_or_open(
         location: &str,
         relative_to: &Path,
@@ -114,15 +115,49 @@ impl Lake {
                 reason: format!("cannot create the folder: {error}"),
             })?;
         }
+        // Asked first: a store that lies would write the settings of a lake that is there anew.
+        probe(&place).await?;
         let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match place.store.put_opts(&path, body.into(), create).await {
-            Ok(_) | Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
-            Err(source) => return Err(LakeError::store(format!("cannot create the lake at {}", place.url))(source)),
+        let mut looks = 1;
+        loop {
+            let source = match place.store.put_opts(&path, body.clone().into(), create.clone()).await {
+                Ok(_) => return Self::open_at(place, clock).await,
+                Err(source) => source,
+            };
+            let failed = LakeError::store(format!("cannot create the lake at {}", place.url));
+            if !matches!(source, object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) {
+                return Err(failed(source));
+            }
+            match Self::open_at(place.clone(), Arc::clone(&clock)).await {
+                // S3 says that an object is there (409) also while somebody is still writing it.
+                Err(LakeError::NoLake { .. }) if looks < LOOKS_MAX => {
+                    looks += 1;
+                    tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+                }
+                Err(LakeError::NoLake { .. }) => return Err(failed(source)),
+                opened => return opened,
+            }
         }
-        Self::open_at(place, clock).await
     }
 
-    /// Opens the lake at `location`.
+    /// Opens the lake at `location`, for those who are going to commit.
+    ///
+    /// # Errors
+    /// As [`Lake::open`]; [`LakeError::UnsafeStore`] when the store cannot keep a lake.
+    pub async fn open_to_write(
+        location: &str,
+        relative_to: &Path,
+        options: &StoreOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self> {
+        let place = open_store(location, relative_to, options)?;
+        // In this order: nothing is written where there is no lake.
+        let lake = Self::open_at(place.clone(), clock).await?;
+        probe(&place).await?;
+        Ok(lake)
+    }
+
+    /// Opens the lake at `location`, for those who read.
     ///
     /// # Errors
     /// [`LakeError::NoLake`] when there is none, [`LakeError::NewerLake`] when a newer version wrote it.

@@ -20,6 +20,8 @@ mod maintain;
 mod manifest;
 mod newest;
 mod order;
+mod probe;
+mod profile;
 mod provider;
 mod schema;
 mod statistics;
@@ -29,7 +31,7 @@ mod writer;
 
 pub use commit::{Change, ChangeKind, CommitOutcome, Position};
 pub use compact::{Merge, Rewrite};
-pub use error::LakeError;
+pub use error::{LakeError, is_store_failure};
 pub use foreign::{FileChange, ForeignCommit, ForeignFile, ForeignTable, ForeignVersion};
 pub use lake::{Lake, LakeSettings, TableSpec};
 pub use lease::{Fence, Lease, LeaseHolder};

@@ -1,16 +1,60 @@
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
+use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreScheme};
 use url::Url;
 
+use crate::Result;
 use crate::error::LakeError;
-use crate::{Result, StoreOptions as Options};
+use crate::profile::complete;
 
 /// Settings of an object store as its own documentation names them: `aws_endpoint`, `aws_region`, `azure_storage_account_name`,
 /// `google_service_account` and so on. The binary fills them from the environment.
-pub type StoreOptions = HashMap<String, String>;
+///
+/// Secrets are among them: only names are shown.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct StoreOptions(BTreeMap<String, String>);
+
+impl StoreOptions {
+    /// No settings.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The value of a setting.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// Sets a value, in the place of the one there was.
+    pub fn insert(&mut self, name: &str, value: &str) {
+        self.0.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// The names of what is set.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+}
+
+impl fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.names()).finish()
+    }
+}
+
+impl FromIterator<(String, String)> for StoreOptions {
+    fn from_iter<T: IntoIterator<Item = (String, String)>>(settings: T) -> Self {
+        Self(settings.into_iter().collect())
+    }
+}
 
 /// A store and the place in it that a URL names.
 #[derive(Debug, Clone)]
@@ -25,11 +69,12 @@ pub struct ObjectLocation {
 
 /// Opens the store that a URL or a local path names. `relative_to` resolves a relative local path.
 ///
-/// Schemes: a local path, `file`, `memory`, `s3`, `s3a`, `gs`, `az`, `abfs`, `abfss`. Nothing is read yet.
+/// Schemes: a local path, `file`, `memory`, `s3`, `s3a`, `gs`, `az`, `abfs`, `abfss`. Nothing of the store is read yet.
 ///
 /// # Errors
-/// [`LakeError::InvalidUrl`] when the URL cannot be read, or no store answers to its scheme.
-pub fn open_store(location: &str, relative_to: &std::path::Path, options: &Options) -> Result<ObjectLocation> {
+/// [`LakeError::InvalidUrl`] when the URL cannot be read, or no store answers to its scheme; [`LakeError::Profile`] when credentials for S3 cannot
+/// be had from the profile.
+pub fn open_store(location: &str, relative_to: &std::path::Path, options: &StoreOptions) -> Result<ObjectLocation> {
     let invalid = |reason: String| LakeError::InvalidUrl { url: location.to_owned(), reason };
     let url = if location.contains("://") {
         Url::parse(location).map_err(|error| invalid(error.to_string()))?
@@ -41,11 +86,9 @@ pub fn open_store(location: &str, relative_to: &std::path::Path, options: &Optio
     let (scheme, path) = ObjectStoreScheme::parse(&url).map_err(|error| invalid(error.to_string()))?;
     let store: Arc<dyn ObjectStore> = match scheme {
         ObjectStoreScheme::Local => Arc::new(object_store::local::LocalFileSystem::new()),
-        ObjectStoreScheme::Memory
-        | ObjectStoreScheme::AmazonS3
-        | ObjectStoreScheme::GoogleCloudStorage
-        | ObjectStoreScheme::MicrosoftAzure => {
-            object_store::parse_url_opts(&url, options.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+        ObjectStoreScheme::AmazonS3 => amazon_s3(&url, options)?,
+        ObjectStoreScheme::Memory | ObjectStoreScheme::GoogleCloudStorage | ObjectStoreScheme::MicrosoftAzure => {
+            object_store::parse_url_opts(&url, options.iter())
                 .map_err(|error| invalid(describe_store_error(&error)))?
                 .0
                 .into()
@@ -53,6 +96,25 @@ pub fn open_store(location: &str, relative_to: &std::path::Path, options: &Optio
         _ => return Err(invalid(format!("no object store for the scheme `{}`", url.scheme()))),
     };
     Ok(ObjectLocation { store, path, url })
+}
+
+/// The bucket, with settings and credentials from where the tools of AWS have them.
+fn amazon_s3(url: &Url, options: &StoreOptions) -> Result<Arc<dyn ObjectStore>> {
+    let (options, credentials) = complete(options)?;
+    let mut builder = AmazonS3Builder::new().with_url(url.as_str());
+    for (name, value) in options.iter() {
+        // Of other stores, or of other programs of AWS.
+        if let Ok(key) = name.parse() {
+            builder = builder.with_config(key, value);
+        }
+    }
+    if let Some(credentials) = credentials {
+        builder = builder.with_credentials(Arc::new(credentials));
+    }
+    let built = builder
+        .build()
+        .map_err(|error| LakeError::InvalidUrl { url: url.to_string(), reason: describe_store_error(&error) })?;
+    Ok(Arc::new(built))
 }
 
 /// The path with `..` taken out, which object stores do not know. As a shell's `cd` sees it: links are not followed.

@@ -70,7 +70,7 @@ pub(crate) async fn run(project: &Project, args: &MaintainArgs, terminal: &Arc<T
         memory_bytes: project.memory_bytes(),
         ..MaintainSettings::default()
     };
-    let lake = project.open_lake().await?;
+    let lake = project.open_lake_to_write().await?;
     let tables = selected(&lake, &args.table).await?;
     let kept = lake.maintain_runs(&settings).await?;
     let mut report = MaintainReport {

@@ -327,7 +327,7 @@ async fn replay(project: &Project, args: &ReplayArgs, terminal: &Arc<Terminal>) 
     let sources = selected(project, &args.source)?;
     let stages = project.stages()?;
     let tokens = project.tokens()?;
-    let lake = project.open_lake().await?;
+    let lake = project.open_lake_to_write().await?;
     let mut settings = ReplaySettings { is_dry_run: args.dry_run, ..ReplaySettings::default() };
     if let Some(step) = args.abort_after {
         settings.on_step = Some(Arc::new(move |reached| {

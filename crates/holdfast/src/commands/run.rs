@@ -28,7 +28,7 @@ pub(crate) struct RunArgs {
 
 pub(crate) async fn run(project: &Project, args: &RunArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let stages = project.stages()?;
-    let lake = project.open_lake().await?;
+    let lake = project.open_lake_to_write().await?;
     let selection = if args.select.is_empty() { Selection::All } else { Selection::Patterns(args.select.clone()) };
     let mut options = super::ingest::run_options(project, args.as_of, selection, true);
     options.refresh = args.refresh;
