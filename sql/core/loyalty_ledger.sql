@@ -1,10 +1,5 @@
--- One row an entry of the loyalty ledger: points earned, burnt or expired, and changes of tier.
 -- @stage      full
 -- @owner      loyalty
--- @expect     fail        has_entry_id:  entry_id is not null
--- @expect     fail        unique_entry:  count(*) = count(distinct entry_id)
--- @expect     quarantine  has_time:      occurred_at is not null
--- @expect     quarantine  known_type:    entry_type in ('earn', 'burn', 'expire', 'tier_up', 'tier_down')
 -- @expect     warn        sign_agrees:   case entry_type when 'earn' then points >= 0 when 'burn' then points <= 0 when 'expire' then points <= 0 else true end
 with latest as (
     select
@@ -19,12 +14,12 @@ with latest as (
 )
 
 select
-    identifiers.customer_id as customer_id,       -- Unified customer id
-    latest.entry_id as entry_id,                  -- The loyalty system's key
-    latest.occurred_at as occurred_at,            -- When it was booked
-    lower(trim(latest.entry_type)) as entry_type, -- earn, burn, expire, tier_up, tier_down
-    coalesce(latest.points, 0) as points,         -- Points, signed
-    lower(trim(latest.tier)) as tier,             -- Tier after this entry
-    latest.order_id as order_id                   -- Order it belongs to, if any
+    identifiers.customer_id as customer_id,
+    latest.entry_id as entry_id,
+    latest.occurred_at as occurred_at,
+    lower(trim(latest.entry_type)) as entry_type,
+    coalesce(latest.points, 0) as points,
+    lower(trim(latest.tier)) as tier,
+    latest.order_id as order_id
 from latest
 left join identity.identifiers on identity.identifiers.token = latest.token

@@ -1,16 +1,8 @@
--- One row an order of the shop's order system (web, app, mini-program), at the last status that arrived. The system
--- sends an order again whenever its status changes, with the same ordered_at, so arrival decides which is last. A guest
--- checkout belongs to the customer of the buyer's e-mail or phone; where those are unknown, customer_id is null.
+-- The system sends an order again whenever its status changes, with the same ordered_at, so arrival decides which is
+-- last.
 -- @stage      full
 -- @owner      commerce data
--- @expect     fail        has_order_id:     order_id is not null
--- @expect     fail        unique_order:     count(*) = count(distinct order_id)
--- @expect     quarantine  has_time:         ordered_at is not null
--- @expect     quarantine  known_status:     status in ('paid', 'shipped', 'completed', 'cancelled', 'returned')
 -- @expect     quarantine  sane_amount:      paid_amount >= 0 and paid_amount < 10000000
--- @expect     warn        known_channel:    channel in ('web', 'app', 'mini_program')
--- @tag        pii(province)
--- @tag        pii(city)
 with latest as (
     select
         *,
@@ -30,19 +22,19 @@ with latest as (
 )
 
 select
-    identifiers.customer_id as customer_id,                                         -- Unified customer id; null when nobody is known
-    latest.order_id as order_id,                                                    -- The order system's key
-    latest.ordered_at as ordered_at,                                                -- When the order was placed
-    lower(trim(latest.status)) as status,                                           -- paid, shipped, completed, cancelled, returned
-    lower(trim(latest.channel)) as channel,                                         -- web, app, mini_program
-    latest.member_no is null as is_guest,                                           -- Whether it was placed without signing in
-    upper(coalesce(trim(latest.currency), 'CNY')) as currency,                      -- ISO 4217 code of all amounts in the row
-    latest.goods_amount as goods_amount,                                            -- Goods at list price
-    cast(coalesce(latest.discount_amount, 0) as decimal(12, 2)) as discount_amount, -- Discounts and coupons taken off
-    cast(coalesce(latest.shipping_fee, 0) as decimal(12, 2)) as shipping_fee,       -- Delivery charged
-    latest.paid_amount as paid_amount,                                              -- What the customer paid
-    nullif(trim(latest.coupon_code), '') as coupon_code,                            -- Coupon used; null when none
-    latest.ship_to['province'] as province,                                         -- Province of delivery
-    latest.ship_to['city'] as city                                                  -- City of delivery
+    identifiers.customer_id as customer_id,
+    latest.order_id as order_id,
+    latest.ordered_at as ordered_at,
+    lower(trim(latest.status)) as status,
+    lower(trim(latest.channel)) as channel,
+    latest.member_no is null as is_guest,
+    upper(coalesce(trim(latest.currency), 'CNY')) as currency,
+    latest.goods_amount as goods_amount,
+    cast(coalesce(latest.discount_amount, 0) as decimal(12, 2)) as discount_amount,
+    cast(coalesce(latest.shipping_fee, 0) as decimal(12, 2)) as shipping_fee,
+    latest.paid_amount as paid_amount,
+    nullif(trim(latest.coupon_code), '') as coupon_code,
+    latest.ship_to['province'] as province,
+    latest.ship_to['city'] as city
 from latest
 left join identity.identifiers on identity.identifiers.token = latest.token

@@ -1,13 +1,5 @@
--- One row a purchase, or money given back: the orders that were not cancelled, the till receipts and the refunds paid out,
--- in one shape, so that value and rhythm are counted across channels in one place. Money given back (a receipt whose total
--- is negative, a refund that was paid out) is marked is_return: it is no purchase and has a negative amount at its own time,
--- so that the spend at any moment is what was paid by then less what was given back by then. An order that came back whole
--- remains a purchase, since the customer came and bought.
 -- @stage      full
 -- @owner      commerce data
--- @expect     fail        has_purchase_id:  purchase_id is not null
--- @expect     fail        unique_purchase:  count(*) = count(distinct purchase_id)
--- @expect     fail        has_time:         purchased_at is not null
 -- @expect     fail        returns_negative: is_return = (net_amount < 0)
 with pieces as (
     select
@@ -92,19 +84,19 @@ purchases as (
 )
 
 select
-    customer_id,                                                -- Unified customer id; null when nobody is known
-    purchase_id,                                                -- order/<order id>, receipt/<receipt id> or refund/<refund id>
-    order_id,                                                   -- The order, or the order refunded; null for a receipt
-    purchased_at,                                               -- When it was bought, or the money given back
-    channel,                                                    -- web, app, mini_program, store
-    store_code,                                                 -- Store; null for an order
-    is_return,                                                  -- Whether the row only gives money back: not a purchase
-    is_returned,                                                -- Whether the whole order came back
-    has_coupon,                                                 -- Whether a coupon was used
-    has_discount,                                               -- Whether anything was taken off the list price
-    pieces,                                                     -- Pieces bought
-    currency,                                                   -- ISO 4217 code of all amounts in the row
-    cast(list_amount as decimal(18, 2)) as list_amount,         -- Goods before discounts, without delivery
-    cast(discount_amount as decimal(18, 2)) as discount_amount, -- Taken off the list price
-    cast(net_amount as decimal(18, 2)) as net_amount            -- What the customer paid; negative when given back
+    customer_id,
+    purchase_id,
+    order_id,
+    purchased_at,
+    channel,
+    store_code,
+    is_return,
+    is_returned,
+    has_coupon,
+    has_discount,
+    pieces,
+    currency,
+    cast(list_amount as decimal(18, 2)) as list_amount,
+    cast(discount_amount as decimal(18, 2)) as discount_amount,
+    cast(net_amount as decimal(18, 2)) as net_amount
 from purchases

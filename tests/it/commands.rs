@@ -59,6 +59,29 @@ fn rest_of_the_demo_holds(folder: &Path) {
     );
     assert!(columns[0]["n"].as_u64().unwrap() >= 60);
 
+    // What the article list lacks is what is not matched, and nothing else.
+    let listing = std::fs::read_to_string(folder.join("sources/truth/products.csv")).unwrap();
+    let codes = |column: usize, kinds: &[&str]| -> String {
+        let lacking = listing.lines().skip(1).map(|line| line.split(',').collect::<Vec<_>>());
+        let lacking: Vec<String> =
+            lacking.filter(|row| kinds.contains(&row[2])).map(|row| format!("'{}'", row[column])).collect();
+        assert!(!lacking.is_empty());
+        lacking.join(", ")
+    };
+    for (table, system, unmatched) in [
+        ("core.order_lines", "shop", codes(0, &["unlisted"])),
+        ("core.events", "shop", codes(0, &["unlisted"])),
+        ("core.receipts", "till", codes(1, &["unlisted", "without_sku"])),
+    ] {
+        let matching = rows(folder, &format!("select * from metric.sku_matching where table_name = '{table}'"));
+        assert_eq!(matching[0]["system"], system);
+        let wanted = count(folder, &format!("select count(*) as n from {table} where product_id in ({unmatched})"));
+        assert_eq!(matching[0]["unmatched_rows"].as_u64().unwrap(), wanted, "{table}");
+        let joined = count(folder, &format!("select count(*) as n from {table} where product_key is not null"));
+        assert_eq!(matching[0]["matched_rows"].as_u64().unwrap(), joined, "{table}");
+        assert!(joined > wanted * 5, "{table}: {joined} matched, {wanted} not");
+    }
+
     // Every member of the truth who left a trace is one customer, and no customer is two members.
     let truth = std::fs::read_to_string(folder.join("sources/truth/identifiers.csv")).unwrap();
     let people = truth.lines().filter(|line| line.contains(",member_id,")).count() as u64;
@@ -118,6 +141,7 @@ fn every_case_beside_a_stage_holds() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(said.contains("cases passed"), "{said}");
         assert!(!said.contains("no case beside the stage"), "{said}");
+        assert!(!said.contains("no contract beside the stage"), "{said}");
     }
 }
 

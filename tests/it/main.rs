@@ -15,6 +15,7 @@ mod collect;
 mod commands;
 mod commit_rule;
 mod commit_times;
+mod contracts;
 mod feeds;
 mod inbox;
 mod ingest;

@@ -13,6 +13,8 @@
 //! ```
 
 mod cases;
+mod contract;
+mod contract_change;
 mod diagnostic;
 mod directive;
 mod error;
@@ -27,6 +29,7 @@ mod session;
 mod stage;
 
 pub use cases::{CaseFailure, CaseReport, run_cases};
+pub use contract::{Contract, ContractColumn, Migration, UNIT_CURRENCY};
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use directive::{Directives, Expectation, Severity, StageKind};
 pub use error::EngineError;

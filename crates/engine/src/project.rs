@@ -8,16 +8,21 @@ use datafusion::catalog::TableProvider;
 use datafusion::common::DFSchema;
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::error::DataFusionError;
+use datafusion::execution::SessionState;
 use datafusion::prelude::SessionContext;
 use holdfast_lake::{Lake, delta_compatible};
 use holdfast_types::{COMMENT_KEY, CUSTOMER_BUCKET, CUSTOMER_ID, TableName};
 
 use crate::Result;
+use crate::contract::Contract;
 use crate::diagnostic::{Diagnostic, Diagnostics, most_similar};
 use crate::error::{EngineError, describe};
 use crate::expectation;
 use crate::session::{SessionSettings, plan_as_of, session_with};
 use crate::stage::Stage;
+
+/// A contract's file is the stage's with this in the place of `sql`.
+const CONTRACT_EXTENSION: &str = "contract.toml";
 
 /// A table that stages may read and that no stage makes: a source's `raw` table, an identity table.
 #[derive(Debug, Clone)]
@@ -26,6 +31,8 @@ pub struct DeclaredTable {
     pub name: TableName,
     /// Its columns.
     pub schema: SchemaRef,
+    /// The types of identifiers that its rows bring: what contracts of the tables made from it have to name.
+    pub identifiers: Vec<String>,
 }
 
 /// The stages of a folder, `<schema>/<table>.sql`, in an order in which each comes after its inputs.
@@ -34,6 +41,7 @@ pub struct Project {
     root: PathBuf,
     stages: Vec<Stage>,
     declared: BTreeMap<TableName, SchemaRef>,
+    identifiers: BTreeMap<TableName, Vec<String>>,
 }
 
 /// A stage whose query was planned against the columns of its inputs.
@@ -61,14 +69,20 @@ impl Project {
     /// # Errors
     /// [`EngineError::Mistakes`] with every mistake that can be seen without planning: syntax, directives, unknown tables, cycles.
     pub fn load(root: &Path, declared: Vec<DeclaredTable>) -> Result<Self> {
+        let identifiers =
+            declared.iter().map(|table| (table.name.clone(), table.identifiers.clone())).collect::<BTreeMap<_, _>>();
         let declared: BTreeMap<_, _> = declared.into_iter().map(|table| (table.name, table.schema)).collect();
         let mut mistakes = Vec::new();
         let mut stages = BTreeMap::new();
         for (name, file) in stage_files(root, &mut mistakes)? {
             let text = std::fs::read_to_string(&file)
                 .map_err(|source| EngineError::Unreadable { path: file.clone(), source })?;
+            let contract = read_contract(&file, &mut mistakes)?;
             match Stage::parse(name.clone(), &file, text) {
-                Ok(stage) => {
+                Ok(mut stage) => {
+                    if let Some(contract) = contract {
+                        mistakes.extend(stage.adopt(contract));
+                    }
                     stages.insert(name, stage);
                 }
                 Err(found) => mistakes.extend(found),
@@ -104,7 +118,7 @@ impl Project {
             return Err(EngineError::Mistakes(Diagnostics(mistakes)));
         }
         let stages = in_order(stages)?;
-        Ok(Self { root: root.to_owned(), stages, declared })
+        Ok(Self { root: root.to_owned(), stages, declared, identifiers })
     }
 
     /// The folder.
@@ -208,31 +222,76 @@ impl Project {
                 Some((input.clone(), Arc::new(EmptyTable::new(Arc::clone(schema))) as Arc<dyn TableProvider>))
             });
             let context = session_with(settings, &runtime, lake.settings().customer_buckets, tables)?;
-            match check_stage(stage, &context, as_of).await {
+            match self.check_stage(stage, &context, as_of).await {
                 Ok(schema) => {
                     known.insert(stage.name.clone(), Arc::clone(&schema));
                     checked.push(CheckedStage { stage: stage.clone(), schema });
                 }
-                Err(mistake) => mistakes.push(*mistake),
+                Err(found) => mistakes.extend(found),
             }
         }
         if mistakes.is_empty() { Ok(checked) } else { Err(EngineError::Mistakes(Diagnostics(mistakes))) }
     }
+
+    async fn check_stage(
+        &self,
+        stage: &Stage,
+        context: &SessionContext,
+        as_of: DateTime<Utc>,
+    ) -> Result<SchemaRef, Vec<Diagnostic>> {
+        let (state, plan) = plan_as_of(context, stage.statement.clone(), as_of)
+            .await
+            .map_err(|error| vec![plan_mistake(stage, &error)])?;
+        // Planning alone does not coerce types; a wrong argument shows only here.
+        let plan = state.optimize(&plan).map_err(|error| vec![plan_mistake(stage, &error)])?;
+        let schema = output_schema(stage, plan.schema()).map_err(|mistake| vec![*mistake])?;
+        // Before the expectations, which the contract's columns have a part in.
+        let mistakes = self.check_contract(stage, &schema);
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        check_directives(stage, &schema, &state).map_err(|mistake| vec![*mistake])?;
+        Ok(schema)
+    }
+
+    /// Whether the stage gives what its contract says.
+    fn check_contract(&self, stage: &Stage, schema: &Schema) -> Vec<Diagnostic> {
+        let Some(contract) = &stage.contract else { return Vec::new() };
+        let made: Fields = schema.fields().iter().filter(|field| field.name() != CUSTOMER_BUCKET).cloned().collect();
+        let mut mistakes = contract.differences(&Schema::new(made));
+        let mut brought: Vec<String> = Vec::new();
+        for name in stage.inputs.keys().filter_map(|input| self.identifiers.get(input)).flatten() {
+            // A table that belongs to nobody may read who bought what, and brings nobody.
+            if contract.column(CUSTOMER_ID).is_some() && !brought.contains(name) {
+                brought.push(name.clone());
+            }
+        }
+        mistakes.extend(contract.check_identifiers(&brought));
+        mistakes
+    }
 }
 
-async fn check_stage(
-    stage: &Stage,
-    context: &SessionContext,
-    as_of: DateTime<Utc>,
-) -> Result<SchemaRef, Box<Diagnostic>> {
-    let (state, plan) = plan_as_of(context, stage.statement.clone(), as_of)
-        .await
-        .map_err(|error| Box::new(plan_mistake(stage, &error)))?;
-    // Planning alone does not coerce types; a wrong argument shows only here.
-    let plan = state.optimize(&plan).map_err(|error| Box::new(plan_mistake(stage, &error)))?;
-    let schema = output_schema(stage, plan.schema())?;
+/// The contract beside a stage, if there is one.
+fn read_contract(stage: &Path, mistakes: &mut Vec<Diagnostic>) -> Result<Option<Contract>> {
+    let file = stage.with_extension(CONTRACT_EXTENSION);
+    if !file.exists() {
+        return Ok(None);
+    }
+    let text =
+        std::fs::read_to_string(&file).map_err(|source| EngineError::Unreadable { path: file.clone(), source })?;
+    match Contract::parse(&file, &text) {
+        Ok(contract) => Ok(Some(contract)),
+        Err(found) => {
+            mistakes.extend(found);
+            Ok(None)
+        }
+    }
+}
+
+/// Whether what the directives (and the contract) ask of the columns can be asked of these.
+fn check_directives(stage: &Stage, schema: &SchemaRef, state: &SessionState) -> Result<(), Box<Diagnostic>> {
     for expectation in &stage.directives.expectations {
-        expectation::check(expectation, &schema, &state).map_err(|message| {
+        expectation::check(expectation, schema, state).map_err(|message| {
             let (line, column) = expectation.place;
             let width = expectation.condition.chars().count();
             Box::new(Diagnostic::at("E0301", message, &stage.file, &stage.text, line, column, width))
@@ -251,7 +310,7 @@ async fn check_stage(
             }
         }
     }
-    Ok(schema)
+    Ok(())
 }
 
 /// The columns of a stage's table: types that Delta knows, comments and tags as metadata, the bucket last.
@@ -349,6 +408,14 @@ fn stage_files(root: &Path, mistakes: &mut Vec<Diagnostic>) -> Result<Vec<(Table
         }
         for file in std::fs::read_dir(&folder).map_err(unreadable(&folder))? {
             let file = file.map_err(unreadable(&folder))?.path();
+            let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if let Some(stem) = name.strip_suffix(CONTRACT_EXTENSION).and_then(|stem| stem.strip_suffix('.')) {
+                let stage = folder.join(format!("{stem}.sql"));
+                if !stage.exists() {
+                    let mistake = Diagnostic::of_file("E0501", "a contract for which there is no stage", &file);
+                    mistakes.push(mistake.with_help(format!("it is about the table of {}", stage.display())));
+                }
+            }
             if file.extension().and_then(|extension| extension.to_str()) != Some("sql") {
                 continue;
             }

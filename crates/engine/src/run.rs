@@ -2,10 +2,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use arrow::array::RecordBatch;
 use chrono::{DateTime, NaiveDate, Utc};
 use datafusion::catalog::TableProvider;
-use datafusion::common::cast::as_boolean_array;
+use datafusion::common::cast::{as_boolean_array, as_int64_array};
 use datafusion::datasource::empty::EmptyTable;
+use datafusion::error::DataFusionError;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::DataFrame;
 use futures::{StreamExt, TryStreamExt};
@@ -18,6 +20,9 @@ use serde_json::{Map, Value};
 use tracing::Instrument;
 
 use crate::Result;
+use crate::contract::{KEY_UNIQUE, quoted};
+use crate::contract_change;
+use crate::diagnostic::Diagnostics;
 use crate::directive::{Expectation, Severity};
 use crate::error::EngineError;
 use crate::expectation::{self, ExpectationResult, quarantine_schema};
@@ -177,6 +182,9 @@ impl Runner {
             let checked = self.project.check(&self.lake, &self.settings, options.as_of).await?;
             let selected = self.project.select(&options.selection)?;
             let mut pinned = pin_all(&self.lake).await?;
+            for told in changed_contracts(&checked, &selected, &pinned)? {
+                progress.note(&told);
+            }
             let runtime = self.settings.runtime(&self.lake)?;
 
             let stages = self.run_stages(options, checked, &selected, &mut pinned, &runtime, progress).await?;
@@ -340,6 +348,24 @@ impl Runner {
         };
         Ok(Some(self.lake.publish(manifest).await?.sequence))
     }
+}
+
+/// What will become of tables that were made under another contract, a line each.
+fn changed_contracts(
+    checked: &[CheckedStage],
+    selected: &BTreeSet<TableName>,
+    pinned: &BTreeMap<TableName, Table>,
+) -> Result<Vec<String>> {
+    let mut told = Vec::new();
+    let mut mistakes = Vec::new();
+    for stage in checked.iter().map(|checked| &checked.stage).filter(|stage| selected.contains(&stage.name)) {
+        let (Some(contract), Some(table)) = (&stage.contract, pinned.get(&stage.name)) else { continue };
+        match contract_change::change(contract, table) {
+            Ok(change) => told.extend(change.map(|change| change.told(&stage.name.to_string()))),
+            Err(mistake) => mistakes.push(*mistake),
+        }
+    }
+    if mistakes.is_empty() { Ok(told) } else { Err(EngineError::Mistakes(Diagnostics(mistakes))) }
 }
 
 /// The newest version of every table of the lake, read side by side.
@@ -598,12 +624,23 @@ impl StageWork {
             },
             (_, false) => None,
         };
+        let is_proven = stage.contract.as_ref().is_some_and(|contract| expectation::is_unique_by(&plan, &contract.key));
         let target = Target { table: table.clone(), schema: Arc::clone(&schema), quarantine, rules: rules.clone() };
         let staged = stage_rows(&state, plan, buckets, &stage.name, target).await?;
 
         let mut results = rules.results(&staged.failed);
-        for expectation in whole {
-            results.push(self.judge_whole(&expectation, table, &staged, &schema).await?);
+        if let Some(contract) = &stage.contract {
+            let duplicates =
+                if is_proven { 0 } else { self.count_duplicates(&contract.key, table, &staged, &schema).await? };
+            results.push(ExpectationResult {
+                name: KEY_UNIQUE.to_owned(),
+                severity: Severity::Fail,
+                condition: format!("no two rows have the same {}", contract.key.join(", ")),
+                failed_rows: duplicates,
+            });
+        }
+        if !whole.is_empty() {
+            results.extend(self.judge_whole(&whole, table, &staged, &schema).await?);
         }
         Ok((staged, results))
     }
@@ -617,34 +654,77 @@ impl StageWork {
         }
     }
 
-    /// Asks a condition over the whole table of the staged files, before they are part of it.
+    /// Asks conditions over the whole table of the staged files, before they are part of it: all of them in one pass.
     async fn judge_whole(
         &self,
-        expectation: &Expectation,
+        expectations: &[Expectation],
         table: &Table,
         staged: &Staged,
         schema: &arrow::datatypes::SchemaRef,
-    ) -> Result<ExpectationResult> {
-        let failed = || EngineError::execution(format!("expectation {} of {}", expectation.name, self.name()));
+    ) -> Result<Vec<ExpectationResult>> {
+        let failed = || EngineError::execution(format!("the expectations of {}", self.name()));
+        let conditions: Vec<String> = expectations
+            .iter()
+            .enumerate()
+            .map(|(index, expectation)| format!("({}) as met_{index}", expectation.condition))
+            .collect();
+        let sql = format!("select {} from {}", conditions.join(", "), self.name());
+        let batches = self.ask(&sql, table, staged, schema).await.map_err(failed())?;
+        let mut results = Vec::with_capacity(expectations.len());
+        for (index, expectation) in expectations.iter().enumerate() {
+            let mut met = true;
+            for batch in &batches {
+                let values = as_boolean_array(batch.column(index)).map_err(failed())?;
+                met &= values.iter().all(|value| value.unwrap_or(true));
+            }
+            results.push(ExpectationResult {
+                name: expectation.name.clone(),
+                severity: expectation.severity,
+                condition: expectation.condition.clone(),
+                failed_rows: u64::from(!met),
+            });
+        }
+        Ok(results)
+    }
+
+    /// The rows of the staged files whose key another row has, too: reads the columns of the key, and nothing else.
+    async fn count_duplicates(
+        &self,
+        key: &[String],
+        table: &Table,
+        staged: &Staged,
+        schema: &arrow::datatypes::SchemaRef,
+    ) -> Result<u64> {
+        let failed = || EngineError::execution(format!("expectation {KEY_UNIQUE} of {}", self.name()));
+        let columns = key.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
+        let sql = format!(
+            "select count(*) as keys from (select {columns} from {} group by {columns}) as distinct_keys",
+            self.name()
+        );
+        let mut keys = 0;
+        for batch in self.ask(&sql, table, staged, schema).await.map_err(failed())? {
+            let values = as_int64_array(batch.column(0)).map_err(failed())?;
+            keys += values.iter().flatten().sum::<i64>();
+        }
+        Ok(staged.rows.saturating_sub(u64::try_from(keys).unwrap_or(0)))
+    }
+
+    /// The answer of the staged files alone.
+    async fn ask(
+        &self,
+        sql: &str,
+        table: &Table,
+        staged: &Staged,
+        schema: &arrow::datatypes::SchemaRef,
+    ) -> Result<Vec<RecordBatch>, DataFusionError> {
         let provider = table.staged_provider(Arc::clone(schema), &staged.files);
         let buckets = self.lake.settings().customer_buckets;
-        let context = session_with(&self.settings, &self.runtime, buckets, [(self.name().clone(), provider)])?;
+        let context = session_with(&self.settings, &self.runtime, buckets, [(self.name().clone(), provider)])
+            .map_err(|error| DataFusionError::External(Box::new(error)))?;
         let mut state = context.state();
         state.execution_props_mut().query_execution_start_time = Some(self.as_of);
-        let sql = format!("select ({}) as met from {}", expectation.condition, self.name());
-        let plan = state.create_logical_plan(&sql).await.map_err(failed())?;
-        let batches = DataFrame::new(state, plan).collect().await.map_err(failed())?;
-        let mut met = true;
-        for batch in &batches {
-            let values = as_boolean_array(batch.column(0)).map_err(failed())?;
-            met &= values.iter().all(|value| value.unwrap_or(true));
-        }
-        Ok(ExpectationResult {
-            name: expectation.name.clone(),
-            severity: expectation.severity,
-            condition: expectation.condition.clone(),
-            failed_rows: u64::from(!met),
-        })
+        let plan = state.create_logical_plan(sql).await?;
+        DataFrame::new(state, plan).collect().await
     }
 
     fn judge(&self, staged: &Staged, results: &[ExpectationResult]) -> Result<()> {
@@ -683,7 +763,11 @@ impl StageWork {
         }
 
         let spec = self.spec();
-        let reshaped = table.schema() != &spec.schema || table.comment().unwrap_or_default() != spec.comment;
+        let properties = self.checked.stage.contract.as_ref().map(contract_change::properties).unwrap_or_default();
+        let reshaped = table.schema() != &spec.schema
+            || table.comment().unwrap_or_default() != spec.comment
+            || properties.iter().any(|(key, value)| table.property(key) != Some(value));
+        let schema = spec.schema.as_ref().clone().with_metadata(properties);
         let version = table.position(&app_id).await?.unwrap_or(0) + 1;
         let note = serde_json::to_value(note).unwrap_or(Value::Null);
         let outcome = self
@@ -694,7 +778,7 @@ impl StageWork {
                 fence: None,
                 kind: ChangeKind::ReplaceAll,
                 files: staged.files,
-                schema: reshaped.then(|| Arc::clone(&spec.schema)),
+                schema: reshaped.then(|| Arc::new(schema)),
                 comment: Some(spec.comment),
                 metadata: [(STAGE_NOTE.to_owned(), note)].into_iter().collect(),
             })

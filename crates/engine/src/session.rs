@@ -20,7 +20,7 @@ use holdfast_types::TableName;
 use crate::Result;
 use crate::diagnostic::most_similar;
 use crate::error::{EngineError, describe};
-use crate::functions::customer_bucket_function;
+use crate::functions::{customer_bucket_function, json_field_function};
 use crate::memory::UnspilledBetweenPartitions;
 
 /// The catalogue's name in every session.
@@ -120,6 +120,7 @@ pub fn session_with(
     }
     context.register_catalog(CATALOG, Arc::new(catalog));
     context.register_udf(customer_bucket_function(buckets));
+    context.register_udf(json_field_function());
     for function in &settings.functions {
         context.register_udf(function.as_ref().clone());
     }

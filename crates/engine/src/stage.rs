@@ -8,8 +8,10 @@ use datafusion::sql::sqlparser::ast::{
     Expr, ObjectName, ObjectNamePart, Query, SetExpr, Statement as SqlStatement, visit_expressions, visit_relations,
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
-use holdfast_types::TableName;
+use holdfast_types::{PII_KEY, TableName};
 
+use crate::contract::{Contract, KEY_UNIQUE};
+use crate::contract_change::Terms;
 use crate::diagnostic::{Diagnostic, line_and_column};
 use crate::directive::{self, Directives};
 
@@ -26,7 +28,9 @@ pub struct Stage {
     pub directives: Directives,
     /// The tables it reads, and where each is first named (line, column, width).
     pub inputs: BTreeMap<TableName, (usize, usize, usize)>,
-    /// Documentation of output columns, from the comments behind them.
+    /// What its table promises, where a contract says so: then it is the one place for comments, personal data and the key.
+    pub contract: Option<Contract>,
+    /// Documentation of output columns, from the comments behind them or from the contract.
     pub column_comments: BTreeMap<String, String>,
     /// Whether the result depends on the moment of the run.
     pub depends_on_time: bool,
@@ -85,13 +89,52 @@ impl Stage {
                 text,
                 directives,
                 inputs,
-                column_comments,
+                contract: None,
+                column_comments: column_comments.into_iter().map(|(name, comment)| (name, comment.text)).collect(),
                 depends_on_time,
                 statement,
             })
         } else {
             Err(mistakes)
         }
+    }
+
+    /// Takes over what the contract beside the stage says. What the stage says of the same is a mistake: there is one place for it.
+    pub(crate) fn adopt(&mut self, contract: Contract) -> Vec<Diagnostic> {
+        let elsewhere = format!("it stands in {}: take it out here", contract.file.display());
+        let mut mistakes: Vec<Diagnostic> = column_comments(&self.text)
+            .into_iter()
+            .filter(|(name, _)| contract.column(name).is_some())
+            .map(|(name, CommentedColumn { place: (line, column, width), .. })| {
+                let message = format!("the comment behind `{name}` says again what the column means");
+                Diagnostic::at("E0504", message, &self.file, &self.text, line, column, width).with_help(&elsewhere)
+            })
+            .collect();
+        if self.directives.tags.iter().any(|(tag, _)| tag == PII_KEY) {
+            let mistake =
+                Diagnostic::of_file("E0504", "the directive `@tag pii` says again what is personal", &self.file);
+            mistakes.push(mistake.with_help(&elsewhere));
+        }
+        let implied = contract.expectations();
+        for expectation in &self.directives.expectations {
+            if expectation.name == KEY_UNIQUE || implied.iter().any(|implied| implied.name == expectation.name) {
+                let (line, column) = expectation.place;
+                let width = expectation.condition.chars().count();
+                let message = format!("expectation `{}` is one that the contract implies", expectation.name);
+                let mistake = Diagnostic::at("E0504", message, &self.file, &self.text, line, column, width);
+                mistakes.push(mistake.with_help("take it out, or give it another name"));
+            }
+        }
+        let stated = std::mem::replace(&mut self.directives.expectations, implied);
+        self.directives.expectations.extend(stated);
+        self.directives.description = contract.comment();
+        let pii = contract.pii();
+        if !pii.is_empty() {
+            self.directives.tags.push((PII_KEY.to_owned(), pii));
+        }
+        self.column_comments = contract.columns.iter().map(|column| (column.name.clone(), column.comment())).collect();
+        self.contract = Some(contract);
+        mistakes
     }
 
     /// What decides whether a refresh could give another result: the query without comments and layout, and the directives that
@@ -111,6 +154,10 @@ impl Stage {
         for (tag, columns) in &self.directives.tags {
             part(tag);
             part(&columns.join(","));
+        }
+        if let Some(contract) = &self.contract {
+            part(&contract.version.to_string());
+            part(&Terms::of(contract).hash());
         }
         hasher.finalize().to_hex().chars().take(32).collect()
     }
@@ -234,12 +281,19 @@ fn inputs(
     found
 }
 
+struct CommentedColumn {
+    text: String,
+    /// Line, column and width of the comment.
+    place: (usize, usize, usize),
+}
+
 /// The comments behind output columns: `<expression> as name,  -- text`, one column a line. The last line that names a column
 /// counts, which is the final `select`'s.
-fn column_comments(text: &str) -> BTreeMap<String, String> {
+fn column_comments(text: &str) -> BTreeMap<String, CommentedColumn> {
     let mut comments = BTreeMap::new();
-    for line in text.lines() {
+    for (index, line) in text.lines().enumerate() {
         let Some((code, comment)) = line.split_once("-- ") else { continue };
+        let column = code.chars().count() + 1;
         let code = code.trim_end().trim_end_matches(',').trim_end();
         let name: String = code
             .chars()
@@ -250,7 +304,8 @@ fn column_comments(text: &str) -> BTreeMap<String, String> {
             .rev()
             .collect();
         if !name.is_empty() && !comment.trim().is_empty() {
-            comments.insert(name, comment.trim().to_owned());
+            let place = (index + 1, column, comment.trim_end().chars().count() + 3);
+            comments.insert(name, CommentedColumn { text: comment.trim().to_owned(), place });
         }
     }
     comments

@@ -15,7 +15,7 @@ use clap::Parser;
 use holdfast_lake::StoreOptions;
 use tracing::Instrument;
 
-use crate::commands::{collect, demo, generate, ingest, maintain, quarantine, run, serve, sql, test};
+use crate::commands::{collect, contracts, demo, generate, ingest, maintain, quarantine, run, serve, sql, test};
 use crate::error::CliError;
 use crate::progress::Terminal;
 use crate::project::{Project, ProjectArgs};
@@ -43,6 +43,7 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Collect(collect::CollectArgs),
+    Contracts(contracts::ContractsArgs),
     Demo(demo::DemoArgs),
     Generate(generate::GenerateArgs),
     Ingest(ingest::IngestArgs),
@@ -58,6 +59,7 @@ impl Command {
     const fn name(&self) -> &'static str {
         match self {
             Self::Collect(_) => "collect",
+            Self::Contracts(_) => "contracts",
             Self::Demo(_) => "demo",
             Self::Generate(_) => "generate",
             Self::Ingest(_) => "ingest",
@@ -118,6 +120,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let project = Project::find(&cli.project, store_options())?;
     match &cli.command {
         Command::Collect(args) => collect::run(&project, args, terminal).await,
+        Command::Contracts(args) => contracts::run(&project, args, terminal).await,
         Command::Demo(args) => demo::run(project, args, terminal).await,
         Command::Generate(_) => Ok(()),
         Command::Ingest(args) => ingest::run(&project, args, terminal).await,

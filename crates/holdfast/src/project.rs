@@ -79,7 +79,6 @@ impl Default for IdentitySection {
 #[serde(deny_unknown_fields)]
 struct PipelineFile {
     #[serde(default)]
-    #[expect(dead_code, reason = "for people who read the file")]
     description: String,
     stages: PathBuf,
 }
@@ -221,6 +220,17 @@ impl Project {
         Err(CliError::NoPipeline { name: self.pipeline.clone(), folder: pipelines, hint })
     }
 
+    /// The pipeline in one line, as its file has it.
+    pub(crate) fn description(&self) -> Result<String, CliError> {
+        let pipeline: PipelineFile = read_toml(&self.pipeline_folder()?.join("pipeline.toml"))?;
+        Ok(pipeline.description)
+    }
+
+    /// The folder of the project.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The pipeline's sources.
     pub(crate) fn sources(&self) -> Result<Vec<SourceSpec>, CliError> {
         Ok(load_sources(&self.pipeline_folder()?.join("sources"))?)
@@ -231,11 +241,17 @@ impl Project {
         let pipeline: PipelineFile = read_toml(&self.pipeline_folder()?.join("pipeline.toml"))?;
         let mut declared = declared_tables()?;
         for table in ledger_tables()? {
-            declared.push(DeclaredTable { name: table.name, schema: table.schema });
+            declared.push(DeclaredTable { name: table.name, schema: table.schema, identifiers: Vec::new() });
         }
         for source in self.sources()? {
             let name = raw_table(&source)?;
-            declared.push(DeclaredTable { name, schema: source.raw_schema() });
+            let mut identifiers: Vec<String> = Vec::new();
+            for identifier in &source.identifiers {
+                if !identifiers.contains(&identifier.identifier_type) {
+                    identifiers.push(identifier.identifier_type.clone());
+                }
+            }
+            declared.push(DeclaredTable { name, schema: source.raw_schema(), identifiers });
         }
         Ok(Stages::load(&self.folder.join(pipeline.stages), declared)?)
     }

@@ -101,6 +101,8 @@ pub(crate) fn history() -> Result<TableSpec> {
 pub fn declared_tables() -> Result<Vec<DeclaredTable>> {
     [edges()?, identifiers()?, customers()?, history()?]
         .into_iter()
-        .map(|spec| Ok(DeclaredTable { name: spec.name, schema: SchemaRef::clone(&spec.schema) }))
+        .map(|spec| {
+            Ok(DeclaredTable { name: spec.name, schema: SchemaRef::clone(&spec.schema), identifiers: Vec::new() })
+        })
         .collect()
 }

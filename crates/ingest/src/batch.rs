@@ -23,13 +23,13 @@ use crate::discover::FoundFile;
 use crate::error::IngestError;
 use crate::facts::{Counting, FileFacts, RecentKeys};
 use crate::ingest::IngestSettings;
-use crate::json::UnknownFields;
 use crate::ledger::widen;
 use crate::parquet_rows::{ParquetFile, ParquetRows, convert, decode_error, layout_text, open};
 use crate::places::Places;
 use crate::quarantine::Form;
 use crate::refusal::RefusedRow;
 use crate::spec::{BATCH, FileFormat, INGESTED_AT, SOURCE_FILE, SOURCE_LINE, SourceSpec};
+use crate::unknown::{UNKNOWN, UnknownFields};
 
 /// Pieces of a file under way from the store, and blocks under way to each worker.
 const CHUNKS_AHEAD: usize = 2;
@@ -67,9 +67,8 @@ pub(crate) struct Staged {
     pub(crate) quarantine: Vec<StagedFile>,
     /// In the order of the files.
     pub(crate) files: Vec<FileOutcome>,
+    /// Fields that the contract does not have.
     pub(crate) unknown: UnknownFields,
-    /// Headers and Parquet columns that the contract does not have.
-    pub(crate) unknown_columns: Vec<String>,
     /// Of the rows for `raw`.
     pub(crate) keys: RecentKeys,
 }
@@ -98,7 +97,6 @@ enum Work {
 struct ReadSide {
     /// In the order of the files.
     files: Vec<SplitFile>,
-    unknown_columns: Vec<String>,
 }
 
 enum Done {
@@ -166,7 +164,6 @@ pub(crate) async fn stage(staging: &Staging, files: &[HashedFile], progress: &dy
         quarantine: worked.quarantine,
         files: outcomes,
         unknown: worked.unknown,
-        unknown_columns: read.unknown_columns,
         keys: RecentKeys::default(),
     })
 }
@@ -286,7 +283,6 @@ impl Reading {
             let read = if parquet { self.parquet(start..end).await? } else { self.text(start..end).await? };
             let whole = read.files.len() == end - start;
             side.files.extend(read.files);
-            note_columns(&mut side.unknown_columns, &read.unknown_columns);
             if !whole {
                 break;
             }
@@ -320,9 +316,6 @@ impl Reading {
                     };
                     let span = file_span(&staging, &file.found).entered();
                     let split = splitter.split(Chunks::new(chunks), file.found.size, |block| {
-                        if let Some(layout) = &block.layout {
-                            note_columns(&mut side.unknown_columns, &layout.unknown);
-                        }
                         next = (next + 1) % senders.len();
                         senders[next].blocking_send(Work::Lines(block)).is_ok()
                     })?;
@@ -363,7 +356,7 @@ impl Reading {
         for index in range {
             let file = &self.files[index];
             let span = file_span(&self.staging, &file.found);
-            let reading = self.parquet_file(index, &file.found, &mut side, &mut next).instrument(span.clone());
+            let reading = self.parquet_file(index, &file.found, &mut next).instrument(span.clone());
             let Some(rows) = reading.await? else { return Ok(side) };
             span.record("rows", rows);
             let content_hash = file.content_hash.clone().unwrap_or_default();
@@ -374,18 +367,11 @@ impl Reading {
     }
 
     /// The number of rows that the file says it has; `None` when a worker has gone.
-    async fn parquet_file(
-        &self,
-        index: usize,
-        file: &FoundFile,
-        side: &mut ReadSide,
-        next: &mut usize,
-    ) -> Result<Option<u64>> {
+    async fn parquet_file(&self, index: usize, file: &FoundFile, next: &mut usize) -> Result<Option<u64>> {
         let places = &self.staging.places;
         let opened = open(places.store_of(&file.path), file, places.spec_of(&file.path)).await?;
         let Some(opened) = opened else { return Ok(Some(0)) };
-        let ParquetFile { mut stream, unknown, rows: rows_declared } = opened;
-        note_columns(&mut side.unknown_columns, &unknown);
+        let ParquetFile { mut stream, rows: rows_declared } = opened;
         let mut first_row = 1;
         while let Some(rows) = stream
             .try_next()
@@ -412,14 +398,6 @@ fn file_span(staging: &Staging, file: &FoundFile) -> tracing::Span {
         bytes = file.size,
         rows = tracing::field::Empty,
     )
-}
-
-fn note_columns(known: &mut Vec<String>, found: &[String]) {
-    for name in found {
-        if !known.contains(name) {
-            known.push(name.clone());
-        }
-    }
 }
 
 /// Decodes on a thread of its own, which lives as long as the batch so that its memory is used again and again, and
@@ -492,6 +470,7 @@ impl Staging {
                 let event_times = event_time.and_then(|index| columns[index].time_range());
                 let columns =
                     columns.into_iter().map(Column::finish).collect::<Result<_, _>>().map_err(IngestError::internal)?;
+                let unknown = unknown.finish(lines.len())?;
                 let quarantine = self.quarantine_rows(name, &refused, form, layout.as_deref())?;
                 self.decoded(file, name, columns, lines, refused, quarantine, event_times, blank, unknown)
             }
@@ -499,10 +478,9 @@ impl Staging {
                 let name = &files[file].found.path;
                 let converted = convert(&rows, first_row, name, self.places.spec_of(name), original_bytes_max)?;
                 let event_times = event_time.and_then(|index| time_range(&converted.columns[index]));
-                let ParquetRows { columns, lines, refused } = converted;
+                let ParquetRows { columns, lines, refused, unknown } = converted;
                 let layout = (!refused.is_empty()).then(|| layout_text(&rows.schema()));
                 let quarantine = self.quarantine_rows(name, &refused, Form::Parquet, layout.as_deref())?;
-                let unknown = UnknownFields::default();
                 self.decoded(file, name, columns, lines, refused, quarantine, event_times, 0, unknown)
             }
         }
@@ -519,7 +497,7 @@ impl Staging {
         quarantine: Option<RecordBatch>,
         event_times: Option<(i64, i64)>,
         blank: u64,
-        unknown: UnknownFields,
+        (kept, unknown): (Option<ArrayRef>, UnknownFields),
     ) -> Result<Decoded> {
         let count = |length: usize| u64::try_from(length).unwrap_or(0);
         let facts = self.counting.count(&self.spec, file, &columns, lines.len())?;
@@ -534,15 +512,22 @@ impl Staging {
             not_utf8: count(refused.iter().filter(|row| row.refusal.reason == NOT_UTF8).count()),
             first_refused: refused.iter().min_by_key(|row| row.line).cloned(),
         };
-        let raw = (!lines.is_empty()).then(|| self.raw_rows(name, columns, lines)).transpose()?;
+        let raw = (!lines.is_empty()).then(|| self.raw_rows(name, columns, kept, lines)).transpose()?;
         Ok(Decoded { file, raw, quarantine, outcome, unknown })
     }
 
     /// The rows in the columns that the table has: one that the contract no longer has is null.
-    fn raw_rows(&self, file: &str, columns: Vec<ArrayRef>, lines: Vec<i64>) -> Result<RecordBatch> {
+    fn raw_rows(
+        &self,
+        file: &str,
+        columns: Vec<ArrayRef>,
+        kept: Option<ArrayRef>,
+        lines: Vec<i64>,
+    ) -> Result<RecordBatch> {
         let rows = lines.len();
         let mut columns: BTreeMap<&str, ArrayRef> =
             self.spec.columns.iter().map(|column| column.name.as_str()).zip(columns).collect();
+        columns.extend(kept.map(|kept| (UNKNOWN, kept)));
         columns.extend(self.lineage(file, lines));
         fit(&mut columns, self.raw.schema(), rows)
     }

@@ -9,9 +9,10 @@ use tokio::sync::mpsc::Receiver;
 use crate::column::{Column, TextRules};
 use crate::delimited::Layout;
 use crate::error::IngestError;
-use crate::json::UnknownFields;
+use crate::origin::Origin;
 use crate::refusal::{Refusal, RefusedRow};
 use crate::spec::{Compression, FileFormat, SourceSpec};
+use crate::unknown::Unknown;
 use crate::{Result, delimited, json};
 
 const BYTE_ORDER_MARK: &[u8] = &[0xEF, 0xBB, 0xBF];
@@ -471,7 +472,7 @@ pub(crate) struct Rows {
     pub(crate) refused: Vec<RefusedRow>,
     /// Lines without text, neither read nor stored.
     pub(crate) blank: u64,
-    pub(crate) unknown: UnknownFields,
+    pub(crate) unknown: Unknown,
 }
 
 /// Decodes the records of a block. A record is a row or refused, never both and never neither.
@@ -487,7 +488,7 @@ pub(crate) fn decode(block: &Block, name: &str, spec: &SourceSpec, original_byte
     columns.iter_mut().for_each(|column| column.reserve(rows_max));
     let mut lines = Vec::with_capacity(rows_max);
     let mut refused = Vec::new();
-    let mut unknown = UnknownFields::default();
+    let mut unknown = Unknown::of_feed(matches!(spec.origin, Origin::Feed(_)));
     let mut blank = 0;
     let mut line = block.first_line;
     // Almost always the whole block is valid; checked once, its records need not be.
@@ -514,12 +515,16 @@ pub(crate) fn decode(block: &Block, name: &str, spec: &SourceSpec, original_byte
             None => std::str::from_utf8(bytes).map_err(|_| Refusal::row(NOT_UTF8)),
         };
         let read = text.and_then(|text| match &block.layout {
-            Some(layout) => delimited::parse_record(text, layout, &mut columns, spec.delimiter, &rules),
+            Some(layout) => delimited::parse_record(text, layout, &mut columns, spec.delimiter, &rules, &mut unknown),
             None => json::parse_record(text, &mut columns, row, &rules, &mut unknown),
         });
         match read {
-            Ok(()) => lines.push(i64::try_from(line).unwrap_or(i64::MAX)),
+            Ok(()) => {
+                unknown.end_row(row);
+                lines.push(i64::try_from(line).unwrap_or(i64::MAX));
+            }
             Err(refusal) => {
+                unknown.drop_row();
                 columns.iter_mut().for_each(|column| column.truncate(row));
                 if !terminated {
                     return Err(IngestError::Truncated {

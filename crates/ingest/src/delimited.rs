@@ -5,16 +5,23 @@ use memchr::{memchr, memchr_iter};
 use crate::column::{Column, TextRules};
 use crate::refusal::Refusal;
 use crate::spec::SourceSpec;
+use crate::unknown::{Unknown, json_text};
 
 /// Where the columns of a contract stand in the records of one file.
 #[derive(Debug)]
 pub(crate) struct Layout {
-    /// The column of each field of a record; `None` for a field that the contract does not have.
-    fields: Vec<Option<usize>>,
-    /// Header names that the contract does not have.
-    pub(crate) unknown: Vec<String>,
+    fields: Vec<Slot>,
     /// The header line; `None` for a file without one.
     pub(crate) header: Option<String>,
+}
+
+/// What a field of a record is for.
+#[derive(Debug)]
+enum Slot {
+    /// A column of the contract.
+    Column(usize),
+    /// Nothing that the contract has: its name, and the same as JSON writes it between quotes.
+    Unknown { name: String, key: String },
 }
 
 impl Layout {
@@ -28,23 +35,29 @@ impl Layout {
         .map_err(|refusal| format!("the header cannot be read: {}", refusal.reason))?;
 
         let mut fields = Vec::with_capacity(names.len());
-        let mut unknown = Vec::new();
+        let mut found = Vec::with_capacity(spec.columns.len());
         for (position, name) in names.iter().enumerate() {
             if names[..position].contains(name) {
                 return Err(format!("the header has `{name}` twice: rename one of the two"));
             }
-            let index = spec.columns.iter().position(|column| column.source_name == *name);
-            if index.is_none() {
-                unknown.push(name.clone());
+            match spec.columns.iter().position(|column| column.source_name == *name) {
+                Some(index) => {
+                    found.push(index);
+                    fields.push(Slot::Column(index));
+                }
+                None => {
+                    let quoted = json_text(name);
+                    let key = quoted[1..quoted.len() - 1].to_owned();
+                    fields.push(Slot::Unknown { name: name.clone(), key });
+                }
             }
-            fields.push(index);
         }
         let missing: Vec<&str> = (0..spec.columns.len())
-            .filter(|index| !fields.contains(&Some(*index)))
+            .filter(|index| !found.contains(index))
             .map(|index| spec.columns[index].source_name.as_str())
             .collect();
         if missing.is_empty() {
-            return Ok(Self { fields, unknown, header: Some(line.to_owned()) });
+            return Ok(Self { fields, header: Some(line.to_owned()) });
         }
         Err(format!(
             "the header has no column `{}`{}",
@@ -55,7 +68,7 @@ impl Layout {
 
     /// The layout of a file without a header: the columns in the order of the contract.
     pub(crate) fn in_order(spec: &SourceSpec) -> Self {
-        Self { fields: (0..spec.columns.len()).map(Some).collect(), unknown: Vec::new(), header: None }
+        Self { fields: (0..spec.columns.len()).map(Slot::Column).collect(), header: None }
     }
 }
 
@@ -82,20 +95,31 @@ fn header_remedy(names: &[String], missing: &[&str], line: &str, spec: &SourceSp
     }
 }
 
-/// Reads one record into a row of `columns`, which all hold `row` rows before. After a refusal the columns may hold
-/// parts of the row: truncate them.
+/// Reads one record into a row of `columns`, which all hold `row` rows before. Fields that no column is for go to
+/// `unknown`, which is to be told whether the row is one. After a refusal the columns may hold parts of the row: truncate
+/// them.
 pub(crate) fn parse_record(
     record: &str,
     layout: &Layout,
     columns: &mut [Column],
     delimiter: u8,
     rules: &TextRules,
+    unknown: &mut Unknown,
 ) -> Result<(), Refusal> {
     let mut count = 0;
     split(record, delimiter, |position, text| {
         count = position + 1;
-        let Some(slot) = layout.fields.get(position) else { return Ok(()) };
-        let Some(column) = slot.and_then(|index| columns.get_mut(index)) else { return Ok(()) };
+        let column = match layout.fields.get(position) {
+            Some(Slot::Column(index)) => columns.get_mut(*index),
+            Some(Slot::Unknown { name, key }) => {
+                if !text.is_empty() && !rules.is_null(text) {
+                    unknown.keep_text(name, key, text);
+                }
+                None
+            }
+            None => None,
+        };
+        let Some(column) = column else { return Ok(()) };
         if text.is_empty() {
             column.push_null();
             return Ok(());

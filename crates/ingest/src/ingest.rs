@@ -5,8 +5,8 @@ use arrow::array::RecordBatch;
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt};
 use holdfast_lake::{
-    Change, ChangeKind, CommitOutcome, Lake, ObjectLocation, Position, StagedFile, Table, TableSpec, TableWriter,
-    WriterSettings,
+    Change, ChangeKind, CommitOutcome, Lake, LakeError, ObjectLocation, Position, StagedFile, Table, TableSpec,
+    TableWriter, WriterSettings,
 };
 use holdfast_types::{Progress, Promise, TableName};
 use serde::Serialize;
@@ -19,7 +19,6 @@ use crate::discover::{FoundFile, discover, look_up};
 use crate::error::IngestError;
 use crate::facts::{Counting, Facts, RecentKeys};
 use crate::inbox::{Inbox, Look};
-use crate::json::UnknownFields;
 use crate::ledger::{
     Arrival, BatchTotals, Ledger, Outcome, PlannedFile, batch_row, batches_table, files_rows, files_table, widen,
 };
@@ -29,6 +28,7 @@ use crate::quality::{Alert, Memory, RecentBatch, alerts_table};
 use crate::quarantine::quarantine_table;
 use crate::refused::{RefusedFile, RefusedFiles, refused_row, refused_table};
 use crate::spec::{FileFormat, SourceSpec};
+use crate::unknown::{UNKNOWN, UnknownFields, unknown_fields_rows, unknown_fields_table};
 
 /// How often a batch is planned anew because other workers took its number.
 const PLAN_ATTEMPTS_MAX: usize = 20;
@@ -343,8 +343,18 @@ struct Tables {
 
 impl Tables {
     async fn ensure(lake: &Lake, spec: &SourceSpec) -> Result<Self> {
+        let raw = raw_table(spec)?;
+        let raw = match lake.ensure_table(&raw).await {
+            Err(error @ LakeError::Schema { .. }) => {
+                if let Some(raw) = lake.table(&raw.name).await? {
+                    spec.check_types(raw.schema())?;
+                }
+                return Err(error.into());
+            }
+            ended => ended?,
+        };
         Ok(Self {
-            raw: lake.ensure_table(&raw_table(spec)?).await?,
+            raw,
             quarantine: lake.ensure_table(&quarantine_table(spec)?).await?,
             files: lake.ensure_table(&files_table()?).await?,
             batches: lake.ensure_table(&batches_table()?).await?,
@@ -374,7 +384,6 @@ pub(crate) struct Source<'a> {
     refused: RefusedFiles,
     memory: Option<Memory>,
     unknown: UnknownFields,
-    unknown_columns: Vec<String>,
     event_times: Option<(i64, i64)>,
     report: SourceReport,
 }
@@ -402,7 +411,6 @@ impl<'a> Source<'a> {
             refused: books.refused,
             memory: books.memory,
             unknown: UnknownFields::default(),
-            unknown_columns: Vec::new(),
             event_times: None,
             report,
         }
@@ -820,6 +828,9 @@ impl<'a> Source<'a> {
             tracing::debug!(source = %self.spec.name, batch, ?outcome, "refused rows committed");
             self.reached(IngestStep::QuarantineCommitted);
         }
+        if !staged.unknown.is_empty() {
+            self.note_unknown(batch, &staged.unknown).await?;
+        }
         let facts = Facts::of(&self.spec, staged.files.iter().map(|file| &file.facts));
         let mut raw_notes = notes();
         // Should this worker die now, the one that records the batch finds them here.
@@ -833,13 +844,18 @@ impl<'a> Source<'a> {
         };
         self.reached(IngestStep::RawCommitted);
         self.unknown.merge(staged.unknown);
-        for name in staged.unknown_columns {
-            if !self.unknown_columns.contains(&name) {
-                self.unknown_columns.push(name);
-            }
-        }
         self.record_batch(batch, outcome, planned, started_at, Some(facts), Some(&staged.keys)).await?;
         Ok(outcome)
+    }
+
+    /// Tells of fields outside the contract, once a batch. Before its rows are there, as with what was refused.
+    async fn note_unknown(&self, batch: i64, fields: &UnknownFields) -> Result<()> {
+        let table = self.lake.ensure_table(&unknown_fields_table()?).await?;
+        let rows = unknown_fields_rows(self.pipeline, &self.spec.name, batch, fields, self.now())?;
+        let files = write(&table, &rows).await?;
+        let outcome = self.commit("unknown", &table, batch, files, Map::new()).await?;
+        tracing::debug!(source = %self.spec.name, batch, ?outcome, "fields outside the contract noted");
+        Ok(())
     }
 
     async fn record_batch(
@@ -965,14 +981,16 @@ impl<'a> Source<'a> {
 
     /// What was done, and the books as they are now.
     pub(crate) fn into_report(mut self) -> (SourceReport, Books) {
-        let mut names: Vec<String> = std::mem::take(&mut self.unknown_columns);
-        names.extend(self.unknown.iter().map(|(name, times)| format!("{name} ({times} times)")));
+        let mut names: Vec<String> = self.unknown.iter().map(|(name, rows)| format!("{name} ({rows} rows)")).collect();
         if !names.is_empty() {
             let more = names.len().saturating_sub(NAMES_SHOWN_MAX);
             names.truncate(NAMES_SHOWN_MAX);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             let names = names.join(", ");
-            self.report.warnings.push(format!("fields outside the contract are left out: {names}{more}"));
+            self.report.warnings.push(format!(
+                "fields outside the contract are kept in raw.{}.{UNKNOWN}: {names}{more}",
+                self.spec.name
+            ));
         }
         let moment = |micros: i64| DateTime::from_timestamp_micros(micros);
         self.report.event_time_min = self.event_times.and_then(|(earliest, _)| moment(earliest));

@@ -1,63 +1,31 @@
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use crate::column::{Column, TextRules, Values, offset};
 use crate::refusal::Refusal;
+use crate::unknown::{Step, Unknown};
 
 /// Deeper nesting than any record has; a limit, so that hostile input cannot exhaust the stack.
 const DEPTH_MAX: usize = 64;
-/// Names of fields outside the contract that are remembered, and the longest of them.
-const UNKNOWN_NAMES_MAX: usize = 32;
-const UNKNOWN_NAME_LENGTH_MAX: usize = 64;
-
-/// Fields that records have and the contract does not, with how often they were seen.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct UnknownFields(BTreeMap<String, u64>);
-
-impl UnknownFields {
-    fn note(&mut self, name: &str) {
-        if let Some(count) = self.0.get_mut(name) {
-            *count += 1;
-            return;
-        }
-        // A map keyed by people's addresses must not end up in a log.
-        let plain = name.len() <= UNKNOWN_NAME_LENGTH_MAX
-            && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | ' '));
-        let name = if plain && self.0.len() < UNKNOWN_NAMES_MAX { name } else { "(other)" };
-        *self.0.entry(name.to_owned()).or_default() += 1;
-    }
-
-    pub(crate) fn merge(&mut self, other: Self) {
-        for (name, count) in other.0 {
-            *self.0.entry(name).or_default() += count;
-        }
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.0.iter().map(|(name, count)| (name.as_str(), *count))
-    }
-}
-
 /// Reads one JSON object into a row of `columns`, which all hold `row` rows before.
 ///
 /// A JSON type other than the column's is refused, with three exceptions that JSON has no types for: decimals, dates and
-/// timestamps may be text. After a refusal the columns may hold parts of the row: truncate them.
+/// timestamps may be text. Fields that no column is for go to `unknown`, which is to be told whether the row is one. After
+/// a refusal the columns may hold parts of the row: truncate them.
 pub(crate) fn parse_record(
     line: &str,
     columns: &mut [Column],
     row: usize,
     rules: &TextRules,
-    unknown: &mut UnknownFields,
+    unknown: &mut Unknown,
 ) -> Result<(), Refusal> {
-    let mut parser = Parser { text: line, bytes: line.as_bytes(), at: 0, rules };
+    let mut parser = Parser { text: line, bytes: line.as_bytes(), at: 0, rules, unknown };
     parser.blanks();
     match parser.next() {
         Some(b'{') => {}
         Some(_) => return Err(Refusal::row("not a JSON object")),
         None => return Err(parser.malformed()),
     }
-    parser.object(columns, row, Some(unknown), 0)?;
+    parser.object(columns, row, 0)?;
     parser.blanks();
     if parser.at < parser.bytes.len() {
         return Err(Refusal::row("more text after the JSON object: write one object a line"));
@@ -65,22 +33,17 @@ pub(crate) fn parse_record(
     Ok(())
 }
 
-struct Parser<'a> {
+struct Parser<'a, 'u> {
     text: &'a str,
     bytes: &'a [u8],
     at: usize,
     rules: &'a TextRules,
+    unknown: &'u mut Unknown,
 }
 
-impl<'a> Parser<'a> {
+impl<'a> Parser<'a, '_> {
     /// The rest of an object whose brace is read.
-    fn object(
-        &mut self,
-        columns: &mut [Column],
-        row: usize,
-        mut unknown: Option<&mut UnknownFields>,
-        depth: usize,
-    ) -> Result<(), Refusal> {
+    fn object(&mut self, columns: &mut [Column], row: usize, depth: usize) -> Result<(), Refusal> {
         self.blanks();
         if self.peek() == Some(b'}') {
             self.at += 1;
@@ -89,7 +52,9 @@ impl<'a> Parser<'a> {
             let mut expected = 0;
             loop {
                 self.blanks();
+                let name_start = self.at + 1;
                 let key = self.key()?;
+                let name = name_start..self.at - 1;
                 self.blanks();
                 if self.next() != Some(b':') {
                     return Err(self.malformed());
@@ -105,14 +70,23 @@ impl<'a> Parser<'a> {
                         if column.len() > row {
                             return Err(Refusal::row("the field appears twice").within(&key));
                         }
+                        let is_nested = matches!(column.values, Values::Struct(_) | Values::List { .. });
+                        if is_nested {
+                            self.unknown.path.push(Step::Field(name));
+                        }
                         self.value(column, depth + 1).map_err(|refusal| refusal.within(&key))?;
+                        if is_nested {
+                            self.unknown.path.pop();
+                        }
                         expected = index + 1;
                     }
                     None => {
-                        if let Some(unknown) = &mut unknown {
-                            unknown.note(&key);
-                        }
+                        let start = self.at;
                         self.skip(depth + 1)?;
+                        // Absent and null are the same.
+                        if self.bytes[start] != b'n' {
+                            self.unknown.keep(self.text, name, start..self.at);
+                        }
                     }
                 }
                 self.blanks();
@@ -191,7 +165,7 @@ impl<'a> Parser<'a> {
                 self.at += 1;
                 let row = column.len();
                 if let Values::Struct(children) = &mut column.values {
-                    self.object(children, row, None, depth)?;
+                    self.object(children, row, depth)?;
                 }
                 column.mark_present();
                 Ok(())
@@ -217,16 +191,24 @@ impl<'a> Parser<'a> {
             self.at += 1;
             return Ok(());
         }
-        loop {
+        let is_nested = matches!(item.values, Values::Struct(_) | Values::List { .. });
+        for index in 0.. {
             self.blanks();
+            if is_nested {
+                self.unknown.path.push(Step::Item(index));
+            }
             self.value(item, depth + 1)?;
+            if is_nested {
+                self.unknown.path.pop();
+            }
             self.blanks();
             match self.next() {
                 Some(b',') => {}
-                Some(b']') => return Ok(()),
+                Some(b']') => break,
                 _ => return Err(self.malformed()),
             }
         }
+        Ok(())
     }
 
     /// Passes over a value that nobody asked for; it has to be JSON all the same.
@@ -434,12 +416,45 @@ mod tests {
     fn read(columns: &mut [Column], line: &str) -> Result<(), Refusal> {
         let rules = TextRules { zone: Zone::UTC, null_values: vec!["N/A".to_owned()] };
         let row = columns[0].len();
-        let read = parse_record(line, columns, row, &rules, &mut UnknownFields::default());
+        let read = parse_record(line, columns, row, &rules, &mut Unknown::default());
         if read.is_err() {
             columns.iter_mut().for_each(|column| column.truncate(row));
         }
         assert!(columns.iter().all(|column| column.len() == row + usize::from(read.is_ok())));
         read
+    }
+
+    #[test]
+    fn fields_outside_the_contract_are_kept_as_they_are_written_wherever_they_are() {
+        let mut columns = columns(&[("id", "string"), ("who", "struct<name string, cards list<struct<no string>>>")]);
+        let rules = TextRules { zone: Zone::UTC, null_values: Vec::new() };
+        let mut unknown = Unknown::default();
+        for (row, line) in [
+            r#"{"id":"a","price" : 1.50,"x\u00e9":{"k":[1, "}"]},"gone":null}"#,
+            r#"{"who":{"name":"n","age":7,"cards":[{"no":"1"},{"no":"2","valid":true}]},"id":"b"}"#,
+            r#"{"id":"c"}"#,
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            parse_record(line, &mut columns, row, &rules, &mut unknown).unwrap();
+            unknown.end_row(row);
+        }
+        assert!(parse_record(r#"{"id":"d","who":{"age":7,"name":3}}"#, &mut columns, 3, &rules, &mut unknown).is_err());
+        unknown.drop_row();
+        let (kept, fields) = unknown.finish(3).unwrap();
+        let kept = kept.unwrap();
+        let texts: Vec<Option<&str>> = kept.as_string::<i32>().iter().collect();
+        assert_eq!(
+            texts,
+            [
+                Some(r#"{"price":1.50,"x\u00e9":{"k":[1, "}"]}}"#),
+                Some(r#"{"who.age":7,"who.cards.1.valid":true}"#),
+                None
+            ]
+        );
+        let counted: Vec<(&str, u64)> = fields.iter().collect();
+        assert_eq!(counted, [("(other)", 1), ("price", 1), ("who.age", 1), ("who.cards.valid", 1)]);
     }
 
     #[test]

@@ -353,6 +353,7 @@ pub fn ledger_tables() -> Result<Vec<TableSpec>> {
         crate::quality::alerts_table()?,
         crate::refused::refused_table()?,
         crate::replay::replays_table()?,
+        crate::unknown::unknown_fields_table()?,
     ])
 }
 

@@ -28,7 +28,6 @@ mod discover;
 mod error;
 mod facts;
 mod follow;
-mod grammar;
 mod inbox;
 mod ingest;
 mod json;
@@ -43,7 +42,10 @@ mod refused;
 mod replay;
 mod reread;
 mod spec;
+mod unknown;
 mod value;
+
+use holdfast_lake::grammar;
 
 pub use error::IngestError;
 pub use follow::{FollowSettings, follow};

@@ -2,10 +2,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, Int64Array, ListArray, RecordBatch, StructArray, UInt32Array, new_null_array,
+    Array, ArrayRef, AsArray, Int64Array, ListArray, RecordBatch, StringArray, StructArray, UInt32Array, new_null_array,
 };
-use arrow::compute::{CastOptions, cast, cast_with_options, take};
-use arrow::datatypes::{DataType, Int64Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType};
+use arrow::compute::{CastOptions, cast, cast_with_options, is_null, nullif, take};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType};
 use arrow::error::ArrowError;
 use arrow::ipc::convert::{IpcSchemaEncoder, fb_to_schema};
 use arrow::ipc::root_as_schema;
@@ -15,7 +15,6 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::ObjectStore;
-use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::{AsyncFileReader, ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder};
 use parquet::errors::ParquetError;
@@ -28,21 +27,21 @@ use crate::error::IngestError;
 use crate::grammar::{suggest, type_name};
 use crate::refusal::{Refusal, RefusedRow};
 use crate::spec::{ColumnSpec, EpochUnit, SourceSpec};
+use crate::unknown::UnknownFields;
 
 const MAGIC: &[u8] = b"PAR1";
 const BATCH_ROWS: usize = 16_384;
 /// Column chunks that are fetched at the same time.
 const RANGES_AHEAD: usize = 4;
 
-/// The rows of a Parquet file as a stream, and the columns it has beyond the contract.
+/// The rows of a Parquet file as a stream: all its columns, those beyond the contract included.
 pub(crate) struct ParquetFile {
     pub(crate) stream: ParquetRecordBatchStream<FileRanges>,
-    pub(crate) unknown: Vec<String>,
     /// What the file's own footer says.
     pub(crate) rows: u64,
 }
 
-/// Opens a Parquet file for the columns of a contract. `None` for an empty object.
+/// Opens a Parquet file that has the columns of a contract. `None` for an empty object.
 ///
 /// # Errors
 /// [`IngestError::Truncated`], [`IngestError::Unreadable`], or [`IngestError::Layout`] when a column is missing or
@@ -79,21 +78,12 @@ pub(crate) async fn open(
 
     let schema = Arc::clone(builder.schema());
     check_columns(&schema, spec).map_err(|message| IngestError::Layout { file: name.to_owned(), message })?;
-    let declared = |column: &str| spec.columns.iter().any(|spec| spec.source_name == column);
-    let (known, unknown): (Vec<_>, Vec<_>) =
-        schema.fields().iter().enumerate().partition(|(_, field)| declared(field.name()));
-    let mask = ProjectionMask::roots(builder.parquet_schema(), known.into_iter().map(|(index, _)| index));
     let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
     let stream = builder
-        .with_projection(mask)
         .with_batch_size(BATCH_ROWS)
         .build()
         .map_err(|error| unreadable(format!("cannot be read as Parquet: {error}")))?;
-    Ok(Some(ParquetFile {
-        stream,
-        unknown: unknown.into_iter().map(|(_, field)| field.name().clone()).collect(),
-        rows,
-    }))
+    Ok(Some(ParquetFile { stream, rows }))
 }
 
 /// What went wrong while Parquet was read: the store's own answer where there is one.
@@ -210,6 +200,8 @@ pub(crate) struct ParquetRows {
     /// The row number of each, from 1.
     pub(crate) lines: Vec<i64>,
     pub(crate) refused: Vec<RefusedRow>,
+    /// The column of fields outside the contract, and how many rows had each.
+    pub(crate) unknown: (Option<ArrayRef>, UnknownFields),
 }
 
 /// Converts rows; one with a value that does not fit its column is refused.
@@ -225,7 +217,7 @@ pub(crate) fn convert(
     let mut columns = Vec::with_capacity(spec.columns.len());
     for column in &spec.columns {
         let Some(values) = batch.column_by_name(&column.source_name) else {
-            return Err(IngestError::internal(format!("column {} was not projected", column.source_name)));
+            return Err(IngestError::internal(format!("column {} was not read", column.source_name)));
         };
         let converted = to_contract(values, column, &rules, &mut reasons).map_err(|error| IngestError::Layout {
             file: name.to_owned(),
@@ -240,14 +232,17 @@ pub(crate) fn convert(
     let line = |row: usize| first_row + u64::try_from(row).unwrap_or(0);
     let good: Vec<usize> = (0..batch.num_rows()).filter(|row| reasons[*row].is_none()).collect();
     let lines = good.iter().map(|row| i64::try_from(line(*row)).unwrap_or(i64::MAX)).collect();
+    let mut extra = extra_columns(batch, spec).map_err(IngestError::internal)?;
     if good.len() < batch.num_rows() {
         let indexes = UInt32Array::from_iter_values(good.iter().map(|row| u32::try_from(*row).unwrap_or(u32::MAX)));
-        columns = columns
-            .iter()
-            .map(|column| take(column, &indexes, None))
-            .collect::<Result<_, _>>()
-            .map_err(IngestError::internal)?;
+        for column in columns.iter_mut().chain(extra.iter_mut().map(|(_, column)| column)) {
+            *column = take(&*column, &indexes, None).map_err(IngestError::internal)?;
+        }
     }
+    let unknown = keep(&extra, good.len()).map_err(|error| IngestError::Layout {
+        file: name.to_owned(),
+        message: format!("columns outside the contract cannot be kept: {error}"),
+    })?;
     let mut refused = Vec::new();
     for (row, refusal) in reasons.into_iter().enumerate() {
         if let Some(refusal) = refusal {
@@ -260,7 +255,69 @@ pub(crate) fn convert(
             refused.push(refused_row);
         }
     }
-    Ok(ParquetRows { columns, lines, refused })
+    Ok(ParquetRows { columns, lines, refused, unknown })
+}
+
+/// The columns that the contract does not have, and the fields that its structs do not have, by names with dots.
+fn extra_columns(batch: &RecordBatch, spec: &SourceSpec) -> Result<Vec<(String, ArrayRef)>, ArrowError> {
+    let mut extra = Vec::new();
+    for (field, values) in batch.schema().fields().iter().zip(batch.columns()) {
+        match spec.columns.iter().find(|column| column.source_name == *field.name()) {
+            None => extra.push((field.name().clone(), Arc::clone(values))),
+            Some(column) => extra_fields(field.name(), values, &column.data_type, &mut extra)?,
+        }
+    }
+    Ok(extra)
+}
+
+fn extra_fields(
+    path: &str,
+    values: &ArrayRef,
+    wanted: &DataType,
+    extra: &mut Vec<(String, ArrayRef)>,
+) -> Result<(), ArrowError> {
+    let (DataType::Struct(wanted), Some(source)) = (wanted, values.as_struct_opt()) else { return Ok(()) };
+    for (field, child) in source.fields().iter().zip(source.columns()) {
+        let path = format!("{path}.{}", field.name());
+        // What a null struct holds inside means nothing.
+        let child = match source.nulls() {
+            Some(_) => nullif(child, &is_null(source)?)?,
+            None => Arc::clone(child),
+        };
+        match wanted.iter().find(|wanted| wanted.name() == field.name()) {
+            None => extra.push((path, child)),
+            Some(wanted) => extra_fields(&path, &child, wanted.data_type(), extra)?,
+        }
+    }
+    Ok(())
+}
+
+/// The columns as one JSON object a row, without what is null.
+fn keep(columns: &[(String, ArrayRef)], rows: usize) -> Result<(Option<ArrayRef>, UnknownFields), ArrowError> {
+    let mut fields = UnknownFields::default();
+    let mut kept = Vec::with_capacity(columns.len());
+    for (name, column) in columns {
+        let present = column.len() - column.logical_null_count();
+        if present > 0 {
+            fields.add(name, u64::try_from(present).unwrap_or(0));
+            kept.push((Field::new(name, column.data_type().clone(), true), Arc::clone(column)));
+        }
+    }
+    if kept.is_empty() {
+        return Ok((None, fields));
+    }
+    let (schema, columns): (Vec<Field>, Vec<ArrayRef>) = kept.into_iter().unzip();
+    let batch = RecordBatch::try_new(Arc::new(Schema::new(schema)), columns)?;
+    let mut writer = arrow::json::LineDelimitedWriter::new(Vec::new());
+    writer.write(&batch)?;
+    writer.finish()?;
+    let text = String::from_utf8(writer.into_inner()).map_err(|error| ArrowError::JsonError(error.to_string()))?;
+    let texts: StringArray = text.lines().map(|line| (line != "{}").then_some(line)).collect();
+    if texts.len() == rows {
+        Ok((Some(Arc::new(texts)), fields))
+    } else {
+        Err(ArrowError::JsonError(format!("{} lines for {rows} rows", texts.len())))
+    }
 }
 
 /// A row as a line of JSON, nulls included: a column that is not there was not read.
@@ -415,7 +472,7 @@ fn nested(values: &ArrayRef, wanted: &DataType, rules: &TextRules) -> Result<Arr
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Float32Array, Int32Array, StringArray, TimestampNanosecondArray};
+    use arrow::array::{Float32Array, Int32Array, TimestampNanosecondArray};
     use arrow::datatypes::Int32Type;
 
     use super::*;

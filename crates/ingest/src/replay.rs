@@ -26,6 +26,7 @@ use crate::ledger::{field, times};
 use crate::quarantine::{Quarantine, QuarantineFilter, QuarantinedRow, Text, quarantine_table, replay_app_id};
 use crate::reread::{Fits, reread};
 use crate::spec::{BATCH, INGESTED_AT, REPLAY, SOURCE_FILE, SOURCE_LINE, SourceSpec, timestamp_type};
+use crate::unknown::UNKNOWN;
 
 /// How often all is decided anew because another process moved rows meanwhile.
 const PASSES_MAX: usize = 20;
@@ -292,6 +293,7 @@ impl<'a> Pass<'a> {
             .map(|column| column.name.as_str())
             .zip(fits.columns.iter().map(Arc::clone))
             .collect();
+        columns.extend(fits.unknown.iter().map(|unknown| (UNKNOWN, Arc::clone(unknown))));
         columns.insert(SOURCE_FILE, Arc::new(StringArray::from_iter_values(chosen().map(|row| &row.file))));
         columns.insert(SOURCE_LINE, Arc::new(Int64Array::from_iter_values(chosen().map(|row| row.line))));
         columns.insert(BATCH, Arc::new(Int64Array::from_iter_values(chosen().map(|row| row.batch))));

@@ -37,6 +37,8 @@ pub(crate) struct Reread {
 pub(crate) struct Fits {
     pub(crate) rows: Vec<usize>,
     pub(crate) columns: Vec<ArrayRef>,
+    /// The column of fields outside the contract; `None` when no row has any.
+    pub(crate) unknown: Option<ArrayRef>,
 }
 
 /// Reads rows again from their original text. Each either fits or is refused.
@@ -109,7 +111,7 @@ fn parquet(texts: &[(usize, &str)], layout: &str, spec: &SourceSpec, reread: &mu
         Err(error) => return Err(error),
     };
     let refused = rows.refused.into_iter().map(|row| (row.line, row.refusal));
-    assign(texts, rows.columns, &rows.lines, refused, reread);
+    assign(texts, rows.columns, rows.unknown.0, &rows.lines, refused, reread);
     Ok(())
 }
 
@@ -131,7 +133,7 @@ fn text(texts: &[(usize, &str)], layout: Option<Arc<Layout>>, spec: &SourceSpec,
     }
     let records = u64::try_from(texts.len()).unwrap_or(u64::MAX);
     let block = Block { file: 0, first_line: 1, offset: 0, bytes, records, layout };
-    let Rows { columns, lines, refused, .. } = match decode(&block, NAME, spec, 0) {
+    let Rows { columns, lines, refused, unknown, .. } = match decode(&block, NAME, spec, 0) {
         Ok(rows) => rows,
         Err(IngestError::Truncated { .. }) => {
             refuse_all(&texts, "a quoted field does not end in this record", reread);
@@ -145,8 +147,9 @@ fn text(texts: &[(usize, &str)], layout: Option<Arc<Layout>>, spec: &SourceSpec,
         return Ok(());
     }
     let columns = columns.into_iter().map(Column::finish).collect::<Result<_, _>>().map_err(IngestError::internal)?;
+    let (unknown, _) = unknown.finish(lines.len())?;
     let refused = refused.into_iter().map(|row| (row.line, row.refusal));
-    assign(&texts, columns, &lines, refused, reread);
+    assign(&texts, columns, unknown, &lines, refused, reread);
     Ok(())
 }
 
@@ -154,6 +157,7 @@ fn text(texts: &[(usize, &str)], layout: Option<Arc<Layout>>, spec: &SourceSpec,
 fn assign(
     texts: &[(usize, &str)],
     columns: Vec<ArrayRef>,
+    unknown: Option<ArrayRef>,
     lines: &[i64],
     refused: impl Iterator<Item = (u64, Refusal)>,
     reread: &mut Reread,
@@ -175,6 +179,6 @@ fn assign(
         }
     }
     if !rows.is_empty() {
-        reread.fits.push(Fits { rows: rows.into_iter().map(|row| texts[row].0).collect(), columns });
+        reread.fits.push(Fits { rows: rows.into_iter().map(|row| texts[row].0).collect(), columns, unknown });
     }
 }

@@ -11,9 +11,10 @@ use toml::de::{DeTable, DeValue};
 
 use crate::Result;
 use crate::error::IngestError;
-use crate::grammar::{parse_type, suggest};
+use crate::grammar::{parse_type, suggest, type_name};
 use crate::origin::{FeedSpec, FileGlob, Origin, place_in};
 use crate::quality::QualityRules;
+use crate::unknown::{UNKNOWN, unknown_column};
 use crate::value::Zone;
 
 /// The file that a raw row came from, relative to the folder that was ingested.
@@ -27,7 +28,7 @@ pub(crate) const INGESTED_AT: &str = "_ingested_at";
 /// The replay that moved the row from quarantine to raw.
 pub(crate) const REPLAY: &str = "_replay";
 
-const RESERVED: [&str; 5] = [SOURCE_FILE, SOURCE_LINE, BATCH, INGESTED_AT, REPLAY];
+const RESERVED: [&str; 6] = [UNKNOWN, SOURCE_FILE, SOURCE_LINE, BATCH, INGESTED_AT, REPLAY];
 const SOURCE_KEYS: [&str; 18] = [
     "kind",
     "description",
@@ -102,6 +103,8 @@ pub struct SourceSpec {
     pub key: Vec<String>,
     /// What batches are held against.
     pub quality: QualityRules,
+    /// The contract's file, as messages name it.
+    pub(crate) file: String,
     /// Changes with every change of the contract.
     pub(crate) fingerprint: String,
     pub(crate) zone: Zone,
@@ -144,6 +147,8 @@ pub struct ColumnSpec {
     pub comment: Option<String>,
     /// For timestamps that are written as a number: what it counts since 1970.
     pub epoch: Option<EpochUnit>,
+    /// Line and column of its type in the contract.
+    pub(crate) place: (usize, usize),
 }
 
 /// What a number that stands for a moment counts since 1970-01-01T00:00:00Z.
@@ -185,7 +190,7 @@ impl SourceSpec {
         Contract { file, text }.source()
     }
 
-    /// The columns of `raw.<name>`: those of the contract, all nullable, then where each row came from.
+    /// The columns of `raw.<name>`: those of the contract, all nullable, then what a row had beside them, and where it came from.
     pub fn raw_schema(&self) -> SchemaRef {
         let declared = self.columns.iter().map(|column| {
             let mut metadata = HashMap::new();
@@ -199,7 +204,33 @@ impl SourceSpec {
         });
         let replay =
             note_field(REPLAY, DataType::Int64, "Replay that moved the row out of quarantine; null for others");
-        Arc::new(Schema::new(declared.chain(lineage_fields()).chain([replay]).collect::<Vec<_>>()))
+        Arc::new(Schema::new(
+            declared.chain([unknown_column()]).chain(lineage_fields()).chain([replay]).collect::<Vec<_>>(),
+        ))
+    }
+
+    /// Whether the columns that `raw` has already have the types of the contract: a column keeps its type for ever.
+    pub(crate) fn check_types(&self, raw: &Schema) -> Result<()> {
+        for column in &self.columns {
+            let Ok(field) = raw.field_with_name(&column.name) else { continue };
+            if field.data_type().equals_datatype(&column.data_type) {
+                continue;
+            }
+            let (line, place) = column.place;
+            let (name, source_name) = (&column.name, &column.source_name);
+            let (old, new) = (type_name(field.data_type()), type_name(&column.data_type));
+            return Err(IngestError::Contract {
+                file: self.file.clone(),
+                line,
+                column: place,
+                message: format!(
+                    "`{name}` is {old} in raw.{} and {new} here, and a column keeps its type: write {old:?} again, or give what comes \
+                     from now on a name of its own, `{name}_2 = {{ type = {new:?}, from = {source_name:?} }}`, in the place of this line",
+                    self.name
+                ),
+            });
+        }
+        Ok(())
     }
 
     /// How the text file at `path` is compressed.
@@ -351,6 +382,7 @@ impl Contract<'_> {
                 .unwrap_or(QUARANTINE_SHARE_DEFAULT),
             key,
             quality,
+            file: self.file.to_owned(),
             fingerprint: blake3::hash(self.text.as_bytes()).to_hex()[..16].to_owned(),
             zone,
         })
@@ -450,8 +482,15 @@ impl Contract<'_> {
         if format == FileFormat::Csv && matches!(data_type, DataType::List(_) | DataType::Struct(_)) {
             return Err(self.error_at(type_at, "a CSV field cannot hold a list or a struct".to_owned()));
         }
-        let mut column =
-            ColumnSpec { source_name: name.clone(), name, data_type, pii: false, comment: None, epoch: None };
+        let mut column = ColumnSpec {
+            source_name: name.clone(),
+            name,
+            data_type,
+            pii: false,
+            comment: None,
+            epoch: None,
+            place: place_in(self.text, type_at.span().start),
+        };
         if let Some(options) = options {
             if let Some(from) = self.optional(options, "from", Self::string)? {
                 column.source_name = from.to_owned();
@@ -710,7 +749,10 @@ mod tests {
         let spec = SourceSpec::parse("pipelines/p/sources/orders.toml", CONTRACT).unwrap();
         let schema = spec.raw_schema();
         let names: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-        assert_eq!(names, ["id", "at", "amount", "_source_file", "_source_line", "_batch", "_ingested_at", "_replay"]);
+        assert_eq!(
+            names,
+            ["id", "at", "amount", "_unknown", "_source_file", "_source_line", "_batch", "_ingested_at", "_replay"]
+        );
         assert_eq!(schema.field(0).metadata().get("pii").map(String::as_str), Some("true"));
         assert_eq!(spec.columns[0].source_name, "Id");
         assert_eq!(spec.identifiers[0].identifier_type, "member_id");

@@ -63,7 +63,8 @@ pub struct Change<'a> {
     pub kind: ChangeKind,
     /// The files it brings.
     pub files: Vec<StagedFile>,
-    /// The new columns, with [`ChangeKind::ReplaceAll`] only; `None` keeps them.
+    /// The new columns, with [`ChangeKind::ReplaceAll`] only; `None` keeps them. What it has as metadata becomes properties of the table:
+    /// [`Table::property`].
     pub schema: Option<SchemaRef>,
     /// The table's new one-line description, together with `schema`.
     pub comment: Option<String>,
@@ -267,11 +268,15 @@ impl Lake {
             ChangeKind::ReplaceAll => {
                 actions.extend(snapshot.log_data().iter().map(|file| Action::Remove(file.remove_action(true))));
                 if let Some(schema) = &change.schema {
+                    let properties = schema.metadata();
                     let schema = kernel_schema(table.name(), schema)
                         .map_err(|error| DeltaTableError::generic(error.to_string()))?;
                     let mut metadata = snapshot.metadata().clone().with_schema(&schema)?;
                     if let Some(comment) = &change.comment {
                         metadata = metadata.with_description(comment.clone())?;
+                    }
+                    for (key, value) in properties {
+                        metadata = metadata.add_config_key(key.clone(), value.clone())?;
                     }
                     actions.push(Action::Metadata(metadata));
                 }

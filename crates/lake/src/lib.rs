@@ -14,6 +14,7 @@ mod commit;
 mod compact;
 mod error;
 mod foreign;
+pub mod grammar;
 mod lake;
 mod lease;
 mod maintain;

@@ -123,6 +123,12 @@ impl Table {
         self.inner.delta.snapshot().ok().and_then(|snapshot| snapshot.metadata().description())
     }
 
+    /// A property of the table, as the schema of a change had it.
+    pub fn property(&self, key: &str) -> Option<&str> {
+        let snapshot = self.inner.delta.snapshot().ok()?;
+        snapshot.metadata().configuration().get(key).map(String::as_str)
+    }
+
     /// The rows it has, when every file says how many it holds.
     pub fn row_count(&self) -> Option<u64> {
         let snapshot = self.inner.delta.snapshot().ok()?;

@@ -7,7 +7,7 @@ use crate::ids::{Kind, mix};
 use crate::life::Life;
 use crate::loyalty::TIERS;
 use crate::people::{NameStyle, PLACEHOLDER_EMAILS, PLACEHOLDER_PHONES, Person, PhoneStyle, push_phone};
-use crate::rows::{Chunk, Source};
+use crate::rows::Chunk;
 use crate::world::World;
 
 /// One row of the CRM and how it changed.
@@ -201,9 +201,9 @@ impl Standing<'_> {
     }
 }
 
-/// The last moment that a month's export knows of.
-pub(crate) fn export_moment(world: &World, month: i64) -> i64 {
-    let month_end = calendar::month_start_ms(month + 1) - Source::CrmContacts.offset_ms();
+/// The last moment that a month's export knows of, of a system whose clocks are so far from UTC.
+pub(crate) fn export_moment(world: &World, month: i64, offset_ms: i64) -> i64 {
+    let month_end = calendar::month_start_ms(month + 1) - offset_ms;
     // Nothing changes in the last second, so that the export's own stamp lies inside its month.
     month_end.min(world.window.end_ms).max(world.window.start_ms + DAY_MS / 24)
 }

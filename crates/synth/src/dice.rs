@@ -126,4 +126,5 @@ pub(crate) enum Stream {
     WalkIn = 6,
     Dirt = 7,
     Contact = 8,
+    Catalogue = 9,
 }

@@ -91,6 +91,7 @@ fn damage_csv(dice: &mut Dice, source: Source, row: &[u8], out: &mut Vec<u8>) ->
         Source::CrmContacts => (&[4, 10, 16], &[(13, "perhaps"), (14, "perhaps")]),
         Source::Receipts => (&[4], &[(1, "one"), (9, "two"), (10, "N/A"), (11, "N/A")]),
         Source::CampaignTouches => (&[5], &[]),
+        Source::Products => (&[6], &[(5, "N/A")]),
         Source::Coupons => (&[4, 8], &[(6, "N/A"), (7, "N/A")]),
         _ => (&[2], &[(4, "two")]),
     };

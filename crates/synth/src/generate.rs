@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use chrono::{DateTime, Datelike, TimeZone, Utc};
 
 use crate::calendar::{Window, month_name};
+use crate::catalogue;
 use crate::error::SynthError;
 use crate::life::Life;
 use crate::manifest::{self, Folder, Manifest, ManifestFile, Opened, TRUTH};
@@ -171,6 +172,7 @@ impl Generation<'_> {
         let shard_size = self.shard_customers;
         let shards = self.options.customers.div_ceil(shard_size);
         let mut truth = TruthFiles::create(self.folder)?;
+        truth.products.append(&catalogue::truth(self.world))?;
         let mut files = Vec::new();
         let mut churned = 0;
         for shard in 0..shards {
@@ -215,6 +217,8 @@ impl Generation<'_> {
         let months = |source: Source| self.world.window.months(source.offset_ms());
         sources
             .into_iter()
+            // The article list does not grow with the customers.
+            .filter(|source| shard == 0 || *source != Source::Products)
             .flat_map(|source| months(source).map(move |month| (source, month)))
             .map(|(source, month)| {
                 let name = format!("{}/{}{suffix}.{}", source.name(), month_name(month), source.extension());
@@ -307,6 +311,7 @@ struct TruthFiles {
     customers: TruthFile,
     identifiers: TruthFile,
     records: TruthFile,
+    products: TruthFile,
     dirty: TruthFile,
 }
 
@@ -316,6 +321,7 @@ impl TruthFiles {
             customers: TruthFile::create(folder, "customers.csv", truth::CUSTOMERS_HEADER)?,
             identifiers: TruthFile::create(folder, "identifiers.csv", truth::IDENTIFIERS_HEADER)?,
             records: TruthFile::create(folder, "records.csv", truth::RECORDS_HEADER)?,
+            products: TruthFile::create(folder, "products.csv", truth::PRODUCTS_HEADER)?,
             dirty: TruthFile::create(folder, "dirty.csv", truth::DIRTY_HEADER)?,
         })
     }
@@ -330,7 +336,10 @@ impl TruthFiles {
     }
 
     fn finish(self) -> Result<Vec<ManifestFile>, SynthError> {
-        [self.customers, self.identifiers, self.records, self.dirty].into_iter().map(TruthFile::finish).collect()
+        [self.customers, self.identifiers, self.records, self.products, self.dirty]
+            .into_iter()
+            .map(TruthFile::finish)
+            .collect()
     }
 }
 

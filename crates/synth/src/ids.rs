@@ -33,6 +33,7 @@ pub(crate) enum Kind {
     Post,
     Handle,
     Address,
+    Sku,
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -8,8 +8,9 @@
 //!
 //! `truth/` holds what no system knows, for tests and measures only: `customers.csv` (who they are and when they were
 //! lost), `identifiers.csv` (every identifier in canonical form, with a note on those that people share),
-//! `records.csv` (whose a record is; events by their session, and what belongs to an order by the order) and
-//! `dirty.csv` (file, line and defect of each row that a reader must refuse).
+//! `records.csv` (whose a record is; events by their session, and what belongs to an order by the order), `products.csv`
+//! (both codes of every product, and what the article list lacks) and `dirty.csv` (file, line and defect of each row that a
+//! reader must refuse).
 //!
 //! A customer follows from the seed and their index alone, so the same options give the same bytes on any number of
 //! threads. Customers are generated in shards of at most 16,000, one shard in memory at a time, which keeps memory
@@ -20,6 +21,7 @@
 
 mod behaviour;
 mod calendar;
+mod catalogue;
 mod crm;
 mod dice;
 mod dirt;

@@ -22,6 +22,7 @@ pub(crate) enum Source {
     Refunds,
     Reviews,
     SocialPosts,
+    Products,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub(crate) enum Format {
 }
 
 impl Source {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::CrmContacts,
         Self::Orders,
         Self::OrderLines,
@@ -47,6 +48,7 @@ impl Source {
         Self::Refunds,
         Self::Reviews,
         Self::SocialPosts,
+        Self::Products,
     ];
 
     /// The folder's name.
@@ -66,14 +68,18 @@ impl Source {
             Self::Refunds => "refunds",
             Self::Reviews => "reviews",
             Self::SocialPosts => "social_posts",
+            Self::Products => "products",
         }
     }
 
     pub(crate) fn format(self) -> Format {
         match self {
-            Self::CrmContacts | Self::Receipts | Self::CampaignTouches | Self::Coupons | Self::LoyaltyLedger => {
-                Format::Csv
-            }
+            Self::CrmContacts
+            | Self::Receipts
+            | Self::CampaignTouches
+            | Self::Coupons
+            | Self::LoyaltyLedger
+            | Self::Products => Format::Csv,
             Self::Payments | Self::Refunds => Format::Parquet,
             _ => Format::Ndjson,
         }
@@ -104,6 +110,7 @@ impl Source {
             Self::Coupons => {
                 "event_id,coupon_code,campaign_id,action,occurred_at,member_no,face_value,min_spend,valid_until,order_id"
             }
+            Self::Products => "sku_code,product_id,product_name,category,brand,list_price,exported_at",
             Self::LoyaltyLedger => "entry_id,member_no,occurred_at,entry_type,points,tier,order_id",
             _ => "",
         }

@@ -377,9 +377,14 @@ fn dirty_rows_are_as_many_as_stated_and_all_listed() {
             assert!(broken || wrong.iter().any(|value| String::from_utf8_lossy(&line).contains(value)));
         }
     }
-    for source in
-        [Source::CrmContacts, Source::Receipts, Source::Coupons, Source::CampaignTouches, Source::LoyaltyLedger]
-    {
+    for source in [
+        Source::CrmContacts,
+        Source::Receipts,
+        Source::Coupons,
+        Source::CampaignTouches,
+        Source::LoyaltyLedger,
+        Source::Products,
+    ] {
         let width = source.header().split(',').count();
         for (_, line) in SHOP.lines(source, false) {
             let Ok(line) = std::str::from_utf8(&line) else { continue };
@@ -452,6 +457,31 @@ fn a_decline_shows_in_browsing_before_it_shows_in_orders() {
     assert!(orders[1] > browsing[2] && orders[1] > 0.7, "orders {orders:?}, browsing {browsing:?}");
     assert!(orders[2] < orders[1], "orders {orders:?}");
     assert!(browsing[3] < 0.1 && orders[3] < 0.1, "after: browsing {browsing:?}, orders {orders:?}");
+}
+
+#[test]
+fn the_article_list_lacks_what_the_truth_says_and_ties_the_rest_together() {
+    let truth = SHOP.truth("products.csv");
+    assert_eq!(truth.iter().map(|row| &row["sku_code"]).collect::<HashSet<_>>().len(), truth.len());
+    let listed: HashMap<String, String> = SHOP
+        .csv(Source::Products)
+        .into_iter()
+        .map(|row| (row["product_id"].clone(), row["sku_code"].clone()))
+        .collect();
+    let (mut holes, none) = (0, String::new());
+    for row in &truth {
+        let wanted = match row["listing"].as_str() {
+            "complete" => Some(&row["sku_code"]),
+            "without_sku" => Some(&none),
+            _ => None,
+        };
+        holes += usize::from(row["listing"] != "complete");
+        assert_eq!(listed.get(&row["product_id"]), wanted, "{row:?}");
+    }
+    assert!((6..40).contains(&holes), "{holes} of {} products have holes", truth.len());
+    // Tills and shop sell the same goods under codes of their own.
+    let skus: HashSet<&String> = truth.iter().map(|row| &row["sku_code"]).collect();
+    assert!(SHOP.csv(Source::Receipts).iter().all(|row| skus.contains(&row["sku_code"])));
 }
 
 #[test]

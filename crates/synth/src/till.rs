@@ -2,6 +2,7 @@
 
 use crate::behaviour::push_store;
 use crate::calendar::{self, DAY_MS, LOCAL_OFFSET_MS, SECOND_MS};
+use crate::catalogue::push_sku;
 use crate::dice::{Dice, Stream};
 use crate::encode::Csv;
 use crate::ids::Kind;
@@ -151,10 +152,7 @@ fn write_receipt(chunk: &mut Chunk, world: &World, receipt: &Receipt, lines: &[(
                         push_phone(out, phone, style);
                     }
                 })
-                .field(|out| {
-                    out.extend_from_slice(b"SKU");
-                    crate::encode::push_number(out, i64::from(product.code));
-                })
+                .field(|out| push_sku(out, product))
                 .text(product.category)
                 .number(*quantity)
                 .cents(product.price_cents)

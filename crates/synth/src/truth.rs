@@ -14,6 +14,7 @@ pub(crate) const CUSTOMERS_HEADER: &str = "person_id,member_no,second_member_no,
      moved_away,purchases,decline_began_on,churned_on,is_churned_by_end\n";
 pub(crate) const IDENTIFIERS_HEADER: &str = "person_id,identifier_type,value,note\n";
 pub(crate) const RECORDS_HEADER: &str = "source,record_key,person_id\n";
+pub(crate) const PRODUCTS_HEADER: &str = "product_id,sku_code,listing\n";
 pub(crate) const DIRTY_HEADER: &str = "file,line,defect\n";
 
 pub(crate) fn push_person_id(out: &mut Vec<u8>, index: u64) {

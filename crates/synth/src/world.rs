@@ -1,8 +1,9 @@
 //! What all customers have in common: the calendar, the assortment, the stores and the campaigns.
 
 use crate::calendar::{self, DAY_MS, HOUR_MS, LOCAL_OFFSET_MS, MINUTE_MS, Window};
+use crate::catalogue::Listing;
 use crate::dice::{Dice, Stream};
-use crate::ids::Ids;
+use crate::ids::{Ids, Kind};
 use crate::number;
 
 #[derive(Debug)]
@@ -31,7 +32,7 @@ impl World {
             ids: Ids::new(seed),
             bits: (64 - (customers * 2).leading_zeros()).max(16),
             seasons: (0..i64::from(window.days)).map(|day| calendar::season(first_day + day)).collect(),
-            products: products(&mut dice),
+            products: products(&mut dice, seed),
             stores: stores(&mut dice),
             campaigns: campaigns(&mut dice, window),
         }
@@ -139,16 +140,22 @@ pub(crate) const PRODUCTS_IN_CATEGORY: u16 = 60;
 
 #[derive(Debug)]
 pub(crate) struct Product {
-    /// Digits behind `P` in the shop and behind `SKU` at the tills.
+    /// Digits behind `P` in the shop.
     pub(crate) code: u32,
+    /// Digits behind `SKU` at the tills: another system, another numbering.
+    pub(crate) sku: u32,
+    pub(crate) listing: Listing,
     pub(crate) category: &'static str,
     pub(crate) brand: &'static str,
     pub(crate) name: String,
     pub(crate) price_cents: i64,
 }
 
-fn products(dice: &mut Dice) -> Vec<Product> {
+fn products(dice: &mut Dice, seed: u64) -> Vec<Product> {
     const SIZES: [&str; 6] = ["", " 升级款", " 家庭装", " 经典款", " 轻享版", " 新款"];
+    let ids = Ids::new(seed);
+    // Dice of its own: what the list lacks decides nothing else.
+    let mut listing = Dice::new(seed, Stream::Catalogue, 0);
     let mut products = Vec::new();
     for category in &CATEGORIES {
         for _ in 0..PRODUCTS_IN_CATEGORY {
@@ -159,6 +166,8 @@ fn products(dice: &mut Dice) -> Vec<Product> {
             let ending = *dice.pick(&[0, 0, 90, 99]);
             products.push(Product {
                 code: 100_000 + number::small(products.len()) * 7,
+                sku: number::low32(ids.scramble(Kind::Sku, products.len() as u64, 20)),
+                listing: Listing::draw(&mut listing),
                 category: category.name,
                 brand,
                 name,

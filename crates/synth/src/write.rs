@@ -12,7 +12,8 @@ use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
 use crate::behaviour::write_event;
-use crate::calendar::month_number;
+use crate::calendar::{SECOND_MS, month_number};
+use crate::catalogue::{Listing, write_product};
 use crate::crm;
 use crate::dice::{Dice, Stream};
 use crate::dirt;
@@ -53,6 +54,7 @@ pub(crate) fn write_file(world: &World, chunks: &[Chunk], plan: &FilePlan<'_>) -
         Source::Refunds => write_parquet(plan, &refunds(chunks, plan.month)),
         Source::Events => write_events(world, chunks, plan),
         Source::CrmContacts => write_contacts(world, chunks, plan),
+        Source::Products => write_products(world, plan),
         _ => write_rows(world, chunks, plan),
     }
 }
@@ -91,7 +93,7 @@ fn write_events(world: &World, chunks: &[Chunk], plan: &FilePlan<'_>) -> Result<
 
 fn write_contacts(world: &World, chunks: &[Chunk], plan: &FilePlan<'_>) -> Result<WrittenFile, SynthError> {
     let mut file = TextFile::create(world, plan)?;
-    let moment = crm::export_moment(world, plan.month);
+    let moment = crm::export_moment(world, plan.month, plan.source.offset_ms());
     let mut standings: Vec<_> = chunks
         .iter()
         .flat_map(|chunk| chunk.contacts.iter().filter_map(move |contact| crm::standing(world, chunk, contact, moment)))
@@ -101,6 +103,19 @@ fn write_contacts(world: &World, chunks: &[Chunk], plan: &FilePlan<'_>) -> Resul
     for standing in standings {
         row.clear();
         standing.write(&mut row, world);
+        file.row(&row)?;
+    }
+    file.finish()
+}
+
+/// The list as it is at the end of the month: all of it, every time.
+fn write_products(world: &World, plan: &FilePlan<'_>) -> Result<WrittenFile, SynthError> {
+    let mut file = TextFile::create(world, plan)?;
+    let exported_at = crm::export_moment(world, plan.month, plan.source.offset_ms()) - SECOND_MS;
+    let mut row = Vec::with_capacity(256);
+    for product in world.products.iter().filter(|product| product.listing != Listing::Unlisted) {
+        row.clear();
+        write_product(&mut row, product, exported_at);
         file.row(&row)?;
     }
     file.finish()

@@ -1,11 +1,8 @@
--- One row a basket: what one household paid at one till at one moment.
+-- Departments first: counting them basket by basket is what would cost.
 -- @stage      full
 -- @owner      commerce data
--- @expect     fail        has_basket:     basket_id is not null
--- @expect     fail        unique_basket:  count(*) = count(distinct basket_id)
 -- @expect     fail        adds_up:        list_amount = sales_value + loyalty_discount + coupon_match_discount
 -- @expect     quarantine  one_moment:     is_consistent
--- Departments first: counting them basket by basket is what would cost.
 with departments as (
     select
         basket_id,
@@ -57,23 +54,23 @@ baskets as (
 )
 
 select
-    customer_id,                                                              -- Unified customer id of the household
-    basket_id,                                                                -- The till's number of the basket
-    store_id,                                                                 -- Store
-    week,                                                                     -- Week of the year of data, 1 to 53; Mondays begin it
-    purchased_at,                                                             -- When it was paid
-    cast(purchased_at at time zone 'America/New_York' as date) as purchase_date, -- The day in New York
-    is_consistent,                                                            -- Whether all its lines name one customer, store and moment
-    products,                                                                 -- Different products
-    departments,                                                              -- Different departments
-    pieces,                                                                   -- Pieces, without fuel
-    'USD' as currency,                                                        -- ISO 4217 code of all amounts in the row
-    cast(sales_value as decimal(18, 2)) as sales_value,                       -- What the grocer received
-    cast(fuel_value as decimal(18, 2)) as fuel_value,                         -- Of it for fuel
-    cast(own_brand_value as decimal(18, 2)) as own_brand_value,               -- Of it for the grocer's own brand, without fuel
-    cast(loyalty_discount as decimal(18, 2)) as loyalty_discount,             -- Taken off for the loyalty card
-    cast(coupon_match_discount as decimal(18, 2)) as coupon_match_discount,   -- Taken off because the grocer matched a coupon
-    cast(coupon_discount as decimal(18, 2)) as coupon_discount,               -- Paid by manufacturers' coupons
-    cast(paid_amount as decimal(18, 2)) as paid_amount,                       -- What the household paid
-    cast(list_amount as decimal(18, 2)) as list_amount                        -- What it would have cost at shelf prices
+    customer_id,
+    basket_id,
+    store_id,
+    week,
+    purchased_at,
+    cast(purchased_at at time zone 'America/New_York' as date) as purchase_date,
+    is_consistent,
+    products,
+    departments,
+    pieces,
+    'USD' as currency,
+    cast(sales_value as decimal(18, 2)) as sales_value,
+    cast(fuel_value as decimal(18, 2)) as fuel_value,
+    cast(own_brand_value as decimal(18, 2)) as own_brand_value,
+    cast(loyalty_discount as decimal(18, 2)) as loyalty_discount,
+    cast(coupon_match_discount as decimal(18, 2)) as coupon_match_discount,
+    cast(coupon_discount as decimal(18, 2)) as coupon_discount,
+    cast(paid_amount as decimal(18, 2)) as paid_amount,
+    cast(list_amount as decimal(18, 2)) as list_amount
 from baskets

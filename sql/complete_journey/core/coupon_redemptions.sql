@@ -1,9 +1,5 @@
--- One row a coupon that a household redeemed on a day.
 -- @stage      full
 -- @owner      marketing
--- @expect     fail        has_key:            household_id is not null and coupon_upc is not null and campaign_id is not null
--- @expect     fail        unique_redemption:  count(*) = count(distinct cast(household_id as varchar) || '/' || cast(coupon_upc as varchar) || '/' || cast(campaign_id as varchar) || '/' || cast(redeemed_on as varchar))
--- @expect     quarantine  has_day:            redeemed_on is not null
 -- @expect     warn        known_coupon:       products > 0
 with redemptions as (
     select
@@ -30,12 +26,12 @@ coupons as (
 )
 
 select
-    identifiers.customer_id as customer_id,       -- Unified customer id of the household
-    redemptions.household_id as household_id,     -- The grocer's number of the household
-    redemptions.coupon_upc as coupon_upc,         -- Number of the coupon
-    redemptions.campaign_id as campaign_id,       -- Campaign it came with
-    redemptions.redeemed_on as redeemed_on,       -- Day it was redeemed
-    coalesce(coupons.products, 0) as products     -- Different products the coupon was good for
+    identifiers.customer_id as customer_id,
+    redemptions.household_id as household_id,
+    redemptions.coupon_upc as coupon_upc,
+    redemptions.campaign_id as campaign_id,
+    redemptions.redeemed_on as redeemed_on,
+    coalesce(coupons.products, 0) as products
 from redemptions
 left join coupons
     on coupons.coupon_upc = redemptions.coupon_upc

@@ -1,10 +1,5 @@
--- One row a product that was on display or in the mailer in a store and a week, and was sold there in that week. The grocer
--- lists 20.9 million promotions; those of products nobody here bought decide nothing about these households and stay in
--- raw. A product can stand in two places of a store at once.
 -- @stage      full
 -- @owner      commerce data
--- @expect     fail        has_key:         product_id is not null and store_id is not null and week is not null
--- @expect     fail        unique_product:  count(*) = count(distinct cast(product_id as varchar) || '/' || cast(store_id as varchar) || '/' || cast(week as varchar))
 -- @expect     warn        is_promoted:     is_displayed or is_mailed
 with newest_transactions as (
     select
@@ -34,11 +29,11 @@ sold as (
 )
 
 select
-    raw.promotions.product_id as product_id,                             -- The grocer's number of the product
-    raw.promotions.store_id as store_id,                                 -- Store
-    raw.promotions.week as week,                                         -- Week of the year of data, 1 to 53
-    max(case when raw.promotions.display_location <> '0' then 1 else 0 end) = 1 as is_displayed, -- Whether it was on display in the store
-    max(case when raw.promotions.mailer_location <> '0' then 1 else 0 end) = 1 as is_mailed -- Whether it was in the weekly mailer
+    raw.promotions.product_id as product_id,
+    raw.promotions.store_id as store_id,
+    raw.promotions.week as week,
+    max(case when raw.promotions.display_location <> '0' then 1 else 0 end) = 1 as is_displayed,
+    max(case when raw.promotions.mailer_location <> '0' then 1 else 0 end) = 1 as is_mailed
 from sold
 inner join raw.promotions
     on raw.promotions.product_id = sold.product_id

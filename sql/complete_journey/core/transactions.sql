@@ -1,12 +1,5 @@
--- One row a product of a basket, with what it was and whether it was promoted in that store and week. Lines of quantity 0
--- (8,869 of the year) stay: they are coupons, corrections and free goods that belong to a basket's sum. The grocer watched
--- the promotions of some stores only; elsewhere nothing is known and both flags are null.
 -- @stage      full
 -- @owner      commerce data
--- @expect     fail        has_key:         basket_id is not null and product_id is not null
--- @expect     fail        unique_line:     count(*) = count(distinct cast(basket_id as varchar) || '/' || cast(product_id as varchar))
--- @expect     quarantine  has_time:        purchased_at is not null
--- @expect     quarantine  has_amount:      sales_value is not null
 -- @expect     quarantine  sane_amount:     sales_value >= 0
 -- @expect     quarantine  sane_quantity:   quantity >= 0
 -- @expect     warn        has_customer:    customer_id is not null
@@ -37,26 +30,26 @@ watched_stores as (
 )
 
 select
-    identifiers.customer_id as customer_id,                        -- Unified customer id of the household
-    delivered.basket_id as basket_id,                              -- The till's number of the basket
-    delivered.product_id as product_id,                            -- The grocer's number of the product
-    delivered.store_id as store_id,                                -- Store
-    delivered.week as week,                                        -- Week of the year of data, 1 to 53; Mondays begin it
-    delivered.purchased_at as purchased_at,                        -- When the basket was paid
-    core.products.department as department,                        -- Department, such as GROCERY; null for a product outside the catalogue
-    core.products.product_category as product_category,            -- Category within the department
-    core.products.brand as brand,                                  -- National or Private (the grocer's own)
-    coalesce(core.products.department = 'FUEL', false) as is_fuel, -- Whether it is fuel, whose quantity is in thousandths of a gallon
-    delivered.quantity as quantity,                                -- Pieces; 0 for coupons, corrections and free goods
-    'USD' as currency,                                             -- ISO 4217 code of all amounts in the row
-    delivered.sales_value as sales_value,                          -- What the grocer received, before a manufacturer's coupon
-    delivered.retail_disc as loyalty_discount,                     -- Taken off for the loyalty card
-    delivered.coupon_match_disc as coupon_match_discount,          -- Taken off because the grocer matched a coupon
-    delivered.coupon_disc as coupon_discount,                      -- Paid by a manufacturer's coupon instead of the household
-    cast(delivered.sales_value - delivered.coupon_disc as decimal(12, 2)) as paid_amount, -- What the household paid
-    cast(delivered.sales_value + delivered.retail_disc + delivered.coupon_match_disc as decimal(12, 2)) as list_amount, -- What it would have cost at the shelf price
-    case when watched_stores.store_id is not null then coalesce(core.promoted_products.is_displayed, false) end as is_displayed, -- Whether it was on display; null where the store was not watched
-    case when watched_stores.store_id is not null then coalesce(core.promoted_products.is_mailed, false) end as is_mailed -- Whether it was in the weekly mailer; null where the store was not watched
+    identifiers.customer_id as customer_id,
+    delivered.basket_id as basket_id,
+    delivered.product_id as product_id,
+    delivered.store_id as store_id,
+    delivered.week as week,
+    delivered.purchased_at as purchased_at,
+    core.products.department as department,
+    core.products.product_category as product_category,
+    core.products.brand as brand,
+    coalesce(core.products.department = 'FUEL', false) as is_fuel,
+    delivered.quantity as quantity,
+    'USD' as currency,
+    delivered.sales_value as sales_value,
+    delivered.retail_disc as loyalty_discount,
+    delivered.coupon_match_disc as coupon_match_discount,
+    delivered.coupon_disc as coupon_discount,
+    cast(delivered.sales_value - delivered.coupon_disc as decimal(12, 2)) as paid_amount,
+    cast(delivered.sales_value + delivered.retail_disc + delivered.coupon_match_disc as decimal(12, 2)) as list_amount,
+    case when watched_stores.store_id is not null then coalesce(core.promoted_products.is_displayed, false) end as is_displayed,
+    case when watched_stores.store_id is not null then coalesce(core.promoted_products.is_mailed, false) end as is_mailed
 from delivered
 left join identity.identifiers on identity.identifiers.token = delivered.token
 left join core.products on core.products.product_id = delivered.product_id

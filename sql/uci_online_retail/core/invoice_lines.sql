@@ -1,13 +1,7 @@
--- One row a line of an invoice, as the shop wrote it: sales, cancellations (invoice numbers with C), adjustments of bad debt
--- (with A) and goods written off. Lines of nobody known stay here without a customer, so that sums are the shop's. Equal
--- lines of one invoice are several lines: the shop scanned a product twice. A day's file counts as it was last delivered.
+-- A day's file counts as it was last delivered.
 -- @stage      full
 -- @owner      commerce data
--- @expect     fail        has_key:               invoice_no is not null and line_no is not null
--- @expect     fail        unique_line:           count(*) = count(distinct invoice_no || '/' || cast(line_no as varchar))
 -- @expect     fail        exact_amount:          line_amount = quantity * unit_price
--- @expect     quarantine  has_time:              invoiced_at is not null
--- @expect     quarantine  has_amount:            line_amount is not null
 -- @expect     warn        cancelled_is_negative: not is_cancellation or quantity < 0
 -- @expect     warn        mostly_known:          count(customer_id) * 2 >= count(*)
 with newest as (
@@ -35,12 +29,12 @@ delivered as (
 )
 
 select
-    identifiers.customer_id as customer_id,              -- Unified customer id; null when the shop did not write down who it was
-    delivered.invoice_no as invoice_no,                  -- The shop's number of the invoice; C… cancels, A… adjusts
-    delivered.line_no as line_no,                        -- Line number within the invoice, in the order of the files
-    delivered.invoiced_at as invoiced_at,                -- When it was written
-    delivered.product_code as stock_code,                -- Product, in capitals (the shop writes 85123A and 85123a)
-    trim(delivered.description) as description,          -- Product name, or a note on goods written off
+    identifiers.customer_id as customer_id,
+    delivered.invoice_no as invoice_no,
+    delivered.line_no as line_no,
+    delivered.invoiced_at as invoiced_at,
+    delivered.product_code as stock_code,
+    trim(delivered.description) as description,
     case
         when delivered.product_code in ('POST', 'DOT', 'C2') then 'delivery'
         when delivered.product_code = 'D' then 'discount'
@@ -49,12 +43,12 @@ select
         when delivered.product_code in ('AMAZONFEE', 'BANK CHARGES', 'CRUK', 'B') then 'fee'
         when delivered.product_code like 'GIFT\_%' escape '\' then 'voucher'
         else 'goods'
-    end as line_type,                                    -- goods, delivery, discount, sample, manual, fee, voucher
-    delivered.invoice_no like 'C%' as is_cancellation,   -- Whether the line takes back what an earlier invoice sold
-    delivered.quantity as quantity,                      -- Pieces; negative when goods go back or are written off
-    'GBP' as currency,                                   -- ISO 4217 code of all amounts in the row
-    delivered.unit_price as unit_price,                  -- Price of a piece; 0 for goods written off or given away
-    cast(delivered.quantity * delivered.unit_price as decimal(18, 3)) as line_amount, -- Quantity times price; negative when taken back
-    delivered.country as country                         -- Country of the buyer, as the shop writes it
+    end as line_type,
+    delivered.invoice_no like 'C%' as is_cancellation,
+    delivered.quantity as quantity,
+    'GBP' as currency,
+    delivered.unit_price as unit_price,
+    cast(delivered.quantity * delivered.unit_price as decimal(18, 3)) as line_amount,
+    delivered.country as country
 from delivered
 left join identity.identifiers on identity.identifiers.token = delivered.token

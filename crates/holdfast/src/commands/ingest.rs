@@ -21,7 +21,7 @@ use crate::progress::Terminal;
 use crate::project::{Project, raw_table};
 
 /// The schema whose stages map sources to one row a fact, keyed by customer.
-const UNIFIED_SCHEMA: &str = "core";
+pub(crate) const UNIFIED_SCHEMA: &str = "core";
 
 /// How long a watching process may take to end what it is at when it is told to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(8);

@@ -1,3 +1,5 @@
+//! How the types of columns are written in contracts.
+
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, TimeUnit};
@@ -8,19 +10,24 @@ const DECIMAL_PRECISION_MAX: u8 = 38;
 const DEPTH_MAX: usize = 16;
 
 /// Every plain type name, for suggestions.
-pub(crate) const TYPE_NAMES: [&str; 10] =
+pub const TYPE_NAMES: [&str; 10] =
     ["string", "int32", "int64", "float64", "boolean", "date", "timestamp", "decimal", "list", "struct"];
 
 /// What is wrong with a type, and at which byte of its text.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct TypeError {
-    pub(crate) offset: usize,
-    pub(crate) message: String,
+pub struct TypeError {
+    /// From the beginning of the text.
+    pub offset: usize,
+    /// What is wrong, and what to write instead.
+    pub message: String,
 }
 
 /// Reads `string`, `int32`, `int64`, `float64`, `boolean`, `date`, `timestamp`, `decimal(p,s)`, `list<T>` and
 /// `struct<name T, …>`. Timestamps are UTC microseconds, as every Delta reader knows them.
-pub(crate) fn parse_type(text: &str) -> Result<DataType, TypeError> {
+///
+/// # Errors
+/// The place of the first mistake and its remedy.
+pub fn parse_type(text: &str) -> Result<DataType, TypeError> {
     let mut parser = Parser { text, position: 0 };
     let data_type = parser.data_type(0)?;
     parser.blanks();
@@ -31,7 +38,7 @@ pub(crate) fn parse_type(text: &str) -> Result<DataType, TypeError> {
 }
 
 /// The type as a contract spells it.
-pub(crate) fn type_name(data_type: &DataType) -> String {
+pub fn type_name(data_type: &DataType) -> String {
     match data_type {
         DataType::Utf8 => "string".to_owned(),
         DataType::Int32 => "int32".to_owned(),
@@ -175,7 +182,7 @@ impl Parser<'_> {
 }
 
 /// The known word that `given` was probably meant to be.
-pub(crate) fn suggest<'a>(given: &str, known: &[&'a str]) -> Option<&'a str> {
+pub fn suggest<'a>(given: &str, known: &[&'a str]) -> Option<&'a str> {
     known
         .iter()
         .map(|word| (strsim::damerau_levenshtein(&given.to_lowercase(), &word.to_lowercase()), *word))
