@@ -256,26 +256,6 @@ def test_what_is_wrong_is_told_with_its_place_and_remedy(broker, tmp_path):
     assert "Kafka broker" in wrong and "s3cr3t" not in wrong
 
 
-def test_a_topic_that_was_made_anew_is_not_taken_for_the_old_one(broker, tmp_path):
-    from confluent_kafka import Producer as Sender
-    from confluent_kafka.admin import AdminClient
-
-    make_topic(broker, "anew", 1)
-    lake = project(tmp_path, broker, ["anew"])
-    sender = Sender({"bootstrap.servers": broker.address})
-    for number in range(50):
-        sender.produce("anew", json.dumps({"id": str(number)}), partition=0)
-    assert sender.flush(30) == 0
-    lake.run("ingest", "--raw-only", "--source", "clicks")
-    admin = AdminClient({"bootstrap.servers": broker.address})
-    admin.delete_topics(["anew"])["anew"].result(30)
-    make_topic(broker, "anew", 1)
-    sender.produce("anew", json.dumps({"id": "new"}), partition=0)
-    assert sender.flush(30) == 0
-    said = lake.run("ingest", "--raw-only", "--source", "clicks", fails=True)
-    assert "Kafka topic anew, partition 0: the lake stands at offset 50" in said and "another source name" in said
-
-
 def test_start_latest_begins_where_it_was_started_and_stays_there(broker, tmp_path):
     from confluent_kafka import Producer as Sender
 

@@ -484,6 +484,20 @@ async fn records_that_retention_took_are_an_error_or_a_row_in_quarantine() {
 }
 
 #[tokio::test]
+async fn a_topic_that_was_made_anew_is_not_taken_for_the_old_one() {
+    let broker = Broker::start(plain(&[batch(0, &["a", "b", "c"])]));
+    // Nothing was passed over, so there is nothing to go on behind.
+    let place = Place::new(&broker, "on_gap = \"skip\"").await;
+    place.read().await.unwrap();
+    broker.change(|script| script.batches = vec![batch(0, &["new"]).bytes()]);
+    let error = place.read().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let said = error.to_string();
+    assert!(said.contains("offset 3") && said.contains("ends at 1") && said.contains("another source name"), "{said}");
+    assert_eq!(place.stored(), pairs(&[(0, "a"), (1, "b"), (2, "c")]));
+}
+
+#[tokio::test]
 async fn what_goes_wrong_at_a_broker_loses_and_doubles_nothing() {
     let batches: Vec<Batch> = (0..30).map(|base| batch(base, &["x"])).collect();
     let mut script = plain(&batches);

@@ -2,6 +2,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use holdfast_types::ErrorKind;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -73,6 +74,14 @@ pub(crate) struct Read {
     pub(crate) caught_up: bool,
 }
 
+/// How reading behind a position ended.
+enum Ended {
+    /// It was read as far as was asked for.
+    Done,
+    /// Another worker has stored what comes next.
+    Overtaken,
+}
+
 /// Reads one partition into its chain of objects.
 pub(crate) struct PartitionReader {
     pub(crate) feed: Arc<dyn Feed>,
@@ -91,77 +100,96 @@ impl PartitionReader {
     /// # Errors
     /// What the feed and the store answer. What was acknowledged before is durable.
     pub(crate) async fn run(&self, until: Until, stop: &CancellationToken) -> Result<Read> {
-        let partition_name = self.chain.partition.as_str();
-        let source = self.chain.inbox.source();
         let mut read = Read::default();
         let mut durable = self.chain.end().await?;
         loop {
-            let mut partition = self.feed.open(&self.chain.inbox, partition_name, durable.as_ref()).await?;
-            if let Some(durable) = &durable {
-                // The last acknowledgement may not have arrived.
-                partition.acknowledge(durable).await?;
+            let error = match self.read_behind(&mut durable, &mut read, until, stop).await {
+                Ok(Ended::Done) => return Ok(read),
+                Ok(Ended::Overtaken) => continue,
+                Err(error) => error,
+            };
+            // What does not pass by itself may be due to where we stood: the other side forgets what another worker has stored.
+            let end = if matches!(error.kind(), ErrorKind::Retry | ErrorKind::Conflict) {
+                None
+            } else {
+                self.chain.end().await?.filter(|end| Some(end) > durable.as_ref())
+            };
+            match end {
+                Some(end) => durable = Some(end),
+                None => return Err(error),
             }
-            let goal = if until == Until::Stopped { None } else { partition.end().await? };
-            let mut reached = durable.clone();
-            loop {
-                let at_goal = goal.as_ref().is_some_and(|goal| reached.as_ref() >= Some(goal));
-                if stop.is_cancelled() {
-                    return Ok(read);
+        }
+    }
+
+    /// Reads behind `durable`, which moves with what is stored.
+    async fn read_behind(
+        &self,
+        durable: &mut Option<FeedPosition>,
+        read: &mut Read,
+        until: Until,
+        stop: &CancellationToken,
+    ) -> Result<Ended> {
+        let partition_name = self.chain.partition.as_str();
+        let source = self.chain.inbox.source();
+        let mut partition = self.feed.open(&self.chain.inbox, partition_name, durable.as_ref()).await?;
+        if let Some(durable) = &durable {
+            // The last acknowledgement may not have arrived.
+            partition.acknowledge(durable).await?;
+        }
+        let goal = if until == Until::Stopped { None } else { partition.end().await? };
+        let mut reached = durable.clone();
+        loop {
+            let at_goal = goal.as_ref().is_some_and(|goal| reached.as_ref() >= Some(goal));
+            let is_much = matches!(until, Until::CaughtUp { bytes_max } if read.bytes >= bytes_max);
+            if is_much || stop.is_cancelled() {
+                return Ok(Ended::Done);
+            }
+            if let Some(ahead) = &self.ahead {
+                tokio::select! {
+                    () = ahead.room() => {}
+                    () = stop.cancelled() => return Ok(Ended::Done),
                 }
-                if matches!(until, Until::CaughtUp { bytes_max } if read.bytes >= bytes_max) {
-                    return Ok(read);
+            }
+            let began = Instant::now();
+            // Where a partition ends may be told late: there is one look behind it.
+            let wait = if at_goal { self.wait.min(WAIT_AT_GOAL) } else { self.wait };
+            let gathered = tokio::select! {
+                gathered = self.gather(partition.as_mut(), reached.as_ref(), wait) => gathered?,
+                () = stop.cancelled() => return Ok(Ended::Done),
+            };
+            let Some(chunk) = gathered else {
+                if until == Until::Stopped {
+                    continue;
                 }
+                read.caught_up = true;
+                return Ok(Ended::Done);
+            };
+            // What a feed decided at its beginning stays decided, also when there are no records yet.
+            if chunk.records > 0 || durable.is_none() {
+                let bytes = u64::try_from(chunk.lines.len()).unwrap_or(u64::MAX);
+                let records = chunk.records;
+                let span = tracing::info_span!("feed_chunk", source, partition = partition_name, records, bytes);
+                match self.chain.store(durable.as_ref(), &chunk).instrument(span).await? {
+                    Stored::Ours => *durable = Some(chunk.end.clone()),
+                    Stored::Theirs(end) => {
+                        tracing::debug!(source, partition = partition_name, %end, "another worker reads this partition");
+                        *durable = Some(end);
+                        return Ok(Ended::Overtaken);
+                    }
+                }
+                read.records += records;
+                read.bytes += bytes;
                 if let Some(ahead) = &self.ahead {
-                    tokio::select! {
-                        () = ahead.room() => {}
-                        () = stop.cancelled() => return Ok(read),
-                    }
+                    ahead.add(bytes);
                 }
-                let began = Instant::now();
-                // Where a partition ends may be told late: there is one look behind it.
-                let wait = if at_goal { self.wait.min(WAIT_AT_GOAL) } else { self.wait };
-                let gathered = tokio::select! {
-                    gathered = self.gather(partition.as_mut(), reached.as_ref(), wait) => gathered?,
-                    () = stop.cancelled() => return Ok(read),
-                };
-                let Some(chunk) = gathered else {
-                    if until == Until::Stopped {
-                        continue;
-                    }
-                    return Ok(Read { caught_up: true, ..read });
-                };
-                // What a feed decided at its beginning stays decided, also when there are no records yet.
-                if chunk.records > 0 || durable.is_none() {
-                    let bytes = u64::try_from(chunk.lines.len()).unwrap_or(u64::MAX);
-                    let span = tracing::info_span!(
-                        "feed_chunk",
-                        source,
-                        partition = partition_name,
-                        records = chunk.records,
-                        bytes,
-                    );
-                    match self.chain.store(durable.as_ref(), &chunk).instrument(span).await? {
-                        Stored::Ours => {}
-                        Stored::Theirs(end) => {
-                            tracing::debug!(source, partition = partition_name, %end, "another worker reads this partition");
-                            durable = Some(end);
-                            break;
-                        }
-                    }
-                    durable = Some(chunk.end.clone());
-                    read.records += chunk.records;
-                    read.bytes += bytes;
-                    if let Some(ahead) = &self.ahead {
-                        ahead.add(bytes);
-                    }
-                    self.news.notify_one();
-                    self.told(chunk.records, bytes, began, partition.records_behind());
-                }
-                partition.acknowledge(&chunk.end).await?;
-                reached = Some(chunk.end);
-                if at_goal {
-                    return Ok(Read { caught_up: true, ..read });
-                }
+                self.news.notify_one();
+                self.told(records, bytes, began, partition.records_behind());
+            }
+            partition.acknowledge(&chunk.end).await?;
+            reached = Some(chunk.end);
+            if at_goal {
+                read.caught_up = true;
+                return Ok(Ended::Done);
             }
         }
     }

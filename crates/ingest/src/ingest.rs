@@ -982,6 +982,10 @@ impl<'a> Source<'a> {
     /// What was done, and the books as they are now.
     pub(crate) fn into_report(mut self) -> (SourceReport, Books) {
         let mut names: Vec<String> = self.unknown.iter().map(|(name, rows)| format!("{name} ({rows} rows)")).collect();
+        if matches!(self.spec.origin, Origin::Feed(_)) {
+            // What a feed adds by itself need not be in the contract.
+            names.retain(|name| !name.starts_with('_'));
+        }
         if !names.is_empty() {
             let more = names.len().saturating_sub(NAMES_SHOWN_MAX);
             names.truncate(NAMES_SHOWN_MAX);

@@ -175,3 +175,38 @@ fn unpack_snappy(packed: &[u8]) -> std::io::Result<Bytes> {
     }
     Ok(unpacked.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snappy_is_read_as_it_is_and_in_blocks() {
+        let packed = |text: &str| snap::raw::Encoder::new().compress_vec(text.as_bytes()).unwrap();
+        assert_eq!(unpack_snappy(&packed("one and two")).unwrap(), "one and two");
+        let mut blocks = [SNAPPY_HEADER, &[0, 0, 0, 1, 0, 0, 0, 1]].concat();
+        for block in ["one ", "and ", "two"].map(packed) {
+            blocks.extend(u32::try_from(block.len()).unwrap().to_be_bytes());
+            blocks.extend(block);
+        }
+        assert_eq!(unpack_snappy(&blocks).unwrap(), "one and two");
+        for cut in [3, SNAPPY_HEADER.len() + 2, blocks.len() - 1, blocks.len() - 8] {
+            assert!(unpack_snappy(&blocks[..cut]).is_err(), "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_length_that_lies_does_not_take_memory() {
+        // A Snappy block that says it has 4 GiB.
+        assert!(unpack_snappy(&[0xff, 0xff, 0xff, 0xff, 0x0f, 0]).is_err());
+        let mut short = Bytes::from(vec![0; HEADER_BYTES - 1]);
+        assert!(Batch::take(&mut short).unwrap().is_none());
+        let mut negative = vec![0; HEADER_BYTES];
+        negative[8] = 0xff;
+        negative[16] = MAGIC;
+        assert!(Batch::take(&mut Bytes::from(negative)).is_err());
+        let mut old = vec![0; HEADER_BYTES];
+        old[16] = 1;
+        assert!(Batch::take(&mut Bytes::from(old)).unwrap_err().contains("0.11"));
+    }
+}
