@@ -11,8 +11,10 @@ use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, Time
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Decimal128Type, Int64Type, TimestampMicrosecondType};
 use chrono::{DateTime, Utc};
-use holdfast_ingest::{IngestError, IngestSettings, IngestStep, SourceReport, SourceSpec, ingest_source, load_sources};
-use holdfast_lake::{Lake, LakeSettings, StoreOptions, open_store};
+use holdfast_ingest::{
+    IngestError, IngestSettings, IngestStep, SourceReader, SourceReport, SourceSpec, ingest_source, load_sources,
+};
+use holdfast_lake::{Lake, LakeSettings, MaintainSettings, StoreOptions, open_store};
 use holdfast_types::{ErrorKind, FixedClock, NoProgress, TableName};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -250,6 +252,101 @@ async fn ing_2_a_copied_file_is_left_out_and_a_changed_one_is_read_whole() {
     place.put("orders/01.ndjson", orders(1, 30));
     let report = place.ingest(&spec).await.unwrap();
     assert_eq!((report.files_stored, report.rows_stored), (1, 28));
+}
+
+/// A file with so many orders, all its own.
+fn clean_orders(name: &str, count: u32) -> String {
+    (0..count).map(|row| format!("{{\"order_id\": \"{name}-{row}\", \"quantity\": 1}}\n")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ing_2_what_came_long_ago_is_known_in_merged_books_whatever_became_of_the_folder() {
+    let place = Place::new();
+    let spec = spec("orders", CONTRACT);
+    let settings = IngestSettings { batch_files_max: 3, ..IngestSettings::default() };
+    let names: Vec<String> = (10..40).map(|file| format!("orders/{file}.ndjson")).collect();
+    for (name, rows) in names.iter().zip(1..) {
+        place.put(name, clean_orders(name, rows));
+    }
+    // One path has had two contents before.
+    place.put("orders/was.ndjson", clean_orders("first", 5));
+    place.ingest_with(&spec, &settings).await.unwrap();
+    place.put("orders/was.ndjson", clean_orders("second", 50));
+    place.ingest_with(&spec, &settings).await.unwrap();
+    let lake = place.lake().await;
+    for table in ["metric.ingest_files", "metric.ingest_batches"] {
+        let settings = MaintainSettings::default();
+        let kept = lake.maintain_runs(&settings).await.unwrap();
+        let done = lake.maintain(&table.parse().unwrap(), &settings, &kept, None).await.unwrap();
+        assert_eq!(done.files_after, 1, "{table}");
+    }
+    let merged = lake.table(&"metric.ingest_files".parse().unwrap()).await.unwrap().unwrap();
+    let order = ["pipeline", "source", "size"].map(str::to_owned).to_vec();
+    assert_eq!(merged.file_orders()[0].1, Some(order));
+
+    // All of it is taken away, as a landing folder is; then some of it comes again.
+    fs::remove_dir_all(place.folder.join("in/orders")).unwrap();
+    place.put("orders/20.ndjson", clean_orders("orders/20.ndjson", 11));
+    place.put("orders/another-name.ndjson", clean_orders("orders/25.ndjson", 16));
+    place.put("orders/30.ndjson", clean_orders("orders/3x.ndjson", 21));
+    place.put("orders/was.ndjson", clean_orders("first", 5));
+    place.put("orders/new.ndjson", clean_orders("new", 1_000));
+    let report = place.ingest_with(&spec, &settings).await.unwrap();
+    assert_eq!((report.files_known, report.files_copied, report.files_stored), (1, 1, 3), "{report:?}");
+    assert!(report.warnings[0].contains("orders/25.ndjson"), "{:?}", report.warnings);
+    assert_eq!(report.rows_stored, 21 + 5 + 1_000);
+    let report = place.ingest_with(&spec, &settings).await.unwrap();
+    assert_eq!((report.files_known, report.batches), (4, 0), "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ing_2_a_watched_source_whose_names_grow_is_looked_at_from_its_newest_names_on() {
+    let place = Place::new();
+    let growing = format!("discovery = \"growing\"\nlook_back = 3\n{CONTRACT}");
+    let spec = spec("orders", &growing);
+    let from = open_store("in", &place.folder, &StoreOptions::new()).unwrap();
+    let mut reader = SourceReader::new(&place.lake().await, "test", &spec, &from);
+    let seldom = IngestSettings { list_all_every: std::time::Duration::from_secs(3_600), ..IngestSettings::default() };
+    let always = IngestSettings { list_all_every: std::time::Duration::ZERO, ..seldom.clone() };
+    let put = |name: &str| place.put(&format!("orders/{name}.ndjson"), clean_orders(name, 10));
+    for name in ["10", "20", "30", "40", "50"] {
+        put(name);
+    }
+    let report = reader.advance(&seldom, &NoProgress).await.unwrap();
+    assert_eq!((report.files_found, report.files_stored), (5, 5));
+    let report = reader.advance(&seldom, &NoProgress).await.unwrap();
+    assert_eq!((report.files_found, report.files_known, report.batches), (2, 2, 0), "behind the third newest");
+
+    // What comes in order is found, and what comes a little late.
+    put("60");
+    put("35");
+    let report = reader.advance(&seldom, &NoProgress).await.unwrap();
+    assert_eq!((report.files_found, report.files_stored), (4, 2), "{report:?}");
+    put("55");
+    assert_eq!(reader.advance(&seldom, &NoProgress).await.unwrap().files_stored, 1);
+    // What comes very late is found when all are listed, by this reader or a new one.
+    put("05");
+    assert_eq!(reader.advance(&seldom, &NoProgress).await.unwrap().files_stored, 0);
+    assert_eq!(reader.advance(&always, &NoProgress).await.unwrap().files_stored, 1);
+    put("06");
+    let mut anew = SourceReader::new(&place.lake().await, "test", &spec, &from);
+    assert_eq!(anew.advance(&seldom, &NoProgress).await.unwrap().files_stored, 1);
+    // The first one, whose books are behind by that, goes on.
+    put("70");
+    assert_eq!(reader.advance(&always, &NoProgress).await.unwrap().files_stored, 1);
+    assert_eq!(place.places("raw", "orders").len(), 11 * 10);
+}
+
+#[test]
+fn how_files_are_discovered_is_checked_in_the_contract() {
+    for (keys, expected) in [
+        ("discovery = \"grown\"", "did you mean `growing`?"),
+        ("look_back = 7", "`look_back` is for discovery = \"growing\" only"),
+        ("discovery = \"growing\"\nlook_back = 0", "from 1 to 1000000"),
+    ] {
+        let error = SourceSpec::parse("orders.toml", &format!("{keys}\n{CONTRACT}")).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

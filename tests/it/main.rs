@@ -31,6 +31,7 @@ mod real_data;
 mod serve;
 mod stages;
 mod telemetry;
+mod workers;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use holdfast_engine::{DeclaredTable, Project as Stages, SessionSettings};
 use holdfast_feeds::Surroundings;
 use holdfast_identity::{IdentifierTokens, IdentityKey, IdentityRules, declared_tables};
 use holdfast_ingest::{IngestSettings, SourceSpec, ledger_tables, load_sources};
-use holdfast_lake::{Lake, LakeSettings, StoreOptions};
+use holdfast_lake::{Lake, LakeSettings, MaintainSettings, StoreOptions};
 use holdfast_types::TableName;
 use serde::Deserialize;
 
@@ -21,6 +22,7 @@ struct ProjectFile {
     engine: EngineSection,
     ingest: IngestSection,
     identity: IdentitySection,
+    maintenance: MaintenanceSection,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -54,12 +56,56 @@ impl Default for EngineSection {
 struct IngestSection {
     batch_files_max: usize,
     batch_bytes_max_mb: u64,
+    batch_rows_max: u64,
+    batch_seconds_max: u64,
+    list_all_every_s: u64,
 }
 
 impl Default for IngestSection {
     fn default() -> Self {
         let settings = IngestSettings::default();
-        Self { batch_files_max: settings.batch_files_max, batch_bytes_max_mb: settings.batch_bytes_max >> 20 }
+        Self {
+            batch_files_max: settings.batch_files_max,
+            batch_bytes_max_mb: settings.batch_bytes_max >> 20,
+            batch_rows_max: settings.batch_rows_max,
+            batch_seconds_max: settings.batch_time_max.as_secs(),
+            list_all_every_s: settings.list_all_every.as_secs(),
+        }
+    }
+}
+
+/// When a watching process maintains tables, and how.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct MaintenanceSection {
+    /// Whether it does.
+    pub(crate) in_watch: bool,
+    /// How often the tables are looked at.
+    check_every_s: u64,
+    /// A table is maintained once so many files could be merged.
+    pub(crate) small_files_min: usize,
+    /// Or once so many commits came since the last time.
+    pub(crate) commits_min: u64,
+    target_mb: u64,
+    retention_hours: u64,
+}
+
+impl Default for MaintenanceSection {
+    fn default() -> Self {
+        Self {
+            in_watch: true,
+            check_every_s: 60,
+            small_files_min: 50,
+            commits_min: 500,
+            target_mb: 128,
+            retention_hours: 7 * 24,
+        }
+    }
+}
+
+impl MaintenanceSection {
+    pub(crate) fn check_every(&self) -> Duration {
+        Duration::from_secs(self.check_every_s.max(1))
     }
 }
 
@@ -168,8 +214,27 @@ impl Project {
         IngestSettings {
             batch_files_max: self.file.ingest.batch_files_max,
             batch_bytes_max: self.file.ingest.batch_bytes_max_mb << 20,
+            batch_rows_max: self.file.ingest.batch_rows_max,
+            batch_time_max: Duration::from_secs(self.file.ingest.batch_seconds_max),
+            list_all_every: Duration::from_secs(self.file.ingest.list_all_every_s),
             threads: std::thread::available_parallelism().map_or(2, usize::from),
             ..IngestSettings::default()
+        }
+    }
+
+    pub(crate) fn maintenance(&self) -> &MaintenanceSection {
+        &self.file.maintenance
+    }
+
+    /// What maintenance does; a command line may say otherwise.
+    pub(crate) fn maintain_settings(&self) -> MaintainSettings {
+        let section = &self.file.maintenance;
+        MaintainSettings {
+            target_bytes: section.target_mb.max(1) << 20,
+            // What was staged within the hour may still be committed, and what was current is being read.
+            retention: Duration::from_secs(section.retention_hours.max(1) * 60 * 60),
+            memory_bytes: self.memory_bytes(),
+            ..MaintainSettings::default()
         }
     }
 

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use arrow::array::{
     ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions, StringArray,
@@ -65,7 +66,7 @@ pub(crate) struct FileOutcome {
 pub(crate) struct Staged {
     pub(crate) raw: Vec<StagedFile>,
     pub(crate) quarantine: Vec<StagedFile>,
-    /// In the order of the files.
+    /// In the order of the files; fewer when the batch was large or old enough before the last.
     pub(crate) files: Vec<FileOutcome>,
     /// Fields that the contract does not have.
     pub(crate) unknown: UnknownFields,
@@ -85,6 +86,36 @@ pub(crate) struct Staging {
     pub(crate) ingested_at: i64,
     pub(crate) counting: Arc<Counting>,
     pub(crate) settings: IngestSettings,
+    /// Whether the batch may end behind any of its files, once it is large or old enough. One that was planned may not.
+    pub(crate) may_end_early: bool,
+}
+
+/// Tells behind which file a batch ends.
+struct Ends {
+    may_end_early: bool,
+    rows_max: u64,
+    time_max: Duration,
+    began: Instant,
+    rows: u64,
+}
+
+impl Ends {
+    fn of(staging: &Staging) -> Self {
+        let IngestSettings { batch_rows_max, batch_time_max, .. } = staging.settings;
+        Self {
+            may_end_early: staging.may_end_early,
+            rows_max: batch_rows_max,
+            time_max: batch_time_max,
+            began: Instant::now(),
+            rows: 0,
+        }
+    }
+
+    /// Whether the batch is large or old enough with a file of so many rows.
+    fn after(&mut self, rows: u64) -> bool {
+        self.rows = self.rows.saturating_add(rows);
+        self.may_end_early && (self.rows >= self.rows_max || self.began.elapsed() >= self.time_max)
+    }
 }
 
 enum Work {
@@ -97,6 +128,8 @@ enum Work {
 struct ReadSide {
     /// In the order of the files.
     files: Vec<SplitFile>,
+    /// All that is to be in the batch was read, be it all of the files or not.
+    is_whole: bool,
 }
 
 enum Done {
@@ -171,12 +204,12 @@ pub(crate) async fn stage(staging: &Staging, files: &[HashedFile], progress: &dy
 /// ING-3: what the reading side counted is what the workers stored, quarantined or passed over as blank, file by file,
 /// and what they stored is what is in the staged files.
 fn reconcile(places: &Places, files: &[HashedFile], read: &ReadSide, worked: &Worked) -> Result<Vec<FileOutcome>> {
-    let mut outcomes = Vec::with_capacity(files.len());
-    for (index, file) in files.iter().enumerate() {
+    if !read.is_whole {
+        return Err(IngestError::internal("a batch was not read to its end, and nobody said why"));
+    }
+    let mut outcomes = Vec::with_capacity(read.files.len());
+    for (index, (file, split)) in files.iter().zip(&read.files).enumerate() {
         let mut outcome = worked.files.get(&index).cloned().unwrap_or_default();
-        let Some(split) = read.files.get(index) else {
-            return Err(IngestError::internal(format!("{} was not read", file.found.path)));
-        };
         let counted = split.records;
         outcome.content_hash.clone_from(&split.content_hash);
         outcome.read = counted.saturating_sub(outcome.blank);
@@ -283,6 +316,7 @@ impl Reading {
             let read = if parquet { self.parquet(start..end).await? } else { self.text(start..end).await? };
             let whole = read.files.len() == end - start;
             side.files.extend(read.files);
+            side.is_whole = read.is_whole;
             if !whole {
                 break;
             }
@@ -303,6 +337,7 @@ impl Reading {
                 let _in_batch = batch_span.entered();
                 let mut side = ReadSide::default();
                 let mut next = 0;
+                let mut ends = Ends::of(&staging);
                 for index in range {
                     let file = &files[index];
                     let Some(chunks) = file_receiver.blocking_recv() else { return Ok(side) };
@@ -321,8 +356,13 @@ impl Reading {
                     })?;
                     let Some(split) = split else { return Ok(side) };
                     span.record("rows", split.records);
+                    let is_last = ends.after(split.records);
                     side.files.push(split);
+                    if is_last {
+                        break;
+                    }
                 }
+                side.is_whole = true;
                 Ok(side)
             })
         };
@@ -353,6 +393,7 @@ impl Reading {
     async fn parquet(&self, range: Range<usize>) -> Result<ReadSide> {
         let mut side = ReadSide::default();
         let mut next = 0;
+        let mut ends = Ends::of(&self.staging);
         for index in range {
             let file = &self.files[index];
             let span = file_span(&self.staging, &file.found);
@@ -362,7 +403,11 @@ impl Reading {
             let content_hash = file.content_hash.clone().unwrap_or_default();
             side.files.push(SplitFile { records: rows, content_hash });
             self.bytes_read.fetch_add(file.found.size, Ordering::Relaxed);
+            if ends.after(rows) {
+                break;
+            }
         }
+        side.is_whole = true;
         Ok(side)
     }
 

@@ -89,10 +89,7 @@ impl FoundFile {
 /// # Errors
 /// [`IngestError::MissingFolder`], and what the store answers.
 pub(crate) async fn discover(from: &ObjectLocation, source: &str, glob: &FileGlob) -> Result<Vec<FoundFile>> {
-    let mut prefix = from.path.clone();
-    for part in glob.folder().split('/').filter(|part| !part.is_empty()) {
-        prefix = prefix.join(part);
-    }
+    let prefix = folder_of(from, glob);
     let shown = format!("{}/{}", from.url.as_str().trim_end_matches('/'), glob.folder());
     let missing = || IngestError::MissingFolder {
         source_name: source.to_owned(),
@@ -116,13 +113,34 @@ pub(crate) async fn discover(from: &ObjectLocation, source: &str, glob: &FileGlo
     if listed.is_empty() && from.url.scheme() != "file" && is_empty(from).await? {
         return Err(missing());
     }
+    Ok(matching(from, glob, listed))
+}
+
+/// The folder that all files of a source are below.
+fn folder_of(from: &ObjectLocation, glob: &FileGlob) -> Path {
+    glob.folder().split('/').filter(|part| !part.is_empty()).fold(from.path.clone(), |path, part| path.join(part))
+}
+
+/// As [`discover`], for the files whose paths come after `path` in the order of text. A store is asked for these alone. A folder that is not there holds nothing.
+///
+/// # Errors
+/// What the store answers.
+pub(crate) async fn discover_after(from: &ObjectLocation, glob: &FileGlob, path: &str) -> Result<Vec<FoundFile>> {
+    let folder = folder_of(from, glob);
+    let offset = path.split('/').fold(from.path.clone(), |path, part| path.join(part));
+    let listed = from.store.list_with_offset(Some(&folder), &offset);
+    let listed = listed.try_collect().await.map_err(IngestError::store(folder.as_ref()))?;
+    Ok(matching(from, glob, listed))
+}
+
+fn matching(from: &ObjectLocation, glob: &FileGlob, listed: Vec<object_store::ObjectMeta>) -> Vec<FoundFile> {
     let mut files: Vec<FoundFile> = listed
         .into_iter()
         .filter_map(|object| FoundFile::in_folder(from, object))
         .filter(|file| glob.matcher.is_match(&file.path))
         .collect();
     files.sort_by(|left, right| left.path.cmp(&right.path));
-    Ok(files)
+    files
 }
 
 /// A file by its path relative to the ingested folder, as it is now.

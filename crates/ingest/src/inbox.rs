@@ -162,6 +162,11 @@ impl Inbox {
         Ok(found)
     }
 
+    /// Whether anything was ever put into it.
+    pub(crate) async fn is_used(&self) -> Result<bool> {
+        Ok(!self.folders(&self.folder()).await?.is_empty())
+    }
+
     /// Objects that were refused as a whole under another contract than this one, which may read them.
     pub(crate) async fn refused_before(&self, books: &Books) -> Result<Vec<FoundFile>> {
         let mut found = Vec::new();
@@ -375,7 +380,7 @@ impl InboxReader {
         let (books, look, refused) = match self.books.take() {
             Some(books) => (books, look, Vec::new()),
             None => {
-                let books = Books::open(&inbox.lake, &inbox.pipeline, &inbox.spec).await?;
+                let books = Books::open_whole(&inbox.lake, &inbox.pipeline, &inbox.spec).await?;
                 let refused = inbox.refused_before(&books).await?;
                 (books, Look::Back, refused)
             }

@@ -1,11 +1,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt};
 use holdfast_lake::{
-    Change, ChangeKind, CommitOutcome, Lake, LakeError, ObjectLocation, Position, StagedFile, Table, TableSpec,
+    Change, ChangeKind, CommitOutcome, Fence, Lake, LakeError, ObjectLocation, Position, StagedFile, Table, TableSpec,
     TableWriter, WriterSettings,
 };
 use holdfast_types::{Progress, Promise, TableName};
@@ -20,7 +21,8 @@ use crate::error::IngestError;
 use crate::facts::{Counting, Facts, RecentKeys};
 use crate::inbox::{Inbox, Look};
 use crate::ledger::{
-    Arrival, BatchTotals, Ledger, Outcome, PlannedFile, batch_row, batches_table, files_rows, files_table, widen,
+    Arrival, BatchTotals, Index, Ledger, Outcome, PlannedFile, app_id, batch_row, batches_table, files_rows,
+    files_table, widen,
 };
 use crate::origin::Origin;
 use crate::places::Places;
@@ -50,12 +52,20 @@ pub struct IngestSettings {
     pub batch_files_max: usize,
     /// Bytes of a batch; a bigger file is a batch of its own.
     pub batch_bytes_max: u64,
+    /// A batch ends behind the file with which it has so many records.
+    pub batch_rows_max: u64,
+    /// A batch ends behind the file at which it was read for so long.
+    pub batch_time_max: Duration,
+    /// How often a watched source whose names grow is listed as a whole.
+    pub list_all_every: Duration,
     /// Text that is decoded at once. Memory grows with this times `threads`.
     pub block_bytes: usize,
     /// The longest record.
     pub record_bytes_max: usize,
     /// Where the original text of a refused row is cut.
     pub original_bytes_max: usize,
+    /// The lease under which all is committed, if any.
+    pub fence: Option<Fence>,
     /// Called after each step of a batch, for tests that stop there.
     pub on_step: Option<Arc<dyn Fn(IngestStep) + Send + Sync>>,
 }
@@ -66,9 +76,13 @@ impl Default for IngestSettings {
             threads: 2,
             batch_files_max: 1_000,
             batch_bytes_max: 512 << 20,
+            batch_rows_max: 5_000_000,
+            batch_time_max: Duration::from_secs(60),
+            list_all_every: Duration::from_secs(600),
             block_bytes: 1 << 20,
             record_bytes_max: 64 << 20,
             original_bytes_max: 64 << 10,
+            fence: None,
             on_step: None,
         }
     }
@@ -296,21 +310,32 @@ async fn run(
         (Origin::Files(glob), Some(from)) => discover(from, &spec.name, glob).await?,
         _ => Vec::new(),
     };
-    if let Some(file) = found.iter().find(|file| places.in_inbox(&file.path)) {
-        return Err(IngestError::Layout {
-            file: file.path.clone(),
-            message: "the path is one of the source's inbox in the lake: put the files into a folder of another name"
-                .to_owned(),
-        });
-    }
+    check_places(&places, &found)?;
     let inbox = Inbox::new(lake, pipeline, spec);
-    let books = Books::open(lake, pipeline, spec).await?;
+    // What is looked for in an inbox depends on all that was stored from it.
+    let books = if inbox.is_used().await? {
+        Books::open_whole(lake, pipeline, spec).await?
+    } else {
+        Books::open(lake, pipeline, spec).await?
+    };
     found.extend(inbox.refused_before(&books).await?);
     let mut source = Source::new(lake, pipeline, places, settings, progress, books);
     source.finish_open_batches().await?;
     found.extend(inbox.discover(Look::Back, &source.ledger).await?);
     source.ingest_new(&found).await?;
     Ok(source.into_report().0)
+}
+
+/// No file that was found has the name of an object in the inbox.
+pub(crate) fn check_places(places: &Places, found: &[FoundFile]) -> Result<()> {
+    match found.iter().find(|file| places.in_inbox(&file.path)) {
+        None => Ok(()),
+        Some(file) => Err(IngestError::Layout {
+            file: file.path.clone(),
+            message: "the path is one of the source's inbox in the lake: put the files into a folder of another name"
+                .to_owned(),
+        }),
+    }
 }
 
 /// The tables of a source, and what they say of its files.
@@ -326,10 +351,37 @@ pub(crate) struct Books {
 impl Books {
     /// Reads them, making tables that are missing.
     pub(crate) async fn open(lake: &Lake, pipeline: &str, spec: &SourceSpec) -> Result<Self> {
-        let tables = Tables::ensure(lake, spec).await?;
-        let ledger = Ledger::load(lake, &tables.files, &tables.batches, pipeline, &spec.name).await?;
-        let refused = RefusedFiles::load(lake, pipeline, &spec.name).await?;
+        let (tables, refused) =
+            futures::try_join!(Box::pin(Tables::ensure(lake, spec)), RefusedFiles::load(lake, pipeline, &spec.name))?;
+        let ledger = Ledger::open(lake, &tables.files, &tables.batches, pipeline, &spec.name).await?;
         Ok(Self { tables, ledger, refused, memory: None })
+    }
+
+    /// The books as they are now: what was known of files stays.
+    pub(crate) async fn go_on(self, lake: &Lake, pipeline: &str, spec: &SourceSpec) -> Result<Self> {
+        let Self { mut ledger, memory, .. } = self;
+        let (tables, refused) =
+            futures::try_join!(Box::pin(Tables::ensure(lake, spec)), RefusedFiles::load(lake, pipeline, &spec.name))?;
+        let known = ledger.next_batch();
+        ledger.go_on(lake, &tables.files, &tables.batches).await?;
+        // What others stored meanwhile is not in it.
+        let memory = memory.filter(|_| ledger.next_batch() == known);
+        Ok(Self { tables, ledger, refused, memory })
+    }
+
+    /// As [`Books::open`], and all that was ever stored.
+    pub(crate) async fn open_whole(lake: &Lake, pipeline: &str, spec: &SourceSpec) -> Result<Self> {
+        let mut books = Self::open(lake, pipeline, spec).await?;
+        books.learn_all(lake).await?;
+        Ok(books)
+    }
+
+    /// Reads all that was ever stored, unless it is known.
+    pub(crate) async fn learn_all(&mut self, lake: &Lake) -> Result<()> {
+        if self.ledger.is_complete() {
+            return Ok(());
+        }
+        self.ledger.learn_all(lake, &self.tables.files, &self.tables.batches).await
     }
 }
 
@@ -353,12 +405,13 @@ impl Tables {
             }
             ended => ended?,
         };
-        Ok(Self {
-            raw,
-            quarantine: lake.ensure_table(&quarantine_table(spec)?).await?,
-            files: lake.ensure_table(&files_table()?).await?,
-            batches: lake.ensure_table(&batches_table()?).await?,
-        })
+        let (quarantine, files, batches) = (quarantine_table(spec)?, files_table()?, batches_table()?);
+        let (quarantine, files, batches) = futures::try_join!(
+            Box::pin(lake.ensure_table(&quarantine)),
+            Box::pin(lake.ensure_table(&files)),
+            Box::pin(lake.ensure_table(&batches)),
+        )?;
+        Ok(Self { raw, quarantine, files, batches })
     }
 }
 
@@ -439,7 +492,7 @@ impl<'a> Source<'a> {
                 }
             };
             let started_at = self.now();
-            match self.stage(&files, batch).await {
+            match self.stage(&files, batch, false).await {
                 Ok(staged) if is_same(&planned, &staged) => {
                     self.commit_rows(batch, &planned, started_at, staged).await?;
                     self.report.batches_recovered += 1;
@@ -528,7 +581,11 @@ impl<'a> Source<'a> {
             if self.ingest_until_overtaken(found).await? {
                 return self.tell_alerts().await;
             }
-            let books = Books::open(self.lake, self.pipeline, &self.spec).await?;
+            let books = if self.ledger.is_complete() {
+                Books::open_whole(self.lake, self.pipeline, &self.spec).await?
+            } else {
+                Books::open(self.lake, self.pipeline, &self.spec).await?
+            };
             (self.tables, self.ledger, self.refused) = (books.tables, books.ledger, books.refused);
             self.memory = None;
             self.finish_open_batches().await?;
@@ -538,18 +595,10 @@ impl<'a> Source<'a> {
 
     /// Whether all was done; if not, another worker planned a batch under our number and the books must be read again.
     async fn ingest_until_overtaken(&mut self, found: &[FoundFile]) -> Result<bool> {
-        let unseen: Vec<FoundFile> = {
-            let index = self.ledger.index();
-            found
-                .iter()
-                .filter(|file| {
-                    let modified = file.modified.timestamp_micros();
-                    let known = index.by_sight(&file.path, file.size, file.etag.as_deref(), modified);
-                    !(known || self.places.in_inbox(&file.path) && index.by_path(&file.path))
-                })
-                .cloned()
-                .collect()
-        };
+        let unseen = self.unseen(&self.ledger.index(), found);
+        self.ledger.learn(self.lake, &self.tables.files, &self.tables.batches, &unseen).await?;
+        let mut index = self.ledger.index();
+        let unseen = self.unseen(&index, &unseen);
         self.report.files_known = count(found.len() - unseen.len());
         self.report.files_copied = 0;
         let (waiting, unseen): (Vec<FoundFile>, Vec<FoundFile>) =
@@ -559,7 +608,7 @@ impl<'a> Source<'a> {
         while !rest.is_empty() {
             let (group, after) = rest.split_at(self.batch_end(rest));
             rest = after;
-            let mut files = self.arrivals(group).await?;
+            let mut files = self.arrivals(&index, group).await?;
             while !files.is_empty() {
                 let batch = self.ledger.next_batch();
                 let span = tracing::info_span!(
@@ -571,8 +620,11 @@ impl<'a> Source<'a> {
                     bytes = tracing::field::Empty,
                 );
                 match Box::pin(self.ingest_batch(batch, &files)).instrument(span).await {
-                    Ok(true) => break,
-                    Ok(false) => return Ok(false),
+                    Ok(Some(taken)) => {
+                        self.ledger.files_of(batch).iter().for_each(|file| index.take_in(file));
+                        files.drain(..taken);
+                    }
+                    Ok(None) => return Ok(false),
                     // Nothing was planned yet: without the file at fault the others are a batch.
                     Err(error) => {
                         let fault = error.file().and_then(|path| files.iter().position(|file| file.found.path == path));
@@ -591,6 +643,16 @@ impl<'a> Source<'a> {
             }
         }
         Ok(true)
+    }
+
+    /// The files that the books, as far as they are known, do not show as they are now.
+    fn unseen(&self, index: &Index, found: &[FoundFile]) -> Vec<FoundFile> {
+        let is_known = |file: &&FoundFile| {
+            let modified = file.modified.timestamp_micros();
+            index.by_sight(&file.path, file.size, file.etag.as_deref(), modified)
+                || self.places.in_inbox(&file.path) && index.by_path(&file.path)
+        };
+        found.iter().filter(|file| !is_known(file)).cloned().collect()
     }
 
     /// Records a file that cannot be read. One that changes meanwhile is left for the next call instead.
@@ -691,23 +753,20 @@ impl<'a> Source<'a> {
 
     /// Looks into the files: what is known under this path or another is left out. What came through the inbox counts by its name
     /// alone: a sender may say the same thing twice.
-    async fn arrivals(&mut self, files: &[FoundFile]) -> Result<Vec<HashedFile>> {
+    async fn arrivals(&mut self, index: &Index, files: &[FoundFile]) -> Result<Vec<HashedFile>> {
         let places = Arc::clone(&self.places);
         let mut sizes: HashMap<u64, usize> = HashMap::new();
         for file in files {
             *sizes.entry(file.size).or_default() += 1;
         }
-        let candidates: Vec<(FoundFile, bool)> = {
-            let index = self.ledger.index();
-            // Text is hashed while it is read. Before that, only what could be a copy has to be looked into, and Parquet,
-            // which is not read from end to end.
-            let look_into = |file: &FoundFile| {
-                places.spec_of(&file.path).format == FileFormat::Parquet
-                    || !places.in_inbox(&file.path)
-                        && (index.has_size(file.size) || sizes.get(&file.size).is_some_and(|files| *files > 1))
-            };
-            files.iter().map(|file| (file.clone(), look_into(file))).collect()
+        // Text is hashed while it is read. Before that, only what could be a copy has to be looked into, and Parquet,
+        // which is not read from end to end.
+        let look_into = |file: &FoundFile| {
+            places.spec_of(&file.path).format == FileFormat::Parquet
+                || !places.in_inbox(&file.path)
+                    && (index.has_size(file.size) || sizes.get(&file.size).is_some_and(|files| *files > 1))
         };
+        let candidates: Vec<(FoundFile, bool)> = files.iter().map(|file| (file.clone(), look_into(file))).collect();
         let store_of = |file: &FoundFile| Arc::clone(places.store_of(&file.path));
         let hashed: Vec<HashedFile> = futures::stream::iter(candidates)
             .map(|(found, look_into)| {
@@ -723,24 +782,21 @@ impl<'a> Source<'a> {
         let mut arrivals: Vec<HashedFile> = Vec::with_capacity(hashed.len());
         let mut notes = Vec::new();
         let mut known = 0;
-        {
-            let index = self.ledger.index();
-            for file in hashed {
-                let arrival = match &file.content_hash {
-                    None => Arrival::New,
-                    Some(_) if places.in_inbox(&file.found.path) => Arrival::New,
-                    Some(hash) => match arrivals.iter().find(|other| other.content_hash.as_ref() == Some(hash)) {
-                        Some(twin) => Arrival::CopyOf(&twin.found.path),
-                        None => index.by_content(&file.found.path, hash),
-                    },
-                };
-                match arrival {
-                    Arrival::Known => known += 1,
-                    Arrival::CopyOf(other) => {
-                        notes.push(format!("{} has the same content as {other} and is left out", file.found.path));
-                    }
-                    Arrival::New => arrivals.push(file),
+        for file in hashed {
+            let arrival = match &file.content_hash {
+                None => Arrival::New,
+                Some(_) if places.in_inbox(&file.found.path) => Arrival::New,
+                Some(hash) => match arrivals.iter().find(|other| other.content_hash.as_ref() == Some(hash)) {
+                    Some(twin) => Arrival::CopyOf(&twin.found.path),
+                    None => index.by_content(&file.found.path, hash),
+                },
+            };
+            match arrival {
+                Arrival::Known => known += 1,
+                Arrival::CopyOf(other) => {
+                    notes.push(format!("{} has the same content as {other} and is left out", file.found.path));
                 }
+                Arrival::New => arrivals.push(file),
             }
         }
         self.report.files_known += known;
@@ -753,9 +809,11 @@ impl<'a> Source<'a> {
         Ok(arrivals)
     }
 
-    async fn ingest_batch(&mut self, batch: i64, files: &[HashedFile]) -> Result<bool> {
+    /// How many of the files it took; `None` when another worker planned a batch under this number, or undid this one.
+    async fn ingest_batch(&mut self, batch: i64, files: &[HashedFile]) -> Result<Option<usize>> {
         let started_at = self.now();
-        let staged = self.stage(files, batch).await?;
+        let staged = self.stage(files, batch, true).await?;
+        let taken = staged.files.len();
         let planned_at = self.now();
         let planned: Vec<PlannedFile> = files
             .iter()
@@ -778,16 +836,16 @@ impl<'a> Source<'a> {
         let plan = write(&self.tables.files, &rows).await?;
         match self.commit("plan", &self.tables.files, batch, plan, Map::new()).await? {
             CommitOutcome::Applied { .. } => {}
-            CommitOutcome::AlreadyApplied { .. } | CommitOutcome::Conflicted { .. } => return Ok(false),
+            CommitOutcome::AlreadyApplied { .. } | CommitOutcome::Conflicted { .. } => return Ok(None),
         }
         self.reached(IngestStep::Planned);
         self.ledger.add(planned.clone());
         // Abandoned by a worker that found other files: what is there now has to be looked at again.
         let outcome = self.commit_rows(batch, &planned, started_at, staged).await?;
-        Ok(outcome == Outcome::Stored)
+        Ok((outcome == Outcome::Stored).then_some(taken))
     }
 
-    async fn stage(&mut self, files: &[HashedFile], batch: i64) -> Result<Staged> {
+    async fn stage(&mut self, files: &[HashedFile], batch: i64, may_end_early: bool) -> Result<Staged> {
         let (lake, raw, spec) = (self.lake, self.tables.raw.clone(), Arc::clone(&self.spec));
         let memory = self.remember().await?;
         let counting = Counting::new(memory.late_before(&spec), memory.keys(lake, &raw, &spec).await?);
@@ -800,6 +858,7 @@ impl<'a> Source<'a> {
             ingested_at: self.now(),
             counting: Arc::new(counting),
             settings: self.settings.clone(),
+            may_end_early,
         };
         let mut staged = Box::pin(stage(&staging, files, self.progress)).await?;
         staged.keys = Arc::into_inner(staging.counting).map(Counting::into_keys).unwrap_or_default();
@@ -940,7 +999,7 @@ impl<'a> Source<'a> {
                 .commit(Change {
                     table,
                     position: Position { app_id: self.app_id(role), version: batch },
-                    fence: None,
+                    fence: self.settings.fence.clone(),
                     kind: ChangeKind::Append,
                     files: files.clone(),
                     schema: None,
@@ -958,7 +1017,7 @@ impl<'a> Source<'a> {
     }
 
     fn app_id(&self, role: &str) -> String {
-        format!("{role}/{}/{}", self.pipeline, self.spec.name)
+        app_id(role, self.pipeline, &self.spec.name)
     }
 
     fn facts_key(&self, batch: i64) -> String {

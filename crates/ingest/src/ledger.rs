@@ -1,21 +1,29 @@
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
 use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::logical_expr::{Expr, col, lit};
 use datafusion::physical_plan::execute_stream;
-use futures::TryStreamExt;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use holdfast_lake::{Lake, Table, TableSpec};
-use holdfast_types::{COMMENT_KEY, TableName};
+use holdfast_types::{COMMENT_KEY, SORTED_KEY, TableName};
 
 use crate::Result;
+use crate::discover::FoundFile;
 use crate::error::IngestError;
 use crate::facts::{Facts, nulls_type};
 use crate::spec::timestamp_type;
 
 const FILES: &str = "metric.ingest_files";
 const BATCHES: &str = "metric.ingest_batches";
+
+/// Of so many files the books are asked one by one; of more, for all there is about the source.
+const ASKED_MAX: usize = 1_000;
+/// Values that one list of a filter names: longer ones are not held against statistics.
+const VALUES_PRUNED_MAX: usize = 20;
 
 /// How a batch ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,12 +62,24 @@ pub(crate) struct PlannedFile {
     pub(crate) planned_at: i64,
 }
 
-/// What is known of the files of one source.
+/// What is known of the files of one source: of all of them, or of those that were asked about.
+///
+/// How far planning and recording have come are positions in the tables' logs, and what was planned and not recorded lies between them. So nothing of the
+/// past has to be read to go on; whether a file is known is looked up by its size, by which the table's merged files are sorted.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
+    pipeline: String,
+    source: String,
+    /// The newest planned batch; 0 before the first.
+    planned: i64,
+    /// The newest batch whose end is recorded: batches are recorded one after the other.
+    recorded: i64,
     /// In the order of batches.
     files: BTreeMap<i64, Vec<PlannedFile>>,
-    outcomes: HashMap<i64, Outcome>,
+    /// Which of the batches in `files` were abandoned.
+    abandoned: HashSet<i64>,
+    /// Whether `files` has all that can come up.
+    is_complete: bool,
 }
 
 /// What the ledger says about a file that was found.
@@ -74,16 +94,104 @@ pub(crate) enum Arrival<'a> {
 }
 
 impl Ledger {
-    /// Reads the books of one source.
-    pub(crate) async fn load(
+    /// The books of one source, as far as work is open: what was planned and not recorded.
+    pub(crate) async fn open(
         lake: &Lake,
         files: &Table,
         batches: &Table,
         pipeline: &str,
         source: &str,
     ) -> Result<Self> {
-        let mut ledger = Self::default();
-        for rows in read(lake, files, FILES).await? {
+        let mut ledger = Self { pipeline: pipeline.to_owned(), source: source.to_owned(), ..Self::default() };
+        ledger.go_on(lake, files, batches).await?;
+        Ok(ledger)
+    }
+
+    /// Takes in what other workers planned and recorded meanwhile.
+    pub(crate) async fn go_on(&mut self, lake: &Lake, files: &Table, batches: &Table) -> Result<()> {
+        let known = self.planned;
+        self.planned = files.position(&self.app_id("plan")).await?.unwrap_or(0);
+        self.recorded = batches.position(&self.app_id("batch")).await?.unwrap_or(0);
+        // Who knows all that was stored has to know what others stored since.
+        let since = if self.is_complete { known.min(self.recorded) } else { self.recorded };
+        if self.planned > since {
+            self.read(lake, files, Some(col("batch").gt(lit(since))), |file| file.batch > since).await?;
+        }
+        if self.is_complete { self.learn_abandoned(lake, batches).await } else { Ok(()) }
+    }
+
+    /// Looks up what there is about files that were found. Files of other sizes than these are not among those they could be.
+    pub(crate) async fn learn(
+        &mut self,
+        lake: &Lake,
+        files: &Table,
+        batches: &Table,
+        found: &[FoundFile],
+    ) -> Result<()> {
+        if self.is_complete || found.is_empty() || self.planned == 0 {
+            return Ok(());
+        }
+        let is_few = found.len() <= ASKED_MAX;
+        let sizes: BTreeSet<u64> = found.iter().map(|file| file.size).collect();
+        let values = sizes.iter().map(|size| lit(i64::try_from(*size).unwrap_or(i64::MAX)));
+        let filter = is_one_of("size", values).filter(|_| is_few);
+        self.read(lake, files, filter, |file| sizes.contains(&file.size)).await?;
+        // What a path was last decides about the files that have been what they are now before, and about no others.
+        let known: HashSet<&str> = self.files.values().flatten().map(|file| file.path.as_str()).collect();
+        let paths: HashSet<&str> =
+            found.iter().map(|file| file.path.as_str()).filter(|path| known.contains(path)).collect();
+        if let Some(filter) = is_one_of("path", paths.iter().map(|path| lit(*path))) {
+            self.read(lake, files, Some(filter).filter(|_| is_few), |file| paths.contains(file.path.as_str())).await?;
+        }
+        self.learn_abandoned(lake, batches).await
+    }
+
+    /// Reads all there is about the source.
+    pub(crate) async fn learn_all(&mut self, lake: &Lake, files: &Table, batches: &Table) -> Result<()> {
+        self.read(lake, files, None, |_| true).await?;
+        self.learn_abandoned(lake, batches).await?;
+        self.is_complete = true;
+        Ok(())
+    }
+
+    /// Whether it has all that can come up, without looking anything up.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
+    async fn learn_abandoned(&mut self, lake: &Lake, batches: &Table) -> Result<()> {
+        if self.files.keys().all(|batch| *batch > self.recorded) {
+            return Ok(());
+        }
+        let abandoned = col("outcome").eq(lit(Outcome::Abandoned.as_str()));
+        let mut found = read_matching(lake, batches, BATCHES, &[self.is_of_source(), abandoned])?;
+        while let Some(rows) = found.try_next().await? {
+            let text = |name: &str| column(&rows, BATCHES, name).map(|array| array.as_string::<i32>().clone());
+            let (pipelines, sources, outcomes) = (text("pipeline")?, text("source")?, text("outcome")?);
+            let numbers = column(&rows, BATCHES, "batch")?.as_primitive::<Int64Type>().clone();
+            for row in 0..rows.num_rows() {
+                if pipelines.value(row) == self.pipeline
+                    && sources.value(row) == self.source
+                    && outcomes.value(row) == Outcome::Abandoned.as_str()
+                {
+                    self.abandoned.insert(numbers.value(row));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the source's files for which `is_wanted`; `filter` says the same to statistics.
+    async fn read(
+        &mut self,
+        lake: &Lake,
+        files: &Table,
+        filter: Option<Expr>,
+        is_wanted: impl Fn(&PlannedFile) -> bool,
+    ) -> Result<()> {
+        let filters: Vec<Expr> = std::iter::once(self.is_of_source()).chain(filter).collect();
+        let mut found = read_matching(lake, files, FILES, &filters)?;
+        while let Some(rows) = found.try_next().await? {
             let text = |name: &str| column(&rows, FILES, name).map(|array| array.as_string::<i32>().clone());
             let number = |name: &str| column(&rows, FILES, name).map(|array| array.as_primitive::<Int64Type>().clone());
             let time = |name: &str| {
@@ -98,12 +206,11 @@ impl Ledger {
             let (earliest, latest) = (time("event_time_min")?, time("event_time_max")?);
             let count = |array: &Int64Array, row: usize| u64::try_from(array.value(row)).unwrap_or(0);
             for row in 0..rows.num_rows() {
-                if pipelines.value(row) != pipeline || sources.value(row) != source {
+                if pipelines.value(row) != self.pipeline || sources.value(row) != self.source {
                     continue;
                 }
-                let batch = batch_numbers.value(row);
-                ledger.files.entry(batch).or_default().push(PlannedFile {
-                    batch,
+                let file = PlannedFile {
+                    batch: batch_numbers.value(row),
                     path: paths.value(row).to_owned(),
                     size: count(&sizes, row),
                     etag: etags.is_valid(row).then(|| etags.value(row).to_owned()),
@@ -114,43 +221,52 @@ impl Ledger {
                     rows_quarantined: count(&quarantined, row),
                     event_times: earliest.is_valid(row).then(|| (earliest.value(row), latest.value(row))),
                     planned_at: planned_at.value(row),
-                });
-            }
-        }
-        for rows in read(lake, batches, BATCHES).await? {
-            let text = |name: &str| column(&rows, BATCHES, name).map(|array| array.as_string::<i32>().clone());
-            let (pipelines, sources, outcomes) = (text("pipeline")?, text("source")?, text("outcome")?);
-            let numbers = column(&rows, BATCHES, "batch")?.as_primitive::<Int64Type>().clone();
-            for row in 0..rows.num_rows() {
-                if pipelines.value(row) == pipeline && sources.value(row) == source {
-                    let outcome = if outcomes.value(row) == "abandoned" { Outcome::Abandoned } else { Outcome::Stored };
-                    ledger.outcomes.insert(numbers.value(row), outcome);
+                };
+                if is_wanted(&file) {
+                    self.put(file);
                 }
             }
         }
-        for files in ledger.files.values_mut() {
-            files.sort_by(|left, right| left.path.cmp(&right.path));
+        Ok(())
+    }
+
+    /// Keeps the files of a batch sorted by path, each once.
+    fn put(&mut self, file: PlannedFile) {
+        let files = self.files.entry(file.batch).or_default();
+        if let Err(place) = files.binary_search_by(|other| other.path.cmp(&file.path)) {
+            files.insert(place, file);
         }
-        Ok(ledger)
+    }
+
+    fn is_of_source(&self) -> Expr {
+        col("pipeline").eq(lit(&self.pipeline)).and(col("source").eq(lit(&self.source)))
+    }
+
+    fn app_id(&self, role: &str) -> String {
+        app_id(role, &self.pipeline, &self.source)
     }
 
     pub(crate) fn add(&mut self, files: Vec<PlannedFile>) {
         for file in files {
-            self.files.entry(file.batch).or_default().push(file);
+            self.planned = self.planned.max(file.batch);
+            self.put(file);
         }
     }
 
     pub(crate) fn record(&mut self, batch: i64, outcome: Outcome) {
-        self.outcomes.insert(batch, outcome);
+        self.recorded = self.recorded.max(batch);
+        if outcome == Outcome::Abandoned {
+            self.abandoned.insert(batch);
+        }
     }
 
     pub(crate) fn next_batch(&self) -> i64 {
-        self.files.keys().next_back().map_or(1, |last| last + 1)
+        self.planned + 1
     }
 
     /// Planned batches whose end is not recorded, oldest first.
     pub(crate) fn open_batches(&self) -> Vec<i64> {
-        self.files.keys().copied().filter(|batch| !self.outcomes.contains_key(batch)).collect()
+        self.files.range(self.recorded + 1..).map(|(batch, _)| *batch).collect()
     }
 
     pub(crate) fn files_of(&self, batch: i64) -> &[PlannedFile] {
@@ -167,48 +283,75 @@ impl Ledger {
         self.stored_paths().any(|stored| stored == path)
     }
 
-    /// Forgets batches that are done and have no file whose path is `needed`, other than the newest.
+    /// Forgets batches that are done and have no file whose path is `needed`.
     pub(crate) fn forget_unless(&mut self, needed: impl Fn(&str) -> bool) {
-        let newest = self.files.keys().next_back().copied();
-        let outcomes = &self.outcomes;
-        self.files.retain(|batch, files| {
-            Some(*batch) == newest || !outcomes.contains_key(batch) || files.iter().any(|file| needed(&file.path))
-        });
+        let recorded = self.recorded;
+        self.files.retain(|batch, files| *batch > recorded || files.iter().any(|file| needed(&file.path)));
+        self.forget_outcomes();
+    }
+
+    /// Forgets batches that are done and have none of these files: they are looked up again when they come up.
+    pub(crate) fn forget_others(&mut self, found: &[FoundFile]) {
+        if self.is_complete {
+            return;
+        }
+        let found: HashSet<&str> = found.iter().map(|file| file.path.as_str()).collect();
+        let recorded = self.recorded;
+        self.files
+            .retain(|batch, files| *batch > recorded || files.iter().any(|file| found.contains(file.path.as_str())));
+        self.forget_outcomes();
+    }
+
+    fn forget_outcomes(&mut self) {
         let files = &self.files;
-        self.outcomes.retain(|batch, _| files.contains_key(batch));
+        self.abandoned.retain(|batch| files.contains_key(batch));
     }
 
     /// Newest first, without those of abandoned batches.
     fn stored(&self) -> impl Iterator<Item = &PlannedFile> {
-        self.files
-            .iter()
-            .rev()
-            .filter(|(batch, _)| self.outcomes.get(batch) != Some(&Outcome::Abandoned))
-            .flat_map(|(_, files)| files)
+        self.files.iter().rev().filter(|(batch, _)| !self.abandoned.contains(batch)).flat_map(|(_, files)| files)
     }
 
     /// An index for [`Index::by_sight`] and [`Index::by_content`].
-    pub(crate) fn index(&self) -> Index<'_> {
+    pub(crate) fn index(&self) -> Index {
         let mut index = Index::default();
-        for file in self.stored() {
-            // The newest comes first and stays.
-            index.newest.entry(&file.path).or_insert(file);
-            index.contents.entry(&file.content_hash).or_insert(file);
-            index.sizes.insert(file.size);
-        }
+        let stored = self.files.iter().filter(|(batch, _)| !self.abandoned.contains(batch));
+        stored.flat_map(|(_, files)| files).for_each(|file| index.take_in(file));
         index
     }
 }
 
 /// The newest state of each path and content.
 #[derive(Debug, Default)]
-pub(crate) struct Index<'a> {
-    newest: HashMap<&'a str, &'a PlannedFile>,
-    contents: HashMap<&'a str, &'a PlannedFile>,
+pub(crate) struct Index {
+    newest: HashMap<String, State>,
+    /// The newest path of each content.
+    contents: HashMap<String, String>,
     sizes: HashSet<u64>,
 }
 
-impl<'a> Index<'a> {
+#[derive(Debug)]
+struct State {
+    size: u64,
+    etag: Option<String>,
+    modified: i64,
+    content_hash: String,
+}
+
+impl Index {
+    /// Adds a file of a batch that comes after all that are in.
+    pub(crate) fn take_in(&mut self, file: &PlannedFile) {
+        let state = State {
+            size: file.size,
+            etag: file.etag.clone(),
+            modified: file.modified,
+            content_hash: file.content_hash.clone(),
+        };
+        self.newest.insert(file.path.clone(), state);
+        self.contents.insert(file.content_hash.clone(), file.path.clone());
+        self.sizes.insert(file.size);
+    }
+
     /// Whether the file can be left alone without looking into it.
     pub(crate) fn by_sight(&self, path: &str, size: u64, etag: Option<&str>, modified: i64) -> bool {
         self.newest.get(path).is_some_and(|known| {
@@ -231,28 +374,48 @@ impl<'a> Index<'a> {
     }
 
     /// What the file is, by its content.
-    pub(crate) fn by_content(&self, path: &str, content_hash: &str) -> Arrival<'a> {
+    pub(crate) fn by_content(&self, path: &str, content_hash: &str) -> Arrival<'_> {
         match (self.newest.get(path), self.contents.get(content_hash)) {
             (Some(known), _) if known.content_hash == content_hash => Arrival::Known,
             // The path had this content before, and another since: its records count again.
-            (Some(_), Some(earlier)) if earlier.path == path => Arrival::New,
-            (_, Some(other)) => Arrival::CopyOf(&other.path),
+            (Some(_), Some(earlier)) if earlier == path => Arrival::New,
+            (_, Some(other)) => Arrival::CopyOf(other),
             (_, None) => Arrival::New,
         }
     }
 }
 
+/// Under which name a step of a source's batches leaves its position in a table.
+pub(crate) fn app_id(role: &str, pipeline: &str, source: &str) -> String {
+    format!("{role}/{pipeline}/{source}")
+}
+
+/// A filter on a column by some values, in parts that are held against statistics. `None` without a value, or with one that nothing is told about.
+fn is_one_of(name: &str, values: impl IntoIterator<Item = Expr>) -> Option<Expr> {
+    let values: Vec<Expr> = values.into_iter().collect();
+    values.chunks(VALUES_PRUNED_MAX).map(|part| col(name).in_list(part.to_vec(), false)).reduce(Expr::or)
+}
+
 /// Every row of a small table. Reading goes through the table's own provider, without SQL.
 pub(crate) async fn read(lake: &Lake, table: &Table, name: &'static str) -> Result<Vec<RecordBatch>> {
+    read_matching(lake, table, name, &[])?.try_collect().await
+}
+
+/// The rows of a table that fit the filters, and perhaps others.
+fn read_matching(
+    lake: &Lake,
+    table: &Table,
+    name: &'static str,
+    filters: &[Expr],
+) -> Result<BoxStream<'static, Result<RecordBatch>>> {
     if table.file_count() == 0 {
-        return Ok(Vec::new());
+        return Ok(futures::stream::empty().boxed());
     }
     let failed = IngestError::unread(name);
     let state = SessionStateBuilder::new().build();
     state.runtime_env().register_object_store(lake.store_url().as_ref(), Arc::clone(lake.store()));
-    let plan = table.provider().scan(&state, None, &[], None).await.map_err(failed)?;
-    let stream = execute_stream(plan, state.task_ctx()).map_err(failed)?;
-    stream.try_collect().await.map_err(failed)
+    let plan = table.scan_matching(&state, filters).map_err(failed)?;
+    Ok(execute_stream(plan, state.task_ctx()).map_err(failed)?.map_err(failed).boxed())
 }
 
 fn column<'a>(rows: &'a RecordBatch, table: &'static str, name: &str) -> Result<&'a ArrayRef> {
@@ -269,13 +432,20 @@ pub(crate) fn field(name: &str, data_type: DataType, comment: &str) -> Field {
     Field::new(name, data_type, true).with_metadata(HashMap::from([(COMMENT_KEY.to_owned(), comment.to_owned())]))
 }
 
+/// A column that the rows of a file are sorted by, in that place.
+fn sorted(place: u8, field: Field) -> Field {
+    let mut metadata = field.metadata().clone();
+    metadata.insert(SORTED_KEY.to_owned(), place.to_string());
+    field.with_metadata(metadata)
+}
+
 fn files_schema() -> SchemaRef {
     Arc::new(Schema::new(vec![
-        field("pipeline", DataType::Utf8, "Pipeline of the source"),
-        field("source", DataType::Utf8, "Source of the file"),
+        sorted(1, field("pipeline", DataType::Utf8, "Pipeline of the source")),
+        sorted(2, field("source", DataType::Utf8, "Source of the file")),
         field("batch", DataType::Int64, "Batch of the file, counted per source from 1"),
         field("path", DataType::Utf8, "File, relative to the ingested folder"),
-        field("size", DataType::Int64, "Size in bytes"),
+        sorted(3, field("size", DataType::Int64, "Size in bytes")),
         field("etag", DataType::Utf8, "The store's mark of the file's version, where it has one"),
         field("modified", timestamp_type(), "When the file was last changed"),
         field("content_hash", DataType::Utf8, "BLAKE3 of the bytes"),
@@ -357,8 +527,10 @@ pub fn ledger_tables() -> Result<Vec<TableSpec>> {
     ])
 }
 
-/// Rows of `metric.ingest_files`.
+/// Rows of `metric.ingest_files`, in the order of the table's files.
 pub(crate) fn files_rows(pipeline: &str, source: &str, files: &[PlannedFile]) -> Result<RecordBatch> {
+    let mut files: Vec<&PlannedFile> = files.iter().collect();
+    files.sort_by_key(|file| file.size);
     let columns: Vec<ArrayRef> = vec![
         Arc::new(StringArray::new_repeated(pipeline, files.len())),
         Arc::new(StringArray::new_repeated(source, files.len())),
@@ -484,7 +656,7 @@ mod tests {
     fn a_file_is_known_by_path_and_content() {
         let mut ledger = Ledger::default();
         ledger.add(vec![file(1, "a", "x"), file(1, "b", "y"), file(2, "a", "z"), file(3, "c", "w")]);
-        ledger.record(3, Outcome::Abandoned);
+        ledger.abandoned.insert(3);
         let index = ledger.index();
         assert!(index.by_sight("a", 1, Some("az"), 0));
         assert!(!index.by_sight("a", 1, Some("ax"), 0), "an older state of the path");
@@ -504,13 +676,16 @@ mod tests {
             ledger.add(vec![file(batch, &format!("in/{batch}"), &batch.to_string())]);
         }
         ledger.add(vec![file(6, "elsewhere/9", "9")]);
-        for batch in [1, 3, 4, 5, 6] {
+        for batch in 1..=5 {
             ledger.record(batch, if batch == 5 { Outcome::Abandoned } else { Outcome::Stored });
         }
         assert!(ledger.has_stored("in/4") && !ledger.has_stored("in/5"), "an abandoned batch stored nothing");
         ledger.forget_unless(|path| path.starts_with("in/") && path >= "in/4");
-        assert_eq!(ledger.files.keys().copied().collect::<Vec<_>>(), [2, 4, 5, 6]);
-        assert_eq!(ledger.open_batches(), [2]);
+        assert_eq!(ledger.files.keys().copied().collect::<Vec<_>>(), [4, 5, 6]);
+        assert_eq!(ledger.open_batches(), [6]);
+        ledger.record(6, Outcome::Stored);
+        ledger.forget_unless(|path| path.starts_with("in/") && path >= "in/4");
+        assert_eq!(ledger.files.keys().copied().collect::<Vec<_>>(), [4, 5]);
         assert_eq!(ledger.next_batch(), 7);
     }
 }

@@ -37,6 +37,7 @@ mod parquet_rows;
 mod places;
 mod quality;
 mod quarantine;
+mod reader;
 mod refusal;
 mod refused;
 mod replay;
@@ -57,9 +58,10 @@ pub use quality::{Alert, AlertRule, QualityRules, Severity};
 pub use quarantine::{
     QuarantineFilter, QuarantineGroup, QuarantinedRow, list_quarantine, newest_replay, quarantined_rows,
 };
+pub use reader::SourceReader;
 pub use refused::RefusedFile;
 pub use replay::{KeptRows, ReplayReport, ReplaySettings, ReplayStep, replay_quarantine};
-pub use spec::{ColumnSpec, Compression, EpochUnit, FileFormat, IdentifierSpec, SourceSpec, load_sources};
+pub use spec::{ColumnSpec, Compression, Discovery, EpochUnit, FileFormat, IdentifierSpec, SourceSpec, load_sources};
 
 /// A result of this crate.
 pub type Result<T, E = IngestError> = std::result::Result<T, E>;

@@ -29,7 +29,7 @@ pub(crate) const INGESTED_AT: &str = "_ingested_at";
 pub(crate) const REPLAY: &str = "_replay";
 
 const RESERVED: [&str; 6] = [UNKNOWN, SOURCE_FILE, SOURCE_LINE, BATCH, INGESTED_AT, REPLAY];
-const SOURCE_KEYS: [&str; 18] = [
+const SOURCE_KEYS: [&str; 20] = [
     "kind",
     "description",
     "path",
@@ -46,6 +46,8 @@ const SOURCE_KEYS: [&str; 18] = [
     "max_quarantine_share",
     "key",
     "quality",
+    "discovery",
+    "look_back",
     "columns",
     "identifiers",
 ];
@@ -61,6 +63,7 @@ const QUALITY_KEYS: [&str; 7] = [
 const COLUMN_KEYS: [&str; 5] = ["type", "from", "pii", "comment", "epoch"];
 const IDENTIFIER_KEYS: [&str; 2] = ["type", "value"];
 const QUARANTINE_SHARE_DEFAULT: f64 = 0.2;
+const LOOK_BACK_DEFAULT: usize = 1_000;
 /// Characters that Delta readers do not accept in a column's name.
 const NAME_FORBIDS: &[char] = &[' ', ',', ';', '{', '}', '(', ')', '\n', '\t', '=', '`'];
 
@@ -105,6 +108,8 @@ pub struct SourceSpec {
     pub quality: QualityRules,
     /// The contract's file, as messages name it.
     pub(crate) file: String,
+    /// What the names of its files say about when they came.
+    pub discovery: Discovery,
     /// Changes with every change of the contract.
     pub(crate) fingerprint: String,
     pub(crate) zone: Zone,
@@ -119,6 +124,18 @@ pub enum FileFormat {
     Ndjson,
     /// Apache Parquet.
     Parquet,
+}
+
+/// What the names of files say about when they came: how a watched source is looked through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discovery {
+    /// Nothing: all files are listed every time.
+    Any,
+    /// A file that comes later has a later name, in the order of text. Those behind the newest are listed, and a window before it.
+    Growing {
+        /// How many names the window has: for files that come out of order.
+        look_back: usize,
+    },
 }
 
 /// How a text file is compressed.
@@ -361,6 +378,7 @@ impl Contract<'_> {
         {
             return Err(self.error(key.span().start, format!("`{}` is for format = \"csv\" only", key.get_ref())));
         }
+        let discovery = self.discovery(table)?;
         Ok(SourceSpec {
             name,
             kind: self.string(self.required(table, "kind", 0)?)?.to_owned(),
@@ -383,6 +401,7 @@ impl Contract<'_> {
             key,
             quality,
             file: self.file.to_owned(),
+            discovery,
             fingerprint: blake3::hash(self.text.as_bytes()).to_hex()[..16].to_owned(),
             zone,
         })
@@ -422,6 +441,25 @@ impl Contract<'_> {
             .map_err(|error| self.error_at(path_at, format!("not a glob: {}", error.kind())))?
             .compile_matcher();
         Ok(Origin::Files(FileGlob { path, matcher }))
+    }
+
+    fn discovery(&self, table: &DeTable<'_>) -> Result<Discovery> {
+        let look_back = self.optional(table, "look_back", Self::window)?;
+        match table.get("discovery").map(|at| self.string(at).map(|word| (at, word))).transpose()? {
+            Some((_, "growing")) => Ok(Discovery::Growing { look_back: look_back.unwrap_or(LOOK_BACK_DEFAULT) }),
+            Some((_, "any")) | None => match table.get("look_back") {
+                Some(at) => Err(self.error_at(at, "`look_back` is for discovery = \"growing\" only".to_owned())),
+                None => Ok(Discovery::Any),
+            },
+            Some((at, other)) => Err(self.unknown_word(at, "discovery", other, &["any", "growing"])),
+        }
+    }
+
+    fn window(&self, value: &Value<'_>) -> Result<usize> {
+        let names = value.get_ref().as_integer().and_then(|number| number.as_str().parse().ok());
+        names
+            .filter(|names| (1..=1_000_000).contains(names))
+            .ok_or_else(|| self.error_at(value, "`look_back` is a number of names, from 1 to 1000000".to_owned()))
     }
 
     fn columns(&self, table: &DeTable<'_>, format: FileFormat) -> Result<Vec<ColumnSpec>> {

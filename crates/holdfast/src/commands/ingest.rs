@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,25 +7,34 @@ use chrono::{DateTime, Utc};
 use holdfast_engine::{Project as Stages, RunOptions, RunReport, Runner, Selection};
 use holdfast_identity::{IdentifierTokens, IdentitySource, ResolveReport, resolve};
 use holdfast_ingest::{
-    IngestError, IngestSettings, IngestStep, Origin, Severity, SourceReport, SourceSpec, ingest_inbox, ingest_source,
-    newest_replay,
+    IngestError, IngestSettings, IngestStep, Origin, Severity, SourceReader, SourceReport, SourceSpec, ingest_inbox,
+    ingest_source, newest_replay,
 };
-use holdfast_lake::{Lake, ObjectLocation, open_store};
+use holdfast_lake::{Lake, LakeError, ObjectLocation, open_store};
 use holdfast_types::{Clock, ErrorKind, Progress};
 use serde::Serialize;
+use tokio::task::JoinSet;
 
 use super::feeds::{Feeds, Following};
+use super::maintain::duration;
+use super::shares::Shares;
+use super::upkeep::Upkeep;
 use super::{grouped, print_json};
 use crate::clock::SystemClock;
 use crate::error::CliError;
 use crate::progress::Terminal;
 use crate::project::{Project, raw_table};
 
+/// What follows from all sources, for workers that share a pipeline. No source has this name: it would be no table's.
+const AFTERWARDS: &str = "identity and stages";
+
 /// The schema whose stages map sources to one row a fact, keyed by customer.
 pub(crate) const UNIFIED_SCHEMA: &str = "core";
 
 /// How long a watching process may take to end what it is at when it is told to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
+/// And then to let others take what it held.
+const GIVE_BACK_LIMIT: Duration = Duration::from_secs(1);
 /// The longest pause after errors that may pass by themselves.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
@@ -55,6 +65,9 @@ pub(crate) struct IngestArgs {
     /// Print a report as JSON
     #[arg(long)]
     json: bool,
+    /// With --watch: how long sources stay reserved when this process dies, for tests of recovery
+    #[arg(long, hide = true, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    lease: Duration,
     /// Abort the process after this step of a batch, for tests of recovery
     #[arg(long, hide = true, env = "HOLDFAST_ABORT_AFTER", value_name = "STEP")]
     abort_after: Option<IngestStep>,
@@ -152,7 +165,7 @@ pub(crate) async fn run(project: &Project, args: &IngestArgs, terminal: &Arc<Ter
     if args.watch {
         return rounds.watch().await;
     }
-    let report = rounds.round(&mut None).await?;
+    let report = rounds.round(Told::All, &mut None, None).await?;
     if args.json {
         print_json(&report)?;
     }
@@ -172,60 +185,150 @@ struct Rounds<'a> {
     runner: Option<Runner>,
 }
 
+/// What a watching worker has from one round to the next.
+struct Watching {
+    shares: Shares,
+    readers: BTreeMap<String, SourceReader>,
+}
+
 impl Rounds<'_> {
     /// Everything that is there now, to raw and from there to core. `unified` is what of raw is in core already, so that a
-    /// round without news is a short one; whoever wrote to raw, such as `holdfast collect`, makes news.
-    async fn round(&self, unified: &mut Option<Vec<IdentitySource>>) -> Result<IngestReport, CliError> {
+    /// round without news is a short one; whoever wrote to raw, such as `holdfast collect`, makes news. A watching worker does what it holds.
+    async fn round(
+        &self,
+        told: Told,
+        unified: &mut Option<Vec<IdentitySource>>,
+        mut watching: Option<&mut Watching>,
+    ) -> Result<IngestReport, CliError> {
         let started = Instant::now();
         let (project, args, terminal) = (self.project, self.args, self.terminal);
-        let told = if unified.is_none() { Told::All } else { Told::News };
         let manner = Manner {
             abort_after: args.abort_after,
             told,
             folders_may_come: args.watch,
             feeds_are_followed: args.watch,
         };
-        let from = (self.from.as_ref(), &self.feeds);
-        let sources = ingest_sources(project, &self.lake, &self.sources, from, manner, terminal).await?;
-        let mut report = IngestReport { sources, customers: None, core: None, seconds: 0.0 };
-        let arrived = if args.raw_only { Vec::new() } else { identity_sources(project, &self.lake).await? };
-        if !args.raw_only && unified.as_ref() != Some(&arrived) {
-            // Until all of it is done, nothing is known to be.
-            *unified = None;
-            let resolved = resolve_sources(project, &self.lake, &self.tokens, &arrived, terminal).await?;
-            report.customers = Some(resolved.customers);
-            if let Some(runner) = &self.runner {
-                let selection = if args.run { Selection::All } else { unified_stages() };
-                let run = runner.run(&run_options(project, args.as_of, selection, args.run), terminal.as_ref()).await?;
-                if args.run {
-                    super::run::summarise(&run, terminal);
-                }
-                super::run::judge(&run)?;
-                report.core = Some(run);
+        let sources = match watching.as_deref_mut() {
+            Some(watching) => self.ingest_held(manner, watching).await?,
+            None => {
+                let from = (self.from.as_ref(), &self.feeds);
+                ingest_sources(project, &self.lake, &self.sources, from, manner, terminal).await?
             }
+        };
+        let mut report = IngestReport { sources, customers: None, core: None, seconds: 0.0 };
+        if args.raw_only {
+            *unified = Some(Vec::new());
+        } else if let Some(watching) = watching {
+            watching.shares.settle().await?;
+            let work = Box::pin(self.unify(unified, &mut report));
+            watching.shares.hold(AFTERWARDS, work).await?.transpose()?;
+        } else {
+            self.unify(unified, &mut report).await?;
         }
-        *unified = Some(arrived);
         report.seconds = started.elapsed().as_secs_f64();
         Ok(report)
+    }
+
+    /// The sources that this worker holds, one after the other. One that is lost on the way is its new holder's.
+    async fn ingest_held(&self, manner: Manner, watching: &mut Watching) -> Result<Vec<SourceReport>, CliError> {
+        let settings = ingest_settings(self.project, manner.abort_after);
+        let Some(from) = &self.from else { return Ok(Vec::new()) };
+        let Watching { shares, readers } = watching;
+        let mut reports = Vec::new();
+        for source in self.sources.iter().filter(|source| matches!(source.origin, Origin::Files(_))) {
+            shares.settle().await?;
+            if let Some(news) = shares.news() {
+                self.terminal.note(&news);
+            }
+            let Some(fence) = shares.fence(&source.name) else {
+                readers.remove(&source.name);
+                continue;
+            };
+            let settings = IngestSettings { fence: Some(fence), ..settings.clone() };
+            let reader = readers
+                .entry(source.name.clone())
+                .or_insert_with(|| SourceReader::new(&self.lake, &self.project.pipeline, source, from));
+            let work = Box::pin(reader.advance(&settings, self.terminal.as_ref()));
+            let ended = shares.hold(&source.name, work).await.map_err(CliError::from);
+            match ended.and_then(|ended| ended.transpose().map_err(CliError::from)) {
+                Ok(Some(report)) => {
+                    tell(source, &report, manner, self.terminal);
+                    reports.push(report);
+                }
+                Ok(None) => self.terminal.note(&format!("     Lost {}: another worker goes on with it", source.name)),
+                Err(CliError::Ingest(IngestError::Lake(
+                    LakeError::Superseded { .. } | LakeError::LeaseOver { .. },
+                ))) => {
+                    shares.lose(&source.name);
+                    self.terminal.note(&format!("     Lost {}: this process stalled", source.name));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(reports)
+    }
+
+    /// What is in raw, to identity and core.
+    async fn unify(
+        &self,
+        unified: &mut Option<Vec<IdentitySource>>,
+        report: &mut IngestReport,
+    ) -> Result<(), CliError> {
+        let (project, args, terminal) = (self.project, self.args, self.terminal);
+        let arrived = identity_sources(project, &self.lake).await?;
+        if unified.as_ref() == Some(&arrived) {
+            return Ok(());
+        }
+        // Until all of it is done, nothing is known to be.
+        *unified = None;
+        let resolved = resolve_sources(project, &self.lake, &self.tokens, &arrived, terminal).await?;
+        report.customers = Some(resolved.customers);
+        if let Some(runner) = &self.runner {
+            let selection = if args.run { Selection::All } else { unified_stages() };
+            let run = runner.run(&run_options(project, args.as_of, selection, args.run), terminal.as_ref()).await?;
+            if args.run {
+                super::run::summarise(&run, terminal);
+            }
+            super::run::judge(&run)?;
+            report.core = Some(run);
+        }
+        *unified = Some(arrived);
+        Ok(())
     }
 
     /// Round after round until a signal, and beside them the feeds. What is under way then may end, for a while; what it leaves open the
     /// next process finishes.
     async fn watch(&self) -> Result<(), CliError> {
+        let files = self.sources.iter().filter(|source| matches!(source.origin, Origin::Files(_)));
+        let mut parts: Vec<String> = files.map(|source| source.name.clone()).collect();
+        if !self.args.raw_only {
+            parts.push(AFTERWARDS.to_owned());
+        }
+        let shares = Shares::new(&self.lake, &self.project.pipeline, parts, self.args.lease);
+        let mut watching = Watching { shares, readers: BTreeMap::new() };
+        // Ends with this function, whatever it is at.
+        let mut beside = JoinSet::new();
+        if self.project.maintenance().in_watch {
+            beside.spawn(Upkeep::new(self.project, &self.lake, self.terminal).go_on());
+        }
         let settings = ingest_settings(self.project, self.args.abort_after);
         let mut following = self.feeds.follow(&self.sources, (&self.lake, &self.project.pipeline), &settings);
-        self.rounds_until_stopped(&mut following).await
+        let ended = self.rounds_until_stopped(&mut following, &mut watching).await;
+        beside.abort_all();
+        // What the store takes longer for than this ends by itself.
+        let _ = tokio::time::timeout(GIVE_BACK_LIMIT, watching.shares.give_back()).await;
+        ended
     }
 
-    async fn rounds_until_stopped(&self, following: &mut Following) -> Result<(), CliError> {
+    async fn rounds_until_stopped(&self, following: &mut Following, watching: &mut Watching) -> Result<(), CliError> {
         let every = Duration::from_secs_f64(self.args.every);
         let mut stop = std::pin::pin!(super::stop_signal());
-        let (mut failures, mut unified) = (0_u32, None);
+        let (mut failures, mut told, mut unified) = (0_u32, Told::All, None);
         let place = self.from.as_ref().map_or_else(|| "feeds".to_owned(), |from| from.url.to_string());
         self.terminal.note(&format!(" Watching {place} every {} s, Ctrl-C stops", self.args.every));
         loop {
             let ended = {
-                let mut round = std::pin::pin!(self.round(&mut unified));
+                let mut round = std::pin::pin!(self.round(told, &mut unified, Some(&mut *watching)));
                 tokio::select! {
                     ended = &mut round => ended,
                     error = following.failed() => return Err(error),
@@ -240,7 +343,7 @@ impl Rounds<'_> {
             };
             let pause = match ended {
                 Ok(_) => {
-                    failures = 0;
+                    (failures, told) = (0, Told::News);
                     every
                 }
                 // The store, the disk, another worker: likely to pass.
@@ -326,39 +429,44 @@ pub(crate) async fn ingest_sources(
             }
             _ => feeds.read(source, (lake, &project.pipeline), &settings, terminal.as_ref()).await?,
         };
-        let has_news = report.batches + report.batches_recovered > 0;
-        let line = if !has_news && manner.told == Told::News {
-            String::new()
-        } else if let (0, Origin::Files(glob)) = (report.files_found, &source.origin) {
-            format!("  Missing {}: no file matches {}", source.name, glob.path)
-        } else if !has_news {
-            format!("    Fresh raw.{}", source.name)
-        } else {
-            format!(
-                " Ingested raw.{}  {} rows from {} files, {} quarantined",
-                source.name,
-                grouped(report.rows_stored),
-                report.files_stored,
-                grouped(report.rows_quarantined)
-            )
-        };
-        terminal.finish(&source.name, &line);
-        for warning in &report.warnings {
-            terminal.note(&format!("  Warning {}: {warning}", source.name));
-        }
-        let told_before = match manner.told {
-            Told::All => 0,
-            Told::News => report.refused.len() - usize::try_from(report.files_refused).unwrap_or(0),
-        };
-        for file in &report.refused[told_before..] {
-            terminal.problem(&format!("  Refused {}: {}", source.name, file.reason));
-        }
-        if manner.told == Told::All || report.alerts_changed > 0 {
-            tell_alerts(&report, terminal);
-        }
+        tell(source, &report, manner, terminal);
         reports.push(report);
     }
     Ok(reports)
+}
+
+/// Tells what the ingestion of a source did.
+fn tell(source: &SourceSpec, report: &SourceReport, manner: Manner, terminal: &Arc<Terminal>) {
+    let has_news = report.batches + report.batches_recovered > 0;
+    let line = if !has_news && manner.told == Told::News {
+        String::new()
+    } else if let (0, Origin::Files(glob)) = (report.files_found, &source.origin) {
+        format!("  Missing {}: no file matches {}", source.name, glob.path)
+    } else if !has_news {
+        format!("    Fresh raw.{}", source.name)
+    } else {
+        format!(
+            " Ingested raw.{}  {} rows from {} files, {} quarantined",
+            source.name,
+            grouped(report.rows_stored),
+            report.files_stored,
+            grouped(report.rows_quarantined)
+        )
+    };
+    terminal.finish(&source.name, &line);
+    for warning in &report.warnings {
+        terminal.note(&format!("  Warning {}: {warning}", source.name));
+    }
+    let told_before = match manner.told {
+        Told::All => 0,
+        Told::News => report.refused.len() - usize::try_from(report.files_refused).unwrap_or(0),
+    };
+    for file in &report.refused[told_before..] {
+        terminal.problem(&format!("  Refused {}: {}", source.name, file.reason));
+    }
+    if manner.told == Told::All || report.alerts_changed > 0 {
+        tell_alerts(report, terminal);
+    }
 }
 
 fn tell_alerts(report: &SourceReport, terminal: &Terminal) {

@@ -20,12 +20,12 @@ pub(crate) struct MaintainArgs {
     /// Only these tables: raw.orders, raw.*, *.orders
     #[arg(long, value_name = "GLOB")]
     table: Vec<String>,
-    /// How long old versions and runs stay readable: 7d, 36h; at least 1h
-    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = duration)]
-    retention: Duration,
-    /// The size that files below half of it are merged to: 128MiB, 1GiB
-    #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = size)]
-    target_size: u64,
+    /// How long old versions and runs stay readable: 7d, 36h; at least 1h [default: from holdfast.toml, 7d]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    retention: Option<Duration>,
+    /// The size that files below half of it are merged to: 128MiB, 1GiB [default: from holdfast.toml, 128MiB]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    target_size: Option<u64>,
     /// Only tell what would be done
     #[arg(long)]
     dry_run: bool,
@@ -57,18 +57,18 @@ struct TableReport {
 
 pub(crate) async fn run(project: &Project, args: &MaintainArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let started = Instant::now();
-    if args.retention < RETENTION_MIN {
+    if args.retention.is_some_and(|retention| retention < RETENTION_MIN) {
         return Err(CliError::Argument(
             "--retention must be at least 1h: writers commit what they staged shortly before, readers read what was current"
                 .to_owned(),
         ));
     }
+    let declared = project.maintain_settings();
     let settings = MaintainSettings {
-        target_bytes: args.target_size,
-        retention: args.retention,
+        target_bytes: args.target_size.unwrap_or(declared.target_bytes),
+        retention: args.retention.unwrap_or(declared.retention),
         is_dry_run: args.dry_run,
-        memory_bytes: project.memory_bytes(),
-        ..MaintainSettings::default()
+        ..declared
     };
     let lake = project.open_lake_to_write().await?;
     let tables = selected(&lake, &args.table).await?;
@@ -133,7 +133,7 @@ async fn selected(lake: &Lake, patterns: &[String]) -> Result<Vec<TableName>, Cl
 }
 
 /// Maintains a table under its lease. `None` when somebody else has it, or took it because this process stalled.
-async fn maintain(
+pub(crate) async fn maintain(
     lake: &Lake,
     table: &TableName,
     settings: &MaintainSettings,
@@ -143,8 +143,9 @@ async fn maintain(
     if settings.is_dry_run {
         return Box::pin(lake.maintain(table, settings, kept, None)).await.map(Some);
     }
-    let owner = format!("holdfast maintain, process {}", std::process::id());
-    let Some(mut lease) = lake.lease(&format!("maintain/{table}"), &owner, duration).await? else { return Ok(None) };
+    let Some(mut lease) = lake.lease(&format!("maintain/{table}"), &super::worker_name(), duration).await? else {
+        return Ok(None);
+    };
     let fence = lease.fence();
     let worked = lease.hold(Box::pin(lake.maintain(table, settings, kept, Some(fence)))).await;
     if let Err(error) = lease.release().await {
@@ -157,7 +158,7 @@ async fn maintain(
     }
 }
 
-fn record(done: &TableMaintenance, seconds: f64) {
+pub(crate) fn record(done: &TableMaintenance, seconds: f64) {
     tracing::info!(
         table = %done.table,
         monotonic_counter.holdfast_maintain_files_merged = done.files_merged,
@@ -170,7 +171,7 @@ fn record(done: &TableMaintenance, seconds: f64) {
 }
 
 /// What was done to a table, if anything.
-fn line(done: &TableMaintenance, is_dry_run: bool, seconds: f64) -> Option<String> {
+pub(crate) fn line(done: &TableMaintenance, is_dry_run: bool, seconds: f64) -> Option<String> {
     if done.is_idle() {
         return None;
     }
@@ -211,7 +212,7 @@ fn summary(report: &MaintainReport) -> String {
 }
 
 /// `7d`, `36h`, `90m`, `60s`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let units = [("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400)];
     number_and_unit(text, &units).map(Duration::from_secs).ok_or_else(|| "write 7d, 36h, 90m or 60s".to_owned())
 }

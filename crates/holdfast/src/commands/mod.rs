@@ -10,8 +10,10 @@ pub(crate) mod maintain;
 pub(crate) mod quarantine;
 pub(crate) mod run;
 pub(crate) mod serve;
+pub(crate) mod shares;
 pub(crate) mod sql;
 pub(crate) mod test;
+pub(crate) mod upkeep;
 
 use std::io::Write;
 
@@ -29,6 +31,13 @@ pub(crate) fn print(text: &str) -> Result<(), CliError> {
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value).map_err(|error| CliError::Argument(error.to_string()))?;
     print(&format!("{text}\n"))
+}
+
+/// This process, for those who wonder who holds a lease.
+pub(crate) fn worker_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let host = host.map(|host| host.trim().to_owned()).filter(|host| !host.is_empty());
+    format!("process {} on {}", std::process::id(), host.as_deref().unwrap_or("this machine"))
 }
 
 /// 1234567 as 1,234,567.
