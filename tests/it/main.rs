@@ -10,6 +10,7 @@
 )]
 
 mod append_times;
+mod bad_data;
 mod bad_input;
 mod collect;
 mod commands;
@@ -25,6 +26,7 @@ mod leases;
 mod maintain;
 mod postgres;
 mod proto;
+mod put;
 mod quality;
 mod quarantine;
 mod real_data;

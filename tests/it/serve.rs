@@ -62,7 +62,7 @@ impl Service {
         let listener = bind("127.0.0.1:0", settings.token.as_ref()).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (stop, stopped) = oneshot::channel();
-        let running = tokio::spawn(serve(Arc::clone(&reader), settings, listener, async move {
+        let running = tokio::spawn(serve(Arc::clone(&reader), None, settings, listener, async move {
             let _ = stopped.await;
         }));
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
@@ -577,7 +577,8 @@ async fn an_open_address_without_a_token_and_a_taken_port_are_refused() {
     // A listener that somebody else opened is checked as well.
     let service = Service::start().await;
     let open = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
-    let refused = serve(Arc::clone(&service.reader), ServeSettings::default(), open, std::future::pending()).await;
+    let refused =
+        serve(Arc::clone(&service.reader), None, ServeSettings::default(), open, std::future::pending()).await;
     assert!(matches!(refused, Err(ServeError::Exposed { .. })));
 
     let error = bind(&service.address, None).await.unwrap_err();

@@ -113,6 +113,40 @@ pub enum IngestError {
         /// The store's answer.
         source: object_store::Error,
     },
+    /// Record batches that do not fit their source's contract.
+    #[error("source {source_name}: {message}")]
+    Batch {
+        /// Which source.
+        source_name: String,
+        /// What does not fit, by columns and types.
+        message: String,
+    },
+    /// A name that no stream can have, or not any more.
+    #[error("stream `{stream}`: {message}")]
+    Stream {
+        /// Its name.
+        stream: String,
+        /// What is wrong with it, and what to do.
+        message: String,
+    },
+    /// A batch's number was used for other rows.
+    #[error(
+        "batch {batch} of stream `{stream}` is stored already, with other rows: give every load a stream name of its own, and every batch of it a number of its own"
+    )]
+    BatchTaken {
+        /// Which stream.
+        stream: String,
+        /// Which number.
+        batch: u64,
+    },
+    /// The object store did not answer in time.
+    #[error("no answer from the store within {} s while {what} was written: whether it is there is open, send it again", timeout.as_secs_f64())]
+    NoAnswer {
+        /// Which object.
+        what: String,
+        /// How long was waited.
+        timeout: std::time::Duration,
+    },
     /// The books of ingestion cannot be understood.
     #[error("table {table}: {message}")]
     Ledger {
@@ -162,11 +196,15 @@ impl IngestError {
                 _ => ErrorKind::Retry,
             },
             Self::MissingFolder { .. } => ErrorKind::NotFound,
-            Self::Layout { .. } | Self::Encoding { .. } | Self::Truncated { .. } | Self::Unreadable { .. } => {
-                ErrorKind::InvalidInput
-            }
+            Self::Layout { .. }
+            | Self::Encoding { .. }
+            | Self::Truncated { .. }
+            | Self::Unreadable { .. }
+            | Self::Batch { .. }
+            | Self::Stream { .. }
+            | Self::BatchTaken { .. } => ErrorKind::InvalidInput,
             Self::TooManyRefused { .. } => ErrorKind::Quarantine,
-            Self::ChangedWhileRead { .. } => ErrorKind::Retry,
+            Self::ChangedWhileRead { .. } | Self::NoAnswer { .. } => ErrorKind::Retry,
             Self::Contended { .. } => ErrorKind::Conflict,
             Self::Store { source, .. } => match source {
                 object_store::Error::NotFound { .. } => ErrorKind::NotFound,

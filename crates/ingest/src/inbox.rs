@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Days, NaiveDate, Utc};
 use futures::{StreamExt, TryStreamExt};
 use holdfast_lake::{Lake, ObjectLocation};
 use holdfast_types::NoProgress;
@@ -25,6 +25,9 @@ const PUT: &str = "put";
 /// How far behind the newest stored object [`Look::Back`] looks: longer than writing an object takes, and than the clocks
 /// of two servers differ.
 const LOOK_BACK: Duration = Duration::from_secs(3_600);
+/// How many days behind that of the newest stored batch [`Look::Back`] looks: a stream takes batches on two days, and the
+/// clocks of two servers differ.
+const PUT_DAYS_BACK: u64 = 2;
 /// Lists that are under way at the same time.
 const LISTS_AHEAD: usize = 8;
 
@@ -34,7 +37,7 @@ const LISTS_AHEAD: usize = 8;
 /// | name | content | its order |
 /// |---|---|---|
 /// | `<day>/<UUID v7>.ndjson` | pushes | by time |
-/// | `put/<day>/<UUID v7>/<number>.parquet` | Arrow batches of one stream | by the time the stream began, then by number |
+/// | `put/<day>/<stream>/<number>.parquet` | Arrow batches of a stream that began on that day | by day |
 /// | `feed/<partition>/<position>.ndjson.zst` | records of a feed | by position |
 ///
 /// An object is written once and never changed, so that its content is that of its name. The suffix says in which form it
@@ -48,6 +51,9 @@ pub struct Inbox {
     from: ObjectLocation,
     /// Relative to `from`, with a slash at its end.
     folder: String,
+    /// Batches that were put here, by path relative to `from`. Streams are written beside each other and by no order of names,
+    /// so that what comes behind the newest is not all that is new.
+    announced: Arc<Mutex<Vec<String>>>,
 }
 
 impl Inbox {
@@ -59,6 +65,7 @@ impl Inbox {
             spec: Arc::new(spec.clone()),
             from: lake.system_folder(),
             folder: inbox_folder(pipeline, &spec.name),
+            announced: Arc::default(),
         }
     }
 
@@ -91,15 +98,40 @@ impl Inbox {
         self.folder().join(day_of(moment)).join(format!("{name}{}", InboxForm::NDJSON))
     }
 
-    /// The folder for the objects of a stream of Arrow batches that begins at `moment`, with a name that nobody else has. A stream that
-    /// goes on for longer than half an hour goes on in another folder.
+    /// The folder for what is put.
+    pub(crate) fn puts_folder(&self) -> Path {
+        self.folder().join(PUT)
+    }
+
+    /// The folder for the objects of a stream of Arrow batches that begins at `moment`, with a name that nobody else has.
     pub fn put_folder(&self, moment: DateTime<Utc>) -> Path {
-        self.folder().join(PUT).join(day_of(moment)).join(Self::name_at(moment).to_string())
+        self.stream_folder(moment.date_naive(), &Self::name_at(moment).to_string())
+    }
+
+    /// The folder for the objects of a stream of this name that began on `day`.
+    pub(crate) fn stream_folder(&self, day: NaiveDate, stream: &str) -> Path {
+        self.puts_folder().join(day.to_string()).join(stream)
     }
 
     /// The object of batch `number`, from 0, in the folder of a stream.
     pub fn put_object(folder: &Path, number: u64) -> Path {
         folder.clone().join(format!("{number:020}{}", InboxForm::PARQUET))
+    }
+
+    /// Tells the readers of this inbox and its clones of an object that was put.
+    pub(crate) fn announce(&self, object: &Path) {
+        let parts: Option<Vec<String>> =
+            object.prefix_match(&self.from.path).map(|parts| parts.map(|part| part.as_ref().to_owned()).collect());
+        if let Some(parts) = parts {
+            self.announced.lock().unwrap_or_else(PoisonError::into_inner).push(parts.join("/"));
+        }
+    }
+
+    /// The objects that were announced since the last call.
+    async fn announced(&self) -> Result<Vec<FoundFile>> {
+        let paths = std::mem::take(&mut *self.announced.lock().unwrap_or_else(PoisonError::into_inner));
+        let found = futures::stream::iter(paths).map(async |path| look_up(&self.from, &path).await);
+        found.buffered(LISTS_AHEAD).try_filter_map(async |file| Ok(file)).try_collect().await
     }
 
     /// The folder for the records of a feed's partition.
@@ -158,7 +190,9 @@ impl Inbox {
             .try_collect()
             .await?;
         let mut found: Vec<FoundFile> = listed.into_iter().flatten().collect();
+        found.extend(self.announced().await?);
         found.sort_by(|left, right| left.path.cmp(&right.path));
+        found.dedup_by(|left, right| left.path == right.path);
         Ok(found)
     }
 
@@ -261,10 +295,10 @@ struct TimeMark {
 }
 
 impl TimeMark {
-    /// `moment_at`: which part of the path, from its end, says when it was written.
-    fn new(newest: Option<String>, parent: &str, moment_at: usize) -> Self {
+    /// Of pushes, whose names say when they were written.
+    fn of_pushes(newest: Option<String>, parent: &str) -> Self {
         let look_back = newest.as_deref().map(|newest| {
-            let name = newest.rsplit('/').nth(moment_at).map(|name| name.split('.').next().unwrap_or(name));
+            let name = newest.rsplit('/').next().map(|name| name.split('.').next().unwrap_or(name));
             // A name that is not ours has no time: all is looked at.
             name.and_then(moment_of).map_or_else(
                 || parent.to_owned(),
@@ -274,6 +308,17 @@ impl TimeMark {
                     format!("{parent}{}/{}", day_of(from), Uuid::from_u128(millis << 80))
                 },
             )
+        });
+        Self { newest, look_back }
+    }
+
+    /// Of streams, which go on for days, the day is what counts.
+    fn of_puts(newest: Option<String>, parent: &str) -> Self {
+        let look_back = newest.as_deref().map(|newest| {
+            let day = newest[parent.len()..].split('/').next().and_then(|day| day.parse::<NaiveDate>().ok());
+            let from = day.and_then(|day| day.checked_sub_days(Days::new(PUT_DAYS_BACK)));
+            // A name that is not ours has no day: all is looked at.
+            from.map_or_else(|| parent.to_owned(), |from| format!("{parent}{from}"))
         });
         Self { newest, look_back }
     }
@@ -314,8 +359,8 @@ impl Marks {
                 *mark = Some(path.to_owned());
             }
         }
-        let pushes = TimeMark::new(pushes, &inbox.folder, 0);
-        let puts = TimeMark::new(puts, &format!("{}{PUT}/", inbox.folder), 1);
+        let pushes = TimeMark::of_pushes(pushes, &inbox.folder);
+        let puts = TimeMark::of_puts(puts, &format!("{}{PUT}/", inbox.folder));
         Self { pushes, puts, feeds }
     }
 
@@ -334,7 +379,8 @@ impl Marks {
 /// Which objects are looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Look {
-    /// Those with names behind the newest stored one of their row. Finds all that one server wrote, since its names only grow.
+    /// Those with names behind the newest stored one of their row. Finds all that one server wrote, since its names only grow;
+    /// of what is put, by what was announced.
     Ahead,
     /// Also those of the hour before, for objects of other servers, whose clocks differ.
     Back,

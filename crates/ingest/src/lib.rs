@@ -35,6 +35,7 @@ mod ledger;
 mod origin;
 mod parquet_rows;
 mod places;
+mod put;
 mod quality;
 mod quarantine;
 mod reader;
@@ -54,6 +55,7 @@ pub use inbox::{Inbox, InboxReader, Look};
 pub use ingest::{IngestSettings, IngestStep, SourceReport, ingest_inbox, ingest_source};
 pub use ledger::ledger_tables;
 pub use origin::{FeedSpec, FileGlob, Origin};
+pub use put::{PutInbox, PutLayout, PutStream, Stored};
 pub use quality::{Alert, AlertRule, QualityRules, Severity};
 pub use quarantine::{
     QuarantineFilter, QuarantineGroup, QuarantinedRow, list_quarantine, newest_replay, quarantined_rows,

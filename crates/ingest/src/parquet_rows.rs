@@ -2,10 +2,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, Int64Array, ListArray, RecordBatch, StringArray, StructArray, UInt32Array, new_null_array,
+    Array, ArrayRef, AsArray, BooleanArray, Int64Array, ListArray, RecordBatch, StringArray, StructArray, UInt32Array,
+    new_null_array,
 };
+use arrow::compute::kernels::cmp::distinct;
 use arrow::compute::{CastOptions, cast, cast_with_options, is_null, nullif, take};
-use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType};
+use arrow::datatypes::{
+    DataType, Field, FieldRef, Fields, Int64Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType,
+};
 use arrow::error::ArrowError;
 use arrow::ipc::convert::{IpcSchemaEncoder, fb_to_schema};
 use arrow::ipc::root_as_schema;
@@ -30,7 +34,9 @@ use crate::spec::{ColumnSpec, EpochUnit, SourceSpec};
 use crate::unknown::UnknownFields;
 
 const MAGIC: &[u8] = b"PAR1";
+/// Rows that are decoded together, and about how many bytes.
 const BATCH_ROWS: usize = 16_384;
+const BATCH_BYTES: u64 = 16 << 20;
 /// Column chunks that are fetched at the same time.
 const RANGES_AHEAD: usize = 4;
 
@@ -79,11 +85,22 @@ pub(crate) async fn open(
     let schema = Arc::clone(builder.schema());
     check_columns(&schema, spec).map_err(|message| IngestError::Layout { file: name.to_owned(), message })?;
     let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
+    let batch_rows = batch_rows(builder.metadata());
     let stream = builder
-        .with_batch_size(BATCH_ROWS)
+        .with_batch_size(batch_rows)
         .build()
         .map_err(|error| unreadable(format!("cannot be read as Parquet: {error}")))?;
     Ok(Some(ParquetFile { stream, rows }))
+}
+
+/// Fewer where rows are long, so that memory does not depend on them.
+fn batch_rows(metadata: &ParquetMetaData) -> usize {
+    let row_bytes = metadata.row_groups().iter().map(|group| {
+        let bytes = u64::try_from(group.total_byte_size()).unwrap_or(0);
+        bytes / u64::try_from(group.num_rows()).unwrap_or(1).max(1)
+    });
+    let rows = BATCH_BYTES / row_bytes.max().unwrap_or(0).max(1);
+    usize::try_from(rows).unwrap_or(BATCH_ROWS).clamp(1, BATCH_ROWS)
 }
 
 /// What went wrong while Parquet was read: the store's own answer where there is one.
@@ -137,8 +154,16 @@ impl AsyncFileReader for FileRanges {
 /// Says what is wrong when a column of the contract is missing or holds another kind of thing.
 pub(crate) fn check_columns(schema: &Schema, spec: &SourceSpec) -> Result<(), String> {
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    for (index, name) in names.iter().enumerate() {
+        if names[..index].contains(name) && spec.columns.iter().any(|column| column.source_name == *name) {
+            return Err(format!("the file has two columns `{name}`: rename one of them"));
+        }
+    }
     for column in &spec.columns {
         let Ok(field) = schema.field_with_name(&column.source_name) else {
+            if spec.absent_is_null {
+                continue;
+            }
             let hint = match suggest(&column.source_name, &names) {
                 Some(near) => {
                     format!("it has `{near}`: if that is the column, add from = {near:?} in the source's contract")
@@ -160,15 +185,19 @@ pub(crate) fn check_columns(schema: &Schema, spec: &SourceSpec) -> Result<(), St
 }
 
 /// Whether a value of type `from` means the same in the contract's type.
-fn is_natural(from: &DataType, column: &ColumnSpec) -> bool {
+pub(crate) fn is_natural(from: &DataType, column: &ColumnSpec) -> bool {
+    means_the_same(from, &column.data_type, column.epoch)
+}
+
+fn means_the_same(from: &DataType, wanted: &DataType, epoch: Option<EpochUnit>) -> bool {
     if let DataType::Dictionary(_, values) = from {
-        return is_natural(values, column);
+        return means_the_same(values, wanted, epoch);
     }
     let text = matches!(from, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
     if from.is_null() {
         return true;
     }
-    match &column.data_type {
+    match wanted {
         DataType::Utf8 => text || from.is_integer(),
         DataType::Int32 | DataType::Int64 => from.is_integer(),
         DataType::Float64 => from.is_numeric() && !is_decimal(from),
@@ -178,10 +207,20 @@ fn is_natural(from: &DataType, column: &ColumnSpec) -> bool {
         DataType::Timestamp(_, _) => {
             matches!(from, DataType::Timestamp(_, _) | DataType::Date32)
                 || text
-                || (column.epoch.is_some() && from.is_integer())
+                || (epoch.is_some() && from.is_integer())
         }
-        DataType::List(_) => matches!(from, DataType::List(_)),
-        DataType::Struct(_) => matches!(from, DataType::Struct(_)),
+        DataType::List(item) => match from {
+            DataType::List(from) => means_the_same(from.data_type(), item.data_type(), epoch),
+            _ => false,
+        },
+        // A field that is absent is null.
+        DataType::Struct(fields) => match from {
+            DataType::Struct(from) => fields.iter().all(|field| {
+                let found = from.iter().find(|found| found.name() == field.name());
+                found.is_none_or(|found| means_the_same(found.data_type(), field.data_type(), epoch))
+            }),
+            _ => false,
+        },
         _ => false,
     }
 }
@@ -217,17 +256,29 @@ pub(crate) fn convert(
     let mut columns = Vec::with_capacity(spec.columns.len());
     for column in &spec.columns {
         let Some(values) = batch.column_by_name(&column.source_name) else {
+            if spec.absent_is_null {
+                columns.push(new_null_array(&column.data_type, batch.num_rows()));
+                continue;
+            }
             return Err(IngestError::internal(format!("column {} was not read", column.source_name)));
         };
-        let converted = to_contract(values, column, &rules, &mut reasons).map_err(|error| IngestError::Layout {
-            file: name.to_owned(),
-            message: format!(
-                "column `{}` cannot be read as {}: {error}",
-                column.source_name,
-                type_name(&column.data_type)
-            ),
+        let mut inner: Vec<Option<Refusal>> = vec![None; batch.num_rows()];
+        let converted = to_contract(values, &column.data_type, column.epoch, &rules, &mut inner).map_err(|error| {
+            IngestError::Layout {
+                file: name.to_owned(),
+                message: format!(
+                    "column `{}` cannot be read as {}: {error}",
+                    column.source_name,
+                    type_name(&column.data_type)
+                ),
+            }
         })?;
         columns.push(converted);
+        for (reason, refusal) in reasons.iter_mut().zip(inner) {
+            if let (None, Some(refusal)) = (&reason, refusal) {
+                *reason = Some(refusal.within(&column.source_name));
+            }
+        }
     }
     let line = |row: usize| first_row + u64::try_from(row).unwrap_or(0);
     let good: Vec<usize> = (0..batch.num_rows()).filter(|row| reasons[*row].is_none()).collect();
@@ -358,9 +409,11 @@ pub(crate) fn layout_from_text(text: &str) -> Option<SchemaRef> {
     root_as_schema(&bytes).ok().map(|schema| Arc::new(fb_to_schema(schema)))
 }
 
+/// The values in the contract's type; what does not fit becomes null and its row's reason.
 fn to_contract(
     values: &ArrayRef,
-    column: &ColumnSpec,
+    wanted: &DataType,
+    epoch: Option<EpochUnit>,
     rules: &TextRules,
     reasons: &mut [Option<Refusal>],
 ) -> Result<ArrayRef, ArrowError> {
@@ -368,39 +421,121 @@ fn to_contract(
         DataType::Dictionary(_, inner) => cast(values, inner)?,
         _ => Arc::clone(values),
     };
-    let is_text = matches!(values.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
-    if is_text && (column.data_type != DataType::Utf8 || !rules.null_values.is_empty()) {
-        return from_text(&cast(&values, &DataType::Utf8)?, column, rules, reasons);
+    match (wanted, values.data_type()) {
+        (DataType::Struct(fields), DataType::Struct(_)) => {
+            return structs(values.as_struct(), fields, epoch, rules, reasons);
+        }
+        (DataType::List(item), DataType::List(_)) => {
+            return lists(values.as_list::<i32>(), item, epoch, rules, reasons);
+        }
+        _ => {}
     }
-    let converted = match (&column.data_type, values.data_type()) {
-        (DataType::Struct(_) | DataType::List(_), _) => return nested(&values, &column.data_type, rules),
+    let is_text = matches!(values.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
+    if is_text && (*wanted != DataType::Utf8 || !rules.null_values.is_empty()) {
+        return from_text(&cast(&values, &DataType::Utf8)?, wanted, epoch, rules, reasons);
+    }
+    let converted = match (wanted, values.data_type()) {
         (DataType::Timestamp(_, _), DataType::Timestamp(_, None) | DataType::Date32) => local_to_utc(&values, rules)?,
-        (DataType::Timestamp(_, _), from) if from.is_integer() => from_epoch(&values, column.epoch)?,
+        (DataType::Timestamp(_, _), from) if from.is_integer() => from_epoch(&values, epoch)?,
         (wanted, _) => cast_with_options(&values, wanted, &CastOptions { safe: true, ..CastOptions::default() })?,
     };
+    let lost = lost_digits(&values, &converted)?;
     for (row, reason) in reasons.iter_mut().enumerate() {
-        if reason.is_none() && converted.is_null(row) && !values.is_null(row) && !values.data_type().is_null() {
-            let wanted = type_name(&column.data_type);
-            *reason = Some(Refusal::row(format!("out of range for {wanted}")).within(&column.source_name));
+        if reason.is_some() || values.is_null(row) || values.data_type().is_null() {
+            continue;
+        }
+        if converted.is_null(row) {
+            *reason = Some(Refusal::row(format!("out of range for {}", type_name(wanted))));
+        } else if lost.as_ref().is_some_and(|lost| lost.value(row)) {
+            *reason = Some(Refusal::row(format!("more decimal places than {} has", type_name(wanted))));
         }
     }
     Ok(converted)
 }
 
-fn from_text(
-    texts: &ArrayRef,
-    column: &ColumnSpec,
+/// For decimals whose digits behind the point are more than the contract's: whether digits were lost that are not zero.
+fn lost_digits(values: &ArrayRef, converted: &ArrayRef) -> Result<Option<BooleanArray>, ArrowError> {
+    let scale = |data_type: &DataType| match data_type {
+        DataType::Decimal32(_, scale)
+        | DataType::Decimal64(_, scale)
+        | DataType::Decimal128(_, scale)
+        | DataType::Decimal256(_, scale) => Some(*scale),
+        _ => None,
+    };
+    match (scale(values.data_type()), scale(converted.data_type())) {
+        (Some(from), Some(to)) if from > to => {
+            let back = cast_with_options(
+                converted,
+                values.data_type(),
+                &CastOptions { safe: true, ..CastOptions::default() },
+            )?;
+            distinct(values, &back).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Structs by the names of their fields.
+fn structs(
+    source: &StructArray,
+    fields: &Fields,
+    epoch: Option<EpochUnit>,
     rules: &TextRules,
     reasons: &mut [Option<Refusal>],
 ) -> Result<ArrayRef, ArrowError> {
-    let mut builder = Column::new(&column.source_name, &column.data_type, column.epoch)?;
+    let mut children = Vec::with_capacity(fields.len());
+    for field in fields {
+        let Some(child) = source.column_by_name(field.name()) else {
+            children.push(new_null_array(field.data_type(), source.len()));
+            continue;
+        };
+        let mut inner: Vec<Option<Refusal>> = vec![None; source.len()];
+        children.push(to_contract(child, field.data_type(), epoch, rules, &mut inner)?);
+        for (row, (reason, refusal)) in reasons.iter_mut().zip(inner).enumerate() {
+            if let (None, Some(refusal), true) = (&reason, refusal, source.is_valid(row)) {
+                *reason = Some(refusal.within(field.name()));
+            }
+        }
+    }
+    let nulls = source.nulls().cloned();
+    Ok(Arc::new(StructArray::try_new_with_length(fields.clone(), children, nulls, source.len())?))
+}
+
+/// Lists by their items. One item that does not fit refuses the row.
+fn lists(
+    source: &ListArray,
+    item: &FieldRef,
+    epoch: Option<EpochUnit>,
+    rules: &TextRules,
+    reasons: &mut [Option<Refusal>],
+) -> Result<ArrayRef, ArrowError> {
+    let mut inner: Vec<Option<Refusal>> = vec![None; source.values().len()];
+    let items = to_contract(source.values(), item.data_type(), epoch, rules, &mut inner)?;
+    for (row, (reason, bounds)) in reasons.iter_mut().zip(source.offsets().windows(2)).enumerate() {
+        let bounds = bounds.iter().map(|offset| usize::try_from(*offset).unwrap_or(0)).collect::<Vec<_>>();
+        let found = inner.get(bounds[0]..bounds[1]).unwrap_or_default().iter().flatten().next();
+        if let (None, Some(refusal), true) = (&reason, found, source.is_valid(row)) {
+            *reason = Some(refusal.clone());
+        }
+    }
+    Ok(Arc::new(ListArray::try_new(Arc::clone(item), source.offsets().clone(), items, source.nulls().cloned())?))
+}
+
+fn from_text(
+    texts: &ArrayRef,
+    wanted: &DataType,
+    epoch: Option<EpochUnit>,
+    rules: &TextRules,
+    reasons: &mut [Option<Refusal>],
+) -> Result<ArrayRef, ArrowError> {
+    let mut builder = Column::new("", wanted, epoch)?;
     for (text, reason) in texts.as_string::<i32>().iter().zip(reasons) {
         match text {
             None => builder.push_null(),
             Some(text) => {
                 if let Err(why) = builder.push_text(text, rules) {
                     builder.push_null();
-                    reason.get_or_insert_with(|| Refusal::row(why).within(&column.source_name));
+                    reason.get_or_insert_with(|| Refusal::row(why));
                 }
             }
         }
@@ -427,47 +562,6 @@ fn from_epoch(values: &ArrayRef, epoch: Option<EpochUnit>) -> Result<ArrayRef, A
     let counts: ArrayRef = cast(values, &DataType::Int64)?;
     let micros: Int64Array = counts.as_primitive::<Int64Type>().unary_opt(|value| value.checked_mul(factor));
     cast(&micros, &crate::spec::timestamp_type())
-}
-
-/// Structs by the names of their fields, lists by their items; what does not fit inside them fails the file.
-fn nested(values: &ArrayRef, wanted: &DataType, rules: &TextRules) -> Result<ArrayRef, ArrowError> {
-    match (wanted, values.data_type()) {
-        (DataType::Struct(fields), DataType::Struct(_)) => {
-            let source = values.as_struct();
-            let children = fields
-                .iter()
-                .map(|field| match source.column_by_name(field.name()) {
-                    Some(child) => nested(child, field.data_type(), rules),
-                    None => Ok(new_null_array(field.data_type(), source.len())),
-                })
-                .collect::<Result<Vec<_>, _>>()?;
-            Ok(Arc::new(StructArray::try_new_with_length(
-                fields.clone(),
-                children,
-                source.nulls().cloned(),
-                source.len(),
-            )?))
-        }
-        (DataType::List(item), DataType::List(_)) => {
-            let source = values.as_list::<i32>();
-            let items = nested(source.values(), item.data_type(), rules)?;
-            Ok(Arc::new(ListArray::try_new(
-                Arc::clone(item),
-                source.offsets().clone(),
-                items,
-                source.nulls().cloned(),
-            )?))
-        }
-        (DataType::Timestamp(_, _), DataType::Timestamp(_, None)) => local_to_utc(values, rules),
-        (wanted, _) => cast_with_options(values, wanted, &CastOptions { safe: false, ..CastOptions::default() })
-            .map_err(|_| {
-                ArrowError::CastError(format!(
-                    "a value of type {} does not fit {}",
-                    values.data_type(),
-                    type_name(wanted)
-                ))
-            }),
-    }
 }
 
 #[cfg(test)]
@@ -500,5 +594,41 @@ mod tests {
             rows.refused.iter().map(|row| (row.line, row.refusal.column.as_deref().unwrap())).collect();
         assert_eq!(refused, [(102, "n"), (103, "d")]);
         assert!(rows.refused[1].original.contains("tomorrow"));
+    }
+
+    #[test]
+    fn what_does_not_fit_inside_a_struct_or_a_list_refuses_its_row_alone() {
+        let spec = SourceSpec::parse(
+            "s.toml",
+            "kind = \"k\"\npath = \"*\"\nformat = \"parquet\"\n[columns]\nline = \"struct<sku string, n int32>\"\nprices = \"list<decimal(6,2)>\"\npaid = \"decimal(6,2)\"\n",
+        )
+        .unwrap();
+        let n = |values: Vec<Option<i64>>| Arc::new(Int64Array::from(values)) as ArrayRef;
+        let field = |name: &str, data_type| Arc::new(arrow::datatypes::Field::new(name, data_type, true));
+        let line = StructArray::try_new(
+            vec![field("n", DataType::Int64)].into(),
+            vec![n(vec![Some(1), Some(1 << 40), Some(1 << 40), None])],
+            // What is below a struct that is null does not count.
+            Some(vec![true, true, false, true].into()),
+        )
+        .unwrap();
+        let prices = StringArray::from(vec!["1.25", "9", "1.255", "3"]);
+        let offsets = arrow::buffer::OffsetBuffer::new(vec![0, 2, 2, 2, 4].into());
+        let prices = ListArray::try_new(field("item", DataType::Utf8), offsets, Arc::new(prices), None).unwrap();
+        let paid = arrow::array::Decimal128Array::from(vec![12_500, 12_500, 12_345, 0]);
+        let batch = RecordBatch::try_from_iter(vec![
+            ("line", Arc::new(line) as ArrayRef),
+            ("prices", Arc::new(prices) as ArrayRef),
+            ("paid", Arc::new(paid.with_precision_and_scale(10, 3).unwrap()) as ArrayRef),
+        ])
+        .unwrap();
+        check_columns(&batch.schema(), &spec).unwrap();
+        let rows = convert(&batch, 1, "f", &spec, 1024).unwrap();
+        assert_eq!(rows.lines, [1]);
+        let refused: Vec<_> =
+            rows.refused.iter().map(|row| (row.line, row.refusal.column.as_deref().unwrap())).collect();
+        assert_eq!(refused, [(2, "line.n"), (3, "paid"), (4, "prices")]);
+        let prices = rows.columns[1].as_list::<i32>().value(0);
+        assert_eq!(prices.as_primitive::<arrow::datatypes::Decimal128Type>().values(), &[125, 900]);
     }
 }

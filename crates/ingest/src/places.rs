@@ -48,6 +48,7 @@ impl Places {
     pub(crate) fn new(lake: &Lake, pipeline: &str, spec: Arc<SourceSpec>, from: Option<ObjectLocation>) -> Self {
         let in_inbox = |format, compression| {
             Arc::new(SourceSpec {
+                absent_is_null: format == FileFormat::Parquet,
                 format,
                 compression: Some(compression),
                 encoding: None,

@@ -110,6 +110,9 @@ pub struct SourceSpec {
     pub(crate) file: String,
     /// What the names of its files say about when they came.
     pub discovery: Discovery,
+    /// Whether a column that a Parquet file does not have is null there. Batches that were put fitted the contract of their
+    /// day, which may have gained columns since.
+    pub(crate) absent_is_null: bool,
     /// Changes with every change of the contract.
     pub(crate) fingerprint: String,
     pub(crate) zone: Zone,
@@ -402,6 +405,7 @@ impl Contract<'_> {
             quality,
             file: self.file.to_owned(),
             discovery,
+            absent_is_null: false,
             fingerprint: blake3::hash(self.text.as_bytes()).to_hex()[..16].to_owned(),
             zone,
         })

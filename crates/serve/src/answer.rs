@@ -42,7 +42,12 @@ enum Body {
 
 impl Answer {
     /// Plans the answer. Cancelling it leaves nothing behind.
-    pub(crate) async fn plan(question: Question, run: &Published, settings: &ServeSettings) -> Result<Self> {
+    pub(crate) async fn plan(
+        question: Question,
+        run: &Published,
+        settings: &ServeSettings,
+        takes_puts: bool,
+    ) -> Result<Self> {
         match question {
             Question::Table(name) => {
                 let table = published_table(run, &name)?;
@@ -64,7 +69,7 @@ impl Answer {
             Question::Schemas(command) => Self::ready(metadata::schemas(command, run)),
             Question::Tables(command) => Self::ready(metadata::tables(command, run)),
             Question::TableTypes(command) => Self::ready(metadata::table_types(command)),
-            Question::SqlInfo(command) => Self::ready(metadata::sql_info(command)),
+            Question::SqlInfo(command) => Self::ready(metadata::sql_info(command, takes_puts)),
             Question::TypeInfo(command) => Self::ready(metadata::type_info(command)),
             Question::Keys(keys) => Ok(Self::ready_batch(metadata::keys(keys))),
         }

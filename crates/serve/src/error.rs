@@ -5,8 +5,13 @@ use arrow::error::ArrowError;
 use arrow_flight::error::FlightError;
 use datafusion::error::DataFusionError;
 use holdfast_engine::EngineError;
+use holdfast_ingest::IngestError;
 use holdfast_types::{ErrorKind, TableName};
 use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// When a client that was told to come back should do so.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// What can go wrong in the service, before it starts or in one call.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +38,11 @@ pub enum ServeError {
         /// Where it was asked to listen.
         address: SocketAddr,
     },
+    /// Puts without a token where reading needs one.
+    #[error(
+        "reading needs a token and putting would need none: give one for it with --put-token-file, or leave --accept-puts out"
+    )]
+    PutsUnprotected,
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {}", describe_bind_error(source))]
     Bind {
@@ -47,6 +57,9 @@ pub enum ServeError {
     /// No token came, or a wrong one.
     #[error("a token is required: send the header `authorization: Bearer <token>`")]
     Unauthenticated,
+    /// A token came that is not for this.
+    #[error("{0}")]
+    Forbidden(&'static str),
     /// The request cannot be understood, or asks for what cannot be.
     #[error("{0}")]
     Request(String),
@@ -77,6 +90,28 @@ pub enum ServeError {
         /// Settings' limit of waiting queries.
         waiting: usize,
     },
+    /// The pipeline has no such source.
+    #[error("there is no source `{name}`: {hint}")]
+    NoSource {
+        /// As asked for.
+        name: String,
+        /// A similar one, or those that there are.
+        hint: String,
+    },
+    /// There is no room for another stream or batch.
+    #[error("{what}: try again in {} s", RETRY_AFTER.as_secs())]
+    PutsFull {
+        /// What is full.
+        what: String,
+    },
+    /// A client that puts took longer than it may.
+    #[error("stopped after {} s, {what}", limit.as_secs_f64())]
+    PutTimeout {
+        /// The limit.
+        limit: Duration,
+        /// Of what.
+        what: &'static str,
+    },
     /// The call took longer than it may.
     #[error("stopped after {} s, the limit for one query: ask for less, or read faster", .0.as_secs_f64())]
     Deadline(Duration),
@@ -88,6 +123,9 @@ pub enum ServeError {
         "{0} has several rows for one customer_id, so it cannot answer a feature call: it must be keyed by customer_id"
     )]
     NotKeyed(TableName),
+    /// A batch cannot be taken, or not now.
+    #[error(transparent)]
+    Ingest(#[from] IngestError),
     /// The engine refused or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -106,29 +144,46 @@ impl ServeError {
     /// What the caller should do.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Setting { .. } | Self::Token { .. } | Self::Exposed { .. } | Self::NotKeyed(_) => {
-                ErrorKind::InvalidConfig
-            }
+            Self::Setting { .. }
+            | Self::Token { .. }
+            | Self::Exposed { .. }
+            | Self::PutsUnprotected
+            | Self::NotKeyed(_) => ErrorKind::InvalidConfig,
             Self::Bind { source, .. } => match source.kind() {
                 std::io::ErrorKind::Interrupted | std::io::ErrorKind::OutOfMemory => ErrorKind::Retry,
                 _ => ErrorKind::InvalidConfig,
             },
-            Self::Unauthenticated | Self::Request(_) | Self::Unsupported(_) => ErrorKind::InvalidInput,
-            Self::NoTable { .. } | Self::RunGone { .. } => ErrorKind::NotFound,
-            Self::Transport(_) | Self::Busy { .. } | Self::Deadline(_) | Self::Stopping => ErrorKind::Retry,
+            Self::Unauthenticated | Self::Forbidden(_) | Self::Request(_) | Self::Unsupported(_) => {
+                ErrorKind::InvalidInput
+            }
+            Self::NoTable { .. } | Self::NoSource { .. } | Self::RunGone { .. } => ErrorKind::NotFound,
+            Self::Transport(_)
+            | Self::Busy { .. }
+            | Self::PutsFull { .. }
+            | Self::PutTimeout { .. }
+            | Self::Deadline(_)
+            | Self::Stopping => ErrorKind::Retry,
+            Self::Ingest(error) => error.kind(),
             Self::Engine(error) => error.kind(),
             Self::Query(error) => query_kind(error),
             Self::Arrow(_) | Self::Encode(_) => ErrorKind::Bug,
         }
     }
 
-    /// The gRPC status: decided by the kind, but for the four situations that gRPC clients know a code of their own for.
+    /// The gRPC status: decided by the kind, but for the five situations that gRPC clients know a code of their own for. Who
+    /// is told that something is full is told when to come back, too.
     pub(crate) fn status(&self) -> Status {
+        self.status_with("")
+    }
+
+    /// The same, with more to say behind it.
+    pub(crate) fn status_with(&self, more: &str) -> Status {
         let code = match self {
             Self::Unauthenticated => Code::Unauthenticated,
+            Self::Forbidden(_) => Code::PermissionDenied,
             Self::Unsupported(_) => Code::Unimplemented,
-            Self::Busy { .. } => Code::ResourceExhausted,
-            Self::Deadline(_) => Code::DeadlineExceeded,
+            Self::Busy { .. } | Self::PutsFull { .. } => Code::ResourceExhausted,
+            Self::Deadline(_) | Self::PutTimeout { .. } => Code::DeadlineExceeded,
             other => match other.kind() {
                 ErrorKind::Retry => Code::Unavailable,
                 ErrorKind::Conflict => Code::Aborted,
@@ -139,7 +194,13 @@ impl ServeError {
                 ErrorKind::Bug => Code::Internal,
             },
         };
-        Status::new(code, self.to_string())
+        let message = format!("{self}{more}");
+        match code {
+            Code::ResourceExhausted => {
+                Status::with_error_details(code, message, ErrorDetails::with_retry_info(Some(RETRY_AFTER)))
+            }
+            _ => Status::new(code, message),
+        }
     }
 
     /// Takes the error out of the encoder's again.
@@ -200,7 +261,18 @@ mod tests {
         let gone = ServeError::RunGone { sequence: 3, newest: 9 };
         assert_eq!(gone.status().code(), Code::NotFound);
         assert_eq!(ServeError::Stopping.status().code(), Code::Unavailable);
+        assert_eq!(ServeError::Forbidden("no").status().code(), Code::PermissionDenied);
         assert_eq!(ServeError::Query(DataFusionError::Plan("no".to_owned())).status().code(), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn who_finds_no_room_is_told_when_to_come_back() {
+        let full = ServeError::PutsFull { what: "2 streams are being put, which is the limit".to_owned() };
+        let status = full.status_with("; 3 batches are stored");
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        let text = "2 streams are being put, which is the limit: try again in 1 s; 3 batches are stored";
+        assert_eq!(status.message(), text);
+        assert_eq!(status.get_details_retry_info().unwrap().retry_delay, Some(RETRY_AFTER));
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! - whole tables, by the path `["schema", "table"]`;
 //! - Flight SQL: statements, prepared statements without parameters, and the metadata that drivers ask for.
 //!
-//! Everything is read-only. Every answer comes from one published run: `GetFlightInfo` puts the run's sequence into the
+//! All of it is read-only, but for one module: where the operator allows it, [`Puts`] takes record batches for sources, and
+//! acknowledges them when they are durable. Every answer comes from one published run: `GetFlightInfo` puts the run's sequence into the
 //! ticket and `DoGet` reads that run, even when a newer one was published in between. A new run is picked up in the
 //! background and swapped in whole.
 //!
@@ -14,7 +15,7 @@
 //! and `ListFlights` with "unimplemented" and lists actions that are not offered. Its messages and metadata builders are.
 //!
 //! This crate must not know where the lake is, how a run is made, or the environment; it is handed a
-//! [`LakeReader`](holdfast_engine::LakeReader) and a listener.
+//! [`LakeReader`](holdfast_engine::LakeReader) and a listener. Nothing but `put` may know ingestion.
 
 mod answer;
 mod error;
@@ -26,7 +27,9 @@ mod generated {
     }
 }
 mod metadata;
+mod put;
 mod question;
+mod rights;
 mod runs;
 mod server;
 mod service;
@@ -37,6 +40,7 @@ mod token;
 mod wire;
 
 pub use error::ServeError;
+pub use put::{PutSettings, Puts};
 pub use question::{CommandMessage, FeaturesForCustomers, ScoresAbove};
 pub use server::{bind, serve};
 pub use settings::ServeSettings;

@@ -60,17 +60,18 @@ pub(crate) fn table_types(command: CommandGetTableTypes) -> Result<RecordBatch> 
 
 /// What the service can do. ADBC reads `FlightSqlServerTransaction` as an int32 without looking: the builder of
 /// arrow-flight puts it there.
-pub(crate) fn sql_info(command: CommandGetSqlInfo) -> Result<RecordBatch> {
+pub(crate) fn sql_info(command: CommandGetSqlInfo, takes_puts: bool) -> Result<RecordBatch> {
     let mut infos = SqlInfoDataBuilder::new();
     infos.append(SqlInfo::FlightSqlServerName, "Holdfast");
     infos.append(SqlInfo::FlightSqlServerVersion, env!("CARGO_PKG_VERSION"));
     infos.append(SqlInfo::FlightSqlServerArrowVersion, arrow::ARROW_VERSION);
-    infos.append(SqlInfo::FlightSqlServerReadOnly, true);
+    infos.append(SqlInfo::FlightSqlServerReadOnly, !takes_puts);
     infos.append(SqlInfo::FlightSqlServerSql, true);
     infos.append(SqlInfo::FlightSqlServerSubstrait, false);
     infos.append(SqlInfo::FlightSqlServerTransaction, SqlSupportedTransaction::None as i32);
     infos.append(SqlInfo::FlightSqlServerCancel, false);
-    infos.append(SqlInfo::FlightSqlServerBulkIngestion, false);
+    infos.append(SqlInfo::FlightSqlServerBulkIngestion, takes_puts);
+    infos.append(SqlInfo::FlightSqlServerIngestTransactionsSupported, false);
     infos.append(SqlInfo::FlightSqlServerStatementTimeout, 0);
     infos.append(SqlInfo::FlightSqlServerTransactionTimeout, 0);
     infos.append(SqlInfo::SqlDdlCatalog, false);
@@ -252,7 +253,7 @@ mod tests {
     #[test]
     fn transaction_support_is_an_int32_at_child_three() {
         let command = CommandGetSqlInfo { info: vec![SqlInfo::FlightSqlServerTransaction as u32] };
-        let batch = sql_info(command).unwrap();
+        let batch = sql_info(command, false).unwrap();
         assert_eq!(batch.num_rows(), 1);
         let values = batch.column(1).as_any().downcast_ref::<UnionArray>().unwrap();
         assert_eq!(values.type_id(0), 3);

@@ -7,12 +7,13 @@ use arrow_flight::flight_service_server::FlightServiceServer;
 use holdfast_engine::LakeReader;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::metadata::MetadataMap;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Status};
 
+use crate::put::Puts;
+use crate::rights::Guard;
 use crate::service::HoldfastFlight;
 use crate::telemetry::{Call, Sent};
 use crate::{Result, ServeError, ServeSettings, Token};
@@ -42,15 +43,18 @@ pub async fn bind(address: &str, token: Option<&Token>) -> Result<TcpListener> {
     TcpListener::bind(addresses.as_slice()).await.map_err(failed)
 }
 
-/// Serves the lake until `shutdown` completes, then lets running streams end, for as long as the settings say.
+/// Serves the lake until `shutdown` completes, then lets running streams end, for as long as the settings say. With `puts`,
+/// sources take record batches; what has arrived before the end is acknowledged, and brought into `raw` as far as there is
+/// time.
 ///
 /// The standard gRPC health service answers on the same port. When this returns, or is dropped, nothing of it goes on.
 ///
 /// # Errors
-/// [`ServeError::Setting`] and [`ServeError::Exposed`] before anything is served; [`ServeError::Transport`] when the
-/// listener fails. A failure of one call is told to its client and ends nothing else.
+/// [`ServeError::Setting`], [`ServeError::Exposed`] and [`ServeError::PutsUnprotected`] before anything is served;
+/// [`ServeError::Transport`] when the listener fails. A failure of one call is told to its client and ends nothing else.
 pub async fn serve(
     reader: Arc<LakeReader>,
+    puts: Option<Puts>,
     settings: ServeSettings,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send,
@@ -63,13 +67,19 @@ pub async fn serve(
         tracing::warn!(%address, "the token and the data travel unencrypted: put a proxy with TLS in front");
     }
 
+    if let Some(puts) = &puts {
+        puts.settings().check(settings.token.as_ref(), settings.max_request_bytes)?;
+        puts.resume().await?;
+    }
+    let puts = puts.map(|puts| PutsGuard(Arc::new(puts)));
     let settings = Arc::new(settings);
-    let flight = HoldfastFlight::new(reader, Arc::clone(&settings));
+    let flight = HoldfastFlight::new(reader, puts.as_ref().map(|puts| Arc::clone(&puts.0)), Arc::clone(&settings));
     let (runs, streams) = (Arc::clone(&flight.runs), Arc::clone(&flight.streams));
     let limited = FlightServiceServer::new(flight)
         .max_decoding_message_size(settings.max_request_bytes)
         .max_encoding_message_size(usize::MAX);
-    let guard = guard(settings.token.clone());
+    let put_token = puts.as_ref().and_then(|puts| puts.0.settings().token.clone());
+    let guard = guard(Guard { read: settings.token.clone(), put: put_token, takes_puts: puts.is_some() });
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<FlightServiceServer<HoldfastFlight>>().await;
 
@@ -93,7 +103,7 @@ pub async fn serve(
         .add_service(InterceptedService::new(limited, guard))
         .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
     tokio::pin!(server);
-    tracing::info!(%address, token = settings.token.is_some(), "serving Arrow Flight");
+    tracing::info!(%address, token = settings.token.is_some(), puts = puts.is_some(), "serving Arrow Flight");
 
     let early = tokio::select! {
         ended = &mut server => Some(ended),
@@ -103,19 +113,31 @@ pub async fn serve(
         stop.cancel();
         streams.abort();
         streams.ended().await;
+        if let Some(puts) = &puts {
+            puts.end_now().await;
+        }
         return Ok(ended?);
     }
 
     tracing::info!(limit_seconds = settings.drain_timeout.as_secs_f64(), "shutting down, running streams may end");
     health.set_not_serving::<FlightServiceServer<HoldfastFlight>>().await;
     stop.cancel();
+    let put = async {
+        if let Some(puts) = &puts {
+            puts.0.stop();
+            puts.0.ended().await;
+        }
+    };
     let drained =
-        tokio::time::timeout(settings.drain_timeout, async { tokio::join!(&mut server, streams.ended()).0 }).await;
+        tokio::time::timeout(settings.drain_timeout, async { tokio::join!(&mut server, streams.ended(), put).0 }).await;
     let ended = match drained {
         Ok(ended) => ended,
         Err(_) => {
             streams.abort();
             streams.ended().await;
+            if let Some(puts) = &puts {
+                puts.end_now().await;
+            }
             // Connections that are still open after this are cut.
             tokio::time::timeout(FAREWELL, &mut server).await.unwrap_or(Ok(()))
         }
@@ -124,6 +146,23 @@ pub async fn serve(
         tracing::error!(%error, "the reload task failed");
     }
     Ok(ended?)
+}
+
+/// Whichever way serving ends, the tasks of puts end with it.
+struct PutsGuard(Arc<Puts>);
+
+impl PutsGuard {
+    async fn end_now(&self) {
+        self.0.stop();
+        self.0.abort();
+        self.0.ended().await;
+    }
+}
+
+impl Drop for PutsGuard {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Without a token, only this machine may connect.
@@ -136,20 +175,18 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-/// Lets a call pass if it carries the token, or if none is required.
-fn guard(token: Option<Token>) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone {
-    move |request| match &token {
-        Some(token) if !carries(request.metadata(), token) => {
-            let error = ServeError::Unauthenticated;
+/// Lets a call pass if it may do anything, and notes what.
+fn guard(guard: Guard) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone {
+    move |mut request| match guard.rights(request.metadata()) {
+        Ok(rights) => {
+            request.extensions_mut().insert(rights);
+            Ok(request)
+        }
+        Err(error) => {
             Call::begin("authenticate").end("", Sent::default(), error.kind().as_str());
             Err(error.status())
         }
-        _ => Ok(request),
     }
-}
-
-fn carries(metadata: &MetadataMap, token: &Token) -> bool {
-    metadata.get("authorization").and_then(|value| value.to_str().ok()).is_some_and(|value| token.accepts(value))
 }
 
 #[cfg(test)]

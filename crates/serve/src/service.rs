@@ -23,7 +23,9 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span};
 
 use crate::answer::Answer;
+use crate::put::Puts;
 use crate::question::{Question, prepared_handle, prepared_query};
+use crate::rights::Rights;
 use crate::runs::Runs;
 use crate::stream::Streams;
 use crate::telemetry::{Call, Sent, outcome};
@@ -38,20 +40,22 @@ const REFRESH: &str = "refresh";
 /// The messages of an answer.
 type Messages = BoxStream<'static, Result<FlightData, Status>>;
 
-/// Everything that can be asked of the service, and nothing that changes the lake.
+/// Everything that can be asked of the service. What is put is handed on; nothing here changes the lake.
 #[derive(Debug)]
 pub(crate) struct HoldfastFlight {
     pub(crate) runs: Arc<Runs>,
     pub(crate) streams: Arc<Streams>,
+    puts: Option<Arc<Puts>>,
     settings: Arc<ServeSettings>,
     began: Began,
 }
 
 impl HoldfastFlight {
-    pub(crate) fn new(reader: Arc<LakeReader>, settings: Arc<ServeSettings>) -> Self {
+    pub(crate) fn new(reader: Arc<LakeReader>, puts: Option<Arc<Puts>>, settings: Arc<ServeSettings>) -> Self {
         Self {
             runs: Arc::new(Runs::new(reader, settings.kept_runs)),
             streams: Arc::new(Streams::new(Arc::clone(&settings))),
+            puts,
             settings,
             began: Began::now(),
         }
@@ -69,32 +73,40 @@ impl HoldfastFlight {
         result.map_err(|error| error.status())
     }
 
-    async fn flight_info(&self, descriptor: FlightDescriptor) -> Result<FlightInfo> {
+    async fn plan(&self, question: Question, run: &Published) -> Result<Answer> {
+        Answer::plan(question, run, &self.settings, self.puts.is_some()).await
+    }
+
+    async fn flight_info(&self, rights: Rights, descriptor: FlightDescriptor) -> Result<FlightInfo> {
         let question = understand(Question::from_descriptor(&descriptor)?);
+        rights.to_ask(&question)?;
         let run = self.newest_run();
-        let answer = Answer::plan(question, &run, &self.settings).await?;
+        let answer = self.plan(question, &run).await?;
         info(descriptor, &answer.schema, answer.rows, answer.bytes, run.sequence())
     }
 
-    async fn schema(&self, descriptor: &FlightDescriptor) -> Result<SchemaResult> {
+    async fn schema(&self, rights: Rights, descriptor: &FlightDescriptor) -> Result<SchemaResult> {
         let question = understand(Question::from_descriptor(descriptor)?);
-        let answer = Answer::plan(question, &self.newest_run(), &self.settings).await?;
+        rights.to_ask(&question)?;
+        let answer = self.plan(question, &self.newest_run()).await?;
         Ok(SchemaResult { schema: ipc_schema(&answer.schema)? })
     }
 
-    async fn begin_stream(&self, ticket: Ticket, deadline: Instant, call: Call) -> Result<Messages> {
+    async fn begin_stream(&self, rights: Rights, ticket: Ticket, deadline: Instant, call: Call) -> Result<Messages> {
         let (question, sequence) = Question::from_ticket(&ticket.ticket)?;
         let command = question.label();
         let question = understand(question);
+        rights.to_ask(&question)?;
         let place = self.streams.admit().await?;
         let run = self.runs.pinned(sequence).await?;
         Span::current().record("run", run.sequence());
-        let answer = Answer::plan(question, &run, &self.settings).await?;
+        let answer = self.plan(question, &run).await?;
         Ok(ReceiverStream::new(self.streams.start(answer, place, deadline, call, command)).boxed())
     }
 
     /// The published tables whose name is, or begins with, what the criteria say; all of them without criteria.
-    fn flights(&self, criteria: &Criteria) -> Result<Vec<FlightInfo>> {
+    fn flights(&self, rights: Rights, criteria: &Criteria) -> Result<Vec<FlightInfo>> {
+        rights.to_read()?;
         let wanted = std::str::from_utf8(&criteria.expression)
             .map_err(|_| ServeError::Request("criteria are the beginning of a table's name, in UTF-8".to_owned()))?;
         let run = self.newest_run();
@@ -102,12 +114,13 @@ impl HoldfastFlight {
         tables.map(|table| table_info(table, run.sequence())).collect()
     }
 
-    async fn action(&self, action: Action) -> Result<Option<Bytes>> {
+    async fn action(&self, rights: Rights, action: Action) -> Result<Option<Bytes>> {
+        rights.to_read()?;
         match action.r#type.as_str() {
             CREATE_PREPARED_STATEMENT => {
                 let request: ActionCreatePreparedStatementRequest = unpack(&action.body)?;
                 let question = understand(Question::Statement(request.query.clone()));
-                let answer = Answer::plan(question, &self.newest_run(), &self.settings).await?;
+                let answer = self.plan(question, &self.newest_run()).await?;
                 let result = ActionCreatePreparedStatementResult {
                     prepared_statement_handle: prepared_handle(request.query),
                     dataset_schema: ipc_schema(&answer.schema)?,
@@ -177,31 +190,36 @@ impl FlightService for HoldfastFlight {
     }
 
     async fn list_flights(&self, request: Request<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {
+        let rights = Rights::of(request.extensions());
         let criteria = request.into_inner();
-        let flights = self.call("ListFlights", async { self.flights(&criteria) }).await?;
+        let flights = self.call("ListFlights", async { self.flights(rights, &criteria) }).await?;
         Ok(Response::new(all(flights)))
     }
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
-        self.call("GetFlightInfo", self.flight_info(request.into_inner())).await.map(Response::new)
+        let rights = Rights::of(request.extensions());
+        self.call("GetFlightInfo", self.flight_info(rights, request.into_inner())).await.map(Response::new)
     }
 
     /// Planning is all that happens before `DoGet`, so the first poll has the final answer.
     async fn poll_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
-        let info = self.call("PollFlightInfo", self.flight_info(request.into_inner())).await?;
+        let rights = Rights::of(request.extensions());
+        let info = self.call("PollFlightInfo", self.flight_info(rights, request.into_inner())).await?;
         Ok(Response::new(PollInfo { info: Some(info), progress: Some(1.0), ..PollInfo::default() }))
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
+        let rights = Rights::of(request.extensions());
         let descriptor = request.into_inner();
-        self.call("GetSchema", self.schema(&descriptor)).await.map(Response::new)
+        self.call("GetSchema", self.schema(rights, &descriptor)).await.map(Response::new)
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
         let call = Call::begin("DoGet");
         let timeout = self.settings.query_timeout;
         let deadline = Instant::now() + timeout;
-        let begin = self.begin_stream(request.into_inner(), deadline, call.clone());
+        let rights = Rights::of(request.extensions());
+        let begin = self.begin_stream(rights, request.into_inner(), deadline, call.clone());
         let begun = tokio::time::timeout_at(deadline, begin.boxed())
             .instrument(call.span.clone())
             .await
@@ -213,10 +231,20 @@ impl FlightService for HoldfastFlight {
         begun.map(Response::new).map_err(|error| error.status())
     }
 
-    async fn do_put(&self, _request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
-        let refusal = "this service is read-only and takes no parameters: write the values into the statement, and load \
-                       data with `holdfast ingest`";
-        self.call("DoPut", async { Err(ServeError::Unsupported(refusal.to_owned())) }).await
+    async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
+        let Some(puts) = &self.puts else {
+            let refusal = "this service is read-only and takes no parameters: write the values into the statement, and \
+                           load data with `holdfast ingest`, or start the service with --accept-puts";
+            return self.call("DoPut", async { Err(ServeError::Unsupported(refusal.to_owned())) }).await;
+        };
+        let call = Call::begin("DoPut");
+        let rights = Rights::of(request.extensions());
+        let begun = rights.to_put().and_then(|()| puts.begin(request, call.clone()));
+        // Once begun, the call reports its own end.
+        if begun.is_err() {
+            call.end("", Sent::default(), outcome(&begun));
+        }
+        begun.map(|answers| Response::new(ReceiverStream::new(answers).boxed())).map_err(|error| error.status())
     }
 
     async fn do_exchange(
@@ -228,7 +256,8 @@ impl FlightService for HoldfastFlight {
     }
 
     async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
-        let result = self.call("DoAction", self.action(request.into_inner())).await?;
+        let rights = Rights::of(request.extensions());
+        let result = self.call("DoAction", self.action(rights, request.into_inner())).await?;
         Ok(Response::new(all(result.map(|body| ActionResult { body }))))
     }
 

@@ -79,7 +79,12 @@ impl ServeSettings {
     }
 }
 
-fn within<T: PartialOrd + std::fmt::Debug>(setting: &'static str, value: T, least: T, most: T) -> Result<()> {
+pub(crate) fn within<T: PartialOrd + std::fmt::Debug>(
+    setting: &'static str,
+    value: T,
+    least: T,
+    most: T,
+) -> Result<()> {
     if value < least || value > most {
         let reason = format!("it is {value:?}, and may be {least:?} to {most:?}");
         return Err(ServeError::Setting { setting, reason });

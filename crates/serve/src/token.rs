@@ -30,6 +30,11 @@ impl Token {
         Ok(Self(blake3::hash(token.as_bytes())))
     }
 
+    /// Whether it is the same secret.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+
     /// Whether the value of an `authorization` header carries this token. Hashes are compared in constant time, so the
     /// answer's duration tells nothing about the token.
     pub(crate) fn accepts(&self, authorization: &str) -> bool {
