@@ -105,10 +105,7 @@ fn cases() -> Vec<Case> {
             text(
                 "id,at,amount\na,2026-02-01T10:00:00Z,\nb,2026-02-01 10:00:00.5+01:00,\nc,01/02/2026 10:00,\nd,1769904000,\n",
             ),
-            Fate::Rows(
-                2,
-                &[(4, Some("at"), "not a value of type timestamp"), (5, Some("at"), "not a value of type timestamp")],
-            ),
+            Fate::Rows(2, &[(4, Some("at"), "not a timestamp such as"), (5, Some("at"), "not a timestamp such as")]),
         ),
         csv(
             "money_that_is_no_number",
@@ -118,7 +115,7 @@ fn cases() -> Vec<Case> {
                 &[
                     (2, Some("amount"), "decimal(10,2)"),
                     (3, Some("amount"), "decimal(10,2)"),
-                    (4, Some("amount"), "decimal(10,2)"),
+                    (4, Some("amount"), "has more than 2 decimals"),
                     (6, Some("amount"), "decimal(10,2)"),
                 ],
             ),

@@ -849,19 +849,19 @@ async fn a_stop_acknowledges_what_has_arrived_and_ends_open_streams() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_put_of_1_gb_goes_through_in_batches_and_is_refused_as_one() {
-    const BATCHES: u64 = 64;
+    const BATCHES: u64 = 128;
     let folder = project();
     let server = Server::start(folder.path());
     let base = server.peak_mib();
-    // 16 MiB each.
-    let rows = sales(&(0..2_048).map(|row| format!("{row:08192}")).collect::<Vec<_>>());
+    // 8 MiB each.
+    let rows = sales(&(0..1_024).map(|row| format!("{row:08192}")).collect::<Vec<_>>());
     let mut put = Put::open(&server.address, "sales", &rows.schema()).await.unwrap();
     let mut acknowledged = 0;
     for batch in 0..BATCHES {
         put.send(json!({ "batch": batch }), &rows);
         if batch >= 3 {
             let answer = put.acknowledgement().await.unwrap().unwrap();
-            assert_eq!((answer["batch"].as_u64(), answer["rows"].as_u64()), (Some(acknowledged), Some(2_048)));
+            assert_eq!((answer["batch"].as_u64(), answer["rows"].as_u64()), (Some(acknowledged), Some(1_024)));
             acknowledged += 1;
         }
     }
@@ -882,5 +882,5 @@ async fn a_put_of_1_gb_goes_through_in_batches_and_is_refused_as_one() {
     assert!(status.message().contains("max_chunksize"), "{}", status.message());
     assert!(server.peak_mib() < base + 512, "{} MiB over a base of {base} MiB", server.peak_mib());
     server.stop();
-    assert_eq!(ing_3(folder.path(), "sales"), (1 + BATCHES * 2_048, 0));
+    assert_eq!(ing_3(folder.path(), "sales"), (1 + BATCHES * 1_024, 0));
 }

@@ -36,7 +36,7 @@ use crate::unknown::UnknownFields;
 const MAGIC: &[u8] = b"PAR1";
 /// Rows that are decoded together, and about how many bytes.
 const BATCH_ROWS: usize = 16_384;
-const BATCH_BYTES: u64 = 16 << 20;
+const BATCH_BYTES: u64 = 2 << 20;
 /// Column chunks that are fetched at the same time.
 const RANGES_AHEAD: usize = 4;
 
