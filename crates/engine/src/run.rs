@@ -41,7 +41,7 @@ const STAGE_NOTE: &str = "holdfast.stage";
 const NOTE_COMMITS_MAX: usize = 20;
 
 /// How many sorted runs of a frugal stage are merged at once.
-const FRUGAL_MERGE_FAN_IN: usize = 4;
+const FRUGAL_MERGE_FAN_IN: usize = 3;
 
 /// What a run is about.
 #[derive(Debug, Clone)]

@@ -21,7 +21,7 @@ use crate::Result;
 use crate::diagnostic::most_similar;
 use crate::error::{EngineError, describe};
 use crate::functions::{customer_bucket_function, json_field_function};
-use crate::memory::UnspilledBetweenPartitions;
+use crate::memory::FreeBetweenPartitions;
 
 /// The catalogue's name in every session.
 pub(crate) const CATALOG: &str = "holdfast";
@@ -60,7 +60,7 @@ impl SessionSettings {
     /// When the spill folder cannot be made.
     pub(crate) fn runtime(&self, lake: &Lake) -> Result<Arc<RuntimeEnv>> {
         let consumers = std::num::NonZeroUsize::new(3).unwrap_or(std::num::NonZeroUsize::MIN);
-        let pool = UnspilledBetweenPartitions(FairSpillPool::new(self.memory_bytes));
+        let pool = FreeBetweenPartitions(FairSpillPool::new(self.memory_bytes));
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(TrackConsumersPool::new(pool, consumers)))
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory))
