@@ -77,10 +77,15 @@ impl SessionSettings {
             .with_target_partitions(partitions)
             .with_batch_size(batch_rows)
             .set_bool("datafusion.optimizer.prefer_hash_join", !self.is_frugal)
-            // What each sort keeps free for merging. A plan has many sorts; they must not take the pool by being there.
+            // What each sort keeps free for merging. A plan has many sorts; they must not take the pool by being there. A frugal plan's
+            // few must be able to merge at least two runs of wide rows whatever the others hold.
             .set_usize(
                 "datafusion.execution.sort_spill_reservation_bytes",
-                (self.memory_bytes / 64).clamp(1 << 20, 10 << 20),
+                if self.is_frugal {
+                    (self.memory_bytes / 16).clamp(4 << 20, 64 << 20)
+                } else {
+                    (self.memory_bytes / 64).clamp(1 << 20, 10 << 20)
+                },
             )
             .with_default_catalog_and_schema(CATALOG, "core")
             .with_create_default_catalog_and_schema(false)
