@@ -118,6 +118,9 @@ select
     coalesce(profile.service_summary.open_tickets, 0) as open_tickets,               -- Requests not solved
     coalesce(profile.service_summary.open_complaints, 0) as open_complaints,         -- Complaints not solved
     profile.service_summary.oldest_open_complaint_at as oldest_open_complaint_at,    -- When the oldest unsolved complaint was made
+    coalesce(profile.service_summary.messages_90d, 0) as messages_90d,               -- Messages written to the service desk, last 90 days
+    coalesce(profile.service_summary.waiting_tickets, 0) as waiting_tickets,         -- Requests not solved whose last word is the customer's
+    profile.service_summary.waiting_since as waiting_since,                          -- Last word of the request that waits longest for an answer
     profile.service_summary.first_response_minutes_365d as first_response_minutes_365d, -- Mean minutes to the first answer, last 365 days
     profile.service_summary.resolution_hours_365d as resolution_hours_365d,          -- Mean hours to the solution, last 365 days
     profile.service_summary.csat_365d as csat_365d,                                  -- Mean satisfaction 1 to 5, last 365 days

@@ -7,19 +7,31 @@ has to be in `raw` once. When a row could be read is the time at which its commi
 
     python tests/benches/push.py --holdfast target/debug/holdfast
 
+With `--core`, a watching `holdfast ingest` beside it takes the events on to identity and the core tables, and it is told
+how soon they are in `core.events`.
+
+With `--throttle 10` the lake is in an S3 server that answers ten of a hundred requests with 503; cargo builds it with the
+tests, as target/debug/examples/s3_server.
+
 Needs the packages of tests/clients/requirements.txt.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
+import os
 import pathlib
 import re
 import signal
 import subprocess
 import tempfile
 import time
+import urllib.parse
 import uuid
+
+import pyarrow.fs
+import pyarrow.parquet
 
 from measure import machine
 
@@ -34,18 +46,32 @@ def main():
     options.add_argument("--batch", type=int, default=20, help="events a request")
     options.add_argument("--connections", type=int, default=100)
     options.add_argument("--gather-ms", type=int, default=100, help="as of holdfast collect")
+    options.add_argument("--core", action="store_true", help="on to core.events, by a watching ingest")
+    options.add_argument("--throttle", type=int, help="requests of a hundred that the store refuses")
+    options.add_argument("--s3-server", type=pathlib.Path, help="beside the binary, in examples, if not given")
     arguments = options.parse_args()
     binary = arguments.holdfast.resolve()
-    if not binary.is_file():
-        options.error(f"there is no binary {binary}: build it, or name another with --holdfast")
+    server = (arguments.s3_server or binary.parent / "examples" / "s3_server").resolve()
+    for needed in [binary] + [server] * (arguments.throttle is not None):
+        if not needed.is_file():
+            options.error(f"there is no {needed}: build it with `cargo test --workspace --no-run`, or name another")
 
-    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as work:
-        work = pathlib.Path(work)
-        print(machine(), flush=True)
-        command = [binary, "--project", ROOT, "--lake", work / "lake", "--identity-key", work / "identity.key"]
-        command += ["collect", "--source", "events", "--listen", "127.0.0.1:0", "--gather-ms", str(arguments.gather_ms)]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    with contextlib.ExitStack() as stack:
+        work = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-bench-")))
+        print(f"{machine()}, load {os.getloadavg()[0]:.1f}", flush=True)
+        if arguments.throttle is None:
+            lake = Lake(work / "lake", work / "lake", pyarrow.fs.LocalFileSystem(), {})
+        else:
+            lake = stack.enter_context(throttled(server, arguments.throttle))
+        common = [binary, "--project", ROOT, "--lake", lake.url, "--identity-key", work / "identity.key"]
+        command = [*common, "collect", "--source", "events", "--listen", "127.0.0.1:0", "--gather-ms", str(arguments.gather_ms)]
+        settings = {**os.environ, **lake.settings}
+        process = subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True)
         host, port = next(filter(None, (re.search("http://([0-9.]+):([0-9]+)", line) for line in process.stderr))).groups()
+        if arguments.core:
+            (work / "in").mkdir()
+            watching = [*common, "--quiet", "ingest", "--watch", "--every", "1", "--from", work / "in", "--source", "events"]
+            watcher = subprocess.Popen(watching, env=settings, stderr=subprocess.PIPE, text=True)
         load = asyncio.run(push(arguments, host, int(port)))
         peak, cpu = usage(process.pid)
         began = time.perf_counter()
@@ -53,7 +79,43 @@ def main():
         if process.wait(timeout=30) != 0:
             raise SystemExit(f"it ended with {process.returncode}: {process.stderr.read()}")
         stopped = time.perf_counter() - began
-        report(arguments, load, delays(work / "lake", load["ids"]), peak, cpu, stopped)
+        to_core = None
+        if arguments.core:
+            to_core = wait_for_core(lake, load["ids"], watcher)
+        report(arguments, load, delays(lake, load["ids"]), to_core, peak, cpu, stopped)
+
+
+class Lake:
+    """Where the lake is, and how it is read without holdfast."""
+
+    def __init__(self, url, folder, files, settings):
+        self.url, self.folder, self.files, self.settings = url, folder, files, settings
+
+
+@contextlib.contextmanager
+def throttled(server, percent):
+    """A lake in an S3 server that refuses a share of what it is asked."""
+    command = [server, "--throttle", str(percent)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    endpoint, key, secret = re.search("(http://[^ ]+) .* key ([^,]+), secret (.+)", process.stdout.readline()).groups()
+    settings = {
+        "AWS_ENDPOINT": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+    }
+    files = pyarrow.fs.S3FileSystem(
+        access_key=key,
+        secret_key=secret,
+        endpoint_override=endpoint,
+        region="us-east-1",
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=10),
+    )
+    yield Lake("s3://shop/lake", "shop/lake", files, settings)
+    process.stdin.close()
+    print(process.stdout.read().strip())
+    process.wait(timeout=30)
 
 
 async def push(arguments, host, port):
@@ -128,42 +190,93 @@ def usage(pid):
 
 def delays(lake, ids):
     """Seconds from sending an event to its being in `raw`, and how many commits brought them. Every event is there once."""
-    import pyarrow.parquet
-
-    table = lake / "raw" / "events"
+    table = f"{lake.folder}/raw/events"
     found, seconds, commits = set(), [], 0
-    for log in sorted((table / "_delta_log").glob("*.json")):
-        visible = log.stat().st_mtime
-        added = [json.loads(line)["add"]["path"] for line in log.read_text().splitlines() if line.startswith('{"add"')]
+    logs = lake.files.get_file_info(pyarrow.fs.FileSelector(f"{table}/_delta_log"))
+    for log in sorted((log for log in logs if log.extension == "json"), key=lambda log: log.path):
+        visible = log.mtime_ns / 1e9
+        with lake.files.open_input_stream(log.path) as stream:
+            lines = stream.read().decode().splitlines()
+        added = [json.loads(line)["add"]["path"] for line in lines if line.startswith('{"add"')]
         commits += bool(added)
         for path in added:
-            rows = pyarrow.parquet.read_table(table / path, columns=["messageId", "timestamp"])
+            columns = ["messageId", "timestamp"]
+            rows = pyarrow.parquet.read_table(f"{table}/{path}", columns=columns, filesystem=lake.files)
             for identity, sent in zip(rows["messageId"].to_pylist(), rows["timestamp"].to_pylist()):
                 if identity in found:
                     raise SystemExit(f"event {identity} is in raw twice")
                 found.add(identity)
                 seconds.append(visible - sent.timestamp())
-    if found != ids:
-        raise SystemExit(f"{len(ids - found)} acknowledged events are not in raw, {len(found - ids)} others are")
-    return seconds, commits
+    if not ids <= found:
+        raise SystemExit(f"{len(ids - found)} acknowledged events are not in raw")
+    # A refusal says that it is open whether the events are stored; a client that sends them again is told that they are.
+    return seconds, commits, len(found - ids)
 
 
-def report(arguments, load, raw, peak, cpu, stopped):
-    delay, commits = raw
+def wait_for_core(lake, ids, watcher):
+    """Stops the watching ingest once all is in core; seconds from sending an event to its being there, commits, peak, CPU."""
+    for _ in range(120):
+        if watcher.poll() is not None:
+            raise SystemExit(f"ingest ended with {watcher.returncode}: {watcher.stderr.read()}")
+        try:
+            seconds, found, commits = core_delays(lake, newest_only=True)
+        except FileNotFoundError:
+            found = set()
+        if ids <= found:
+            break
+        time.sleep(1)
+    else:
+        raise SystemExit(f"{len(ids - found)} acknowledged events are not in core after two minutes")
+    peak, cpu = usage(watcher.pid)
+    watcher.send_signal(signal.SIGTERM)
+    if watcher.wait(timeout=30) != 0:
+        raise SystemExit(f"ingest ended with {watcher.returncode}: {watcher.stderr.read()}")
+    seconds, found, commits = core_delays(lake)
+    return seconds, commits, peak, cpu
+
+
+def core_delays(lake, newest_only=False):
+    """Of each event in `core.events`, the seconds from sending it to the first version of the table that has it."""
+    table = f"{lake.folder}/core/events"
+    found, seconds, commits = set(), [], 0
+    logs = lake.files.get_file_info(pyarrow.fs.FileSelector(f"{table}/_delta_log"))
+    logs = sorted((log for log in logs if log.extension == "json"), key=lambda log: log.path)
+    for log in logs[-1:] if newest_only else logs:
+        with lake.files.open_input_stream(log.path) as stream:
+            lines = stream.read().decode().splitlines()
+        added = [json.loads(line)["add"]["path"] for line in lines if line.startswith('{"add"')]
+        commits += bool(added)
+        for path in added:
+            path = urllib.parse.unquote(path)
+            columns = ["event_id", "occurred_at"]
+            rows = pyarrow.parquet.ParquetFile(lake.files.open_input_file(f"{table}/{path}")).read(columns=columns)
+            for identity, sent in zip(rows["event_id"].to_pylist(), rows["occurred_at"].to_pylist()):
+                if identity not in found:
+                    found.add(identity)
+                    seconds.append(log.mtime_ns / 1e9 - sent.timestamp())
+    return seconds, found, commits
+
+
+def report(arguments, load, raw, to_core, peak, cpu, stopped):
+    delay, commits, unanswered = raw
     events = len(load["ids"])
     print(f"\n{events:,} events in {load['wall']:.1f} s: {events / load['wall']:,.0f}/s, {load['bytes'] / 1e6:.0f} MB")
     print(f"other answers than 200: {load['refused']}; the latest batch was sent {load['late'] * 1e3:.0f} ms late")
-    print("\n| | p50 | p90 | p99 | max |")
-    print("|---|---|---|---|---|")
+    print("\n| | p50 | p90 | p95 | p99 | max |")
+    print("|---|---|---|---|---|---|")
     print(f"| acknowledgement, ms | {' | '.join(f'{value * 1e3:.0f}' for value in quantiles(load['seconds']))} |")
     print(f"| event to raw, s | {' | '.join(f'{value:.2f}' for value in quantiles(delay))} |")
+    if to_core:
+        core, core_commits, core_peak, core_cpu = to_core
+        print(f"| event to core, s | {' | '.join(f'{value:.2f}' for value in quantiles(core))} |")
+        print(f"\ningest: peak memory {core_peak:.0f} MiB, CPU {core_cpu:.1f} s, {core_commits} versions of core.events")
     print(f"\npeak memory {peak:.0f} MiB, CPU {cpu:.1f} s, {commits} commits to raw, stopped in {stopped:.1f} s")
-    print("every acknowledged event is in raw once")
+    print(f"every acknowledged event is in raw once, and {unanswered} of refused requests")
 
 
 def quantiles(values):
     values = sorted(values)
-    return [values[min(len(values) - 1, int(len(values) * share))] for share in (0.5, 0.9, 0.99, 1.0)]
+    return [values[min(len(values) - 1, int(len(values) * share))] for share in (0.5, 0.9, 0.95, 0.99, 1.0)]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use holdfast_ingest::{Inbox, InboxReader, IngestSettings, Look, SourceSpec};
 use holdfast_lake::{Lake, LakeSettings, StoreOptions};
+use holdfast_testkit::Random;
 use holdfast_types::FixedClock;
 use object_store::ObjectStoreExt;
 use serde_json::{Value, json};
@@ -189,19 +190,6 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Steele and others, Fast splittable pseudorandom number generators, 2014.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
-    }
-}
-
 /// A program that pushes batches, and pushes those again that were not acknowledged, as libraries do.
 struct Client {
     name: String,
@@ -262,11 +250,11 @@ fn ing_1_and_ing_2_hold_for_pushed_messages_when_the_server_is_killed_at_any_mom
     const ROUNDS: u64 = 6;
     eprintln!("seed {SEED}");
     let folder = tempfile::tempdir().unwrap();
-    let mut random = Random(SEED);
+    let mut random = Random::new(SEED);
     let mut clients: Vec<Client> = (0..4)
         .map(|at| Client {
             name: format!("c{at}"),
-            random: Random(SEED + at),
+            random: Random::new(SEED + at),
             sent: 0,
             open: Vec::new(),
             acknowledged: Vec::new(),

@@ -14,7 +14,7 @@ use holdfast_feeds::{
 };
 use holdfast_ingest::{FollowSettings, Inbox, IngestSettings, SourceSpec, ingest_inbox};
 use holdfast_lake::{Lake, LakeSettings, ObjectLocation, StoreOptions, open_store};
-use holdfast_testkit::{Fault, FaultStore};
+use holdfast_testkit::{Fault, FaultStore, Random};
 use holdfast_types::{Clock, ErrorKind, NoProgress};
 use object_store::ObjectStore;
 use tokio::task::JoinSet;
@@ -199,19 +199,6 @@ fn settings() -> FeedSettings {
     }
 }
 
-/// Steele and others, Fast splittable pseudorandom number generators, 2014.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
-    }
-}
-
 #[tokio::test]
 async fn ing_1_and_ing_2_hold_for_a_feed_whose_readers_die_at_any_moment() {
     const SEED: u64 = 20_261_126;
@@ -220,7 +207,7 @@ async fn ing_1_and_ing_2_hold_for_a_feed_whose_readers_die_at_any_moment() {
     let place = Place::new().await;
     let numbers = Numbers::new(3, 150);
     let feed: Arc<dyn Feed> = Arc::new(NumbersFeed(Arc::clone(&numbers)));
-    let mut random = Random(SEED);
+    let mut random = Random::new(SEED);
     let mut deaths = 0;
     loop {
         // Two at once, of which one or both are cut off anywhere.

@@ -1,14 +1,16 @@
 //! The inbox: objects of several forms, whatever the contract says of files; rows of objects that are each followed by name.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use chrono::{DateTime, TimeDelta, Utc};
 use holdfast_ingest::{
-    Inbox, InboxReader, IngestError, IngestSettings, IngestStep, Look, SourceReport, SourceSpec, ingest_inbox,
-    ingest_source,
+    Inbox, InboxReader, IngestError, IngestSettings, IngestStep, Look, SourceReport, SourceSpec, SweepSettings, Swept,
+    ingest_inbox, ingest_source, sweep_inbox,
 };
 use holdfast_lake::{Lake, LakeSettings, StoreOptions, open_store};
 use holdfast_types::{FixedClock, NoProgress};
@@ -84,9 +86,13 @@ fn now() -> DateTime<Utc> {
 }
 
 async fn lake(folder: &Path) -> Lake {
+    lake_at(folder, now()).await
+}
+
+async fn lake_at(folder: &Path, moment: DateTime<Utc>) -> Lake {
     let location = folder.join("lake");
     let (options, settings) = (StoreOptions::new(), LakeSettings::default());
-    Lake::create_or_open(location.to_str().unwrap(), folder, &options, settings, Arc::new(FixedClock(now())))
+    Lake::create_or_open(location.to_str().unwrap(), folder, &options, settings, Arc::new(FixedClock(moment)))
         .await
         .unwrap()
 }
@@ -258,6 +264,67 @@ async fn ing_1_what_an_abandoned_batch_had_read_is_read_again_although_later_obj
     let report = reader.advance(Look::Ahead).await.unwrap();
     assert!(report.warnings.iter().any(|warning| warning.contains("was abandoned")), "{report:?}");
     assert_eq!((report.rows_read, report.rows_quarantined), (3, 3), "{report:?}");
+}
+
+#[tokio::test]
+async fn ing_1_only_what_is_in_raw_and_old_is_swept_and_a_feeds_last_object_stays() {
+    let place = Place::new(CONTRACT).await;
+    let stream = place.inbox.put_folder(now());
+    place.push(10, &[1, 2]).await;
+    place.put(&Inbox::put_object(&stream, 0), parquet(&[3])).await;
+    place.put(&Inbox::put_object(&stream, 1), b"no Parquet".as_slice()).await;
+    for position in 0..3 {
+        place.feed("0-orders", position, &[4 + position]).await;
+    }
+    place.feed("1-orders", 0, &[7]).await;
+    let report = place.ingest().await;
+    assert_eq!((report.rows_stored, report.files_refused), (7, 1), "{report:?}");
+    place.push(5, &[8]).await;
+
+    let sweep =
+        SweepSettings { retention: Duration::from_secs(24 * 60 * 60), pushes_kept: 0, ..SweepSettings::default() };
+    let objects = || objects(place.folder.path());
+    let before = objects();
+    assert_eq!(before.len(), 8);
+    assert_eq!(sweep_inbox(&place.inbox, &sweep).await.unwrap(), Swept::default(), "all of it is young");
+
+    // Objects have the time of the disk they are on.
+    let later = lake_at(place.folder.path(), "2999-01-01T00:00:00Z".parse().unwrap()).await;
+    let inbox = Inbox::new(&later, "test", &place.spec);
+    let of_pushes = SweepSettings { pushes_kept: 2, is_dry_run: true, ..sweep };
+    assert_eq!(sweep_inbox(&inbox, &of_pushes).await.unwrap().objects, 3, "the newest pushes say which messages came");
+    let would = sweep_inbox(&inbox, &SweepSettings { is_dry_run: true, ..sweep }).await.unwrap();
+    assert_eq!((would.objects, objects()), (4, before));
+    assert_eq!(sweep_inbox(&inbox, &sweep).await.unwrap(), would);
+    let left = objects();
+    let is_left = |end: &str| left.iter().filter(|object| object.ends_with(end)).count();
+    assert_eq!(left.len(), 4, "{left:?}");
+    assert_eq!(is_left("0-orders/00000000000000000002.ndjson.zst"), 1, "how far the feed was read: {left:?}");
+    assert_eq!(is_left("1-orders/00000000000000000000.ndjson.zst"), 1, "{left:?}");
+    assert_eq!(is_left("/00000000000000000001.parquet"), 1, "refused: {left:?}");
+    assert_eq!(sweep_inbox(&inbox, &sweep).await.unwrap(), Swept::default());
+
+    // Work goes on where it was, by a reader that knows what was there and by one that does not.
+    assert_eq!(place.ingest().await.rows_stored, 1);
+    place.feed("0-orders", 3, &[9]).await;
+    assert_eq!(place.reader(IngestSettings::default()).advance(Look::Ahead).await.unwrap().rows_stored, 1);
+    assert_eq!(place.stored(), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+}
+
+/// The objects in all inboxes of the lake in `folder`.
+fn objects(folder: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![folder.join("lake/_holdfast/inbox")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => drop(found.insert(path.to_str().unwrap().to_owned())),
+            }
+        }
+    }
+    found
 }
 
 #[tokio::test]

@@ -11,7 +11,9 @@
 mod delivery;
 mod life;
 mod processes;
+mod puts;
 mod stored;
+mod topic;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,6 +44,8 @@ struct Tally {
     failures: u64,
     records: u64,
     pushes: u64,
+    fed: u64,
+    put: u64,
 }
 
 impl Tally {
@@ -50,6 +54,8 @@ impl Tally {
         self.failures += other.failures;
         self.records += other.records;
         self.pushes += other.pushes;
+        self.fed += other.fed;
+        self.put += other.put;
         for (place, times) in other.deaths {
             *self.deaths.entry(place).or_default() += times;
         }
@@ -64,7 +70,7 @@ impl Tally {
 fn ing_1_and_ing_2_hold_whoever_dies_at_whatever_call() {
     let tally = run(&(0..SLICE).collect::<Vec<_>>(), 2);
     assert!(tally.died() > SLICE, "too few died to show anything: {tally:?}");
-    assert!(tally.records > 0 && tally.pushes > 0, "{tally:?}");
+    assert!(tally.records > 0 && tally.pushes > 0 && tally.fed > 0 && tally.put > 0, "{tally:?}");
 }
 
 #[test]
@@ -98,8 +104,8 @@ fn many_seeds() {
     let started = Instant::now();
     let tally = run(&seeds, threads);
     eprintln!(
-        "{} seeds from {} on, in {:.0} s: {} lives, {} of them killed, {} ended by a failing store; {} records of files and {} pushed messages; \
-         none lost, none twice",
+        "{} seeds from {} on, in {:.0} s: {} lives, {} of them killed, {} ended by a failing store; {} records of files, {} pushed messages, {} \
+         records of feeds and {} of batches that were put; none lost, none twice",
         seeds.len(),
         seeds[0],
         started.elapsed().as_secs_f64(),
@@ -108,6 +114,8 @@ fn many_seeds() {
         tally.failures,
         tally.records,
         tally.pushes,
+        tally.fed,
+        tally.put,
     );
     for (place, times) in &tally.deaths {
         eprintln!("{times:>8}  {place}");
@@ -192,14 +200,16 @@ async fn one_seed(seed: u64, template: &InMemory) -> Tally {
         for _ in 0..1 + random.below(3) {
             delivery.deliver(&mut random, world.store()).await;
         }
+        world.topic().produce(&mut random);
         let actors = Actor::draw(&mut random, &delivery);
-        let before = delivery.there();
+        let (before, produced) = (delivery.there(), world.topic().produced());
         let lives = futures::future::join_all(actors.into_iter().map(|actor| world.live(actor))).await;
         for (actor, ended) in lives {
             tally.lives += 1;
             match ended {
                 Ended::Killed(place) => *tally.deaths.entry(format!("{actor}: {place}")).or_default() += 1,
                 Ended::Failed => tally.failures += 1,
+                Ended::Done(_) if actor.is_feeding() => world.topic().read_to(produced),
                 Ended::Done(sources) => delivery.acknowledge(&before, &sources),
             }
         }
@@ -220,6 +230,20 @@ async fn one_seed(seed: u64, template: &InMemory) -> Tally {
             ended => panic!("pushing: {ended:?}\n{}", told(seed, &delivery)),
         }
         assert!(!resends_all || world.has_no_open_pushes(), "{}", told(seed, &delivery));
+    }
+    if !world.puts().records().is_empty() {
+        match world.live(Actor::putting_again()).await.1 {
+            Ended::Done(_) => {}
+            ended => panic!("putting: {ended:?}\n{}", told(seed, &delivery)),
+        }
+        assert!(world.puts().open().is_empty(), "{}", told(seed, &delivery));
+    }
+    if delivery.sources().contains(&"events") && random.chance(70) {
+        let produced = world.topic().produced();
+        match world.live(Actor::feeding()).await.1 {
+            Ended::Done(_) => world.topic().read_to(produced),
+            ended => panic!("feeding: {ended:?}\n{}", told(seed, &delivery)),
+        }
     }
     stored::check(&world, &delivery).await.unwrap_or_else(|wrong| panic!("{wrong}\n{}", told(seed, &delivery)));
 
@@ -244,5 +268,7 @@ async fn one_seed(seed: u64, template: &InMemory) -> Tally {
     }
     tally.records = delivery.records();
     tally.pushes = world.pushed();
+    tally.put = u64::try_from(world.puts().records().len()).unwrap();
+    tally.fed = if delivery.sources().contains(&"events") { world.topic().produced().iter().sum() } else { 0 };
     tally
 }

@@ -30,6 +30,7 @@ mod put;
 mod quality;
 mod quarantine;
 mod real_data;
+mod s3;
 mod serve;
 mod stages;
 mod telemetry;

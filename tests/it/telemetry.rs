@@ -6,6 +6,7 @@ use std::process::Output;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use holdfast_testkit::{Rule, S3Fault, S3Server, S3Settings};
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
 };
@@ -353,5 +354,48 @@ async fn telemetry_that_is_set_up_wrongly_is_told_at_once() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{stderr}");
         assert!(stderr.contains(expected), "{stderr}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_of_the_store_are_in_no_log_no_error_and_no_telemetry() {
+    const SECRETS: [&str; 3] = ["never-seen-secret", "never-seen-token", "never-seen-guess"];
+    let receiver = Receiver::start().await;
+    let server = S3Server::start(S3Settings {
+        secret_key: SECRETS[0].to_owned(),
+        rules: vec![Rule::on(&[], S3Fault::Refused(503)).percent(3)],
+        ..S3Settings::default()
+    })
+    .unwrap();
+    server.put("shop", "in/events/1.ndjson", "{\"messageId\":\"a\",\"type\":\"track\"}\n");
+    let folder = tempfile::tempdir().unwrap();
+    let key_file = folder.path().join("identity.key");
+    let endpoint = server.endpoint();
+    let mut said = String::new();
+    for (secret, succeeds) in [(SECRETS[0], true), (SECRETS[2], false)] {
+        let environment = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint.as_str()),
+            ("HOLDFAST_LOG", "trace"),
+            ("AWS_ENDPOINT", endpoint.as_str()),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ACCESS_KEY_ID", "test-key"),
+            ("AWS_SECRET_ACCESS_KEY", secret),
+            ("AWS_SESSION_TOKEN", SECRETS[1]),
+        ];
+        let arguments = ["-vv", "--lake", "s3://shop/lake", "--identity-key", key_file.to_str().unwrap()];
+        let ingest = ["ingest", "--raw-only", "--source", "events", "--from", "s3://shop/in"];
+        let output = holdfast(&[&arguments[..], &ingest].concat(), &environment).await;
+        said.push_str(&String::from_utf8_lossy(&output.stderr));
+        said.push_str(&String::from_utf8_lossy(&output.stdout));
+        assert_eq!(output.status.success(), succeeds, "{}", &said[said.len().saturating_sub(2_000)..]);
+    }
+    // Everything was told, the libraries' inner workings among it.
+    assert!(said.contains("TRACE") && said.contains("hyper"), "too little was logged to show anything");
+    assert!(!receiver.spans().is_empty());
+    let sent = receiver.bytes();
+    for secret in SECRETS {
+        assert!(!said.contains(secret), "{secret} is in the log");
+        assert!(!sent.contains(secret), "{secret} was sent");
     }
 }

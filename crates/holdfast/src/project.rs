@@ -74,12 +74,12 @@ impl Default for IngestSection {
     }
 }
 
-/// When a watching process maintains tables, and how.
+/// When ingestion maintains tables by itself, and how.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct MaintenanceSection {
     /// Whether it does.
-    pub(crate) in_watch: bool,
+    pub(crate) automatic: bool,
     /// How often the tables are looked at.
     check_every_s: u64,
     /// A table is maintained once so many files could be merged.
@@ -93,7 +93,7 @@ pub(crate) struct MaintenanceSection {
 impl Default for MaintenanceSection {
     fn default() -> Self {
         Self {
-            in_watch: true,
+            automatic: true,
             check_every_s: 60,
             small_files_min: 50,
             commits_min: 500,

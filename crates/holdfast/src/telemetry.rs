@@ -82,6 +82,8 @@ const METRICS: &[Metric] = &[
     Metric::count("holdfast_maintain_bytes_vacuumed", "By", "bytes of data files deleted", &["table"]),
     Metric::count("holdfast_maintain_files_merged", "{file}", "small files merged into others", &["table"]),
     Metric::count("holdfast_maintain_files_vacuumed", "{file}", "data files deleted", &["table"]),
+    Metric::count("holdfast_maintain_inbox_bytes_deleted", "By", "bytes of old inbox objects deleted", &["source"]),
+    Metric::count("holdfast_maintain_inbox_objects_deleted", "{object}", "old inbox objects deleted", &["source"]),
     Metric::count("holdfast_maintain_log_files_deleted", "{file}", "commits and checkpoints deleted", &["table"]),
     Metric::seconds("holdfast_maintain_seconds", "time to maintain a table", &["table"]),
     Metric::seconds("holdfast_put_ack_seconds", "arrival of a batch to its being durable", &["outcome", "source"]),

@@ -23,12 +23,12 @@ use crate::column::{Column, range};
 use crate::discover::FoundFile;
 use crate::error::IngestError;
 use crate::facts::{Counting, FileFacts, RecentKeys};
-use crate::ingest::IngestSettings;
 use crate::ledger::widen;
 use crate::parquet_rows::{ParquetFile, ParquetRows, convert, decode_error, layout_text, open};
 use crate::places::Places;
 use crate::quarantine::Form;
 use crate::refusal::RefusedRow;
+use crate::settings::IngestSettings;
 use crate::spec::{BATCH, FileFormat, INGESTED_AT, SOURCE_FILE, SOURCE_LINE, SourceSpec};
 use crate::unknown::{UNKNOWN, UnknownFields};
 

@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::inbox::{InboxReader, Look};
+use crate::report::SourceReport;
 
 /// The longest pause after rounds that failed.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -54,6 +55,9 @@ pub async fn follow(
                 if report.batches + report.batches_recovered > 0 {
                     tracing::debug!(source, rows = report.rows_stored, "records of the inbox stored in raw");
                 }
+                if report.alerts_changed > 0 {
+                    tell_alerts(&report);
+                }
                 caught_up.send_replace(Some(started));
             }
             Err(error) => {
@@ -76,5 +80,15 @@ pub async fn follow(
                 () = stop.cancelled() => {}
             }
         }
+    }
+}
+
+fn tell_alerts(report: &SourceReport) {
+    let source = report.source.as_str();
+    for alert in &report.alerts {
+        tracing::warn!(source, severity = ?alert.severity, "alert: {}; {}", alert.message, alert.remedy);
+    }
+    if report.alerts.is_empty() {
+        tracing::info!(source, "no alert is left");
     }
 }

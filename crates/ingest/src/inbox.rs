@@ -11,11 +11,14 @@ use object_store::path::Path;
 use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::Result;
+use crate::books::Books;
 use crate::discover::{FoundFile, look_up};
 use crate::error::IngestError;
-use crate::ingest::{Books, IngestSettings, Source, SourceReport, told};
+use crate::ingest::{Source, told};
 use crate::ledger::Ledger;
 use crate::places::{InboxForm, Places, inbox_folder};
+use crate::report::SourceReport;
+use crate::settings::IngestSettings;
 use crate::spec::SourceSpec;
 
 /// Where feeds and puts lie beside the days of pushes.
@@ -28,6 +31,9 @@ const LOOK_BACK: Duration = Duration::from_secs(3_600);
 /// How many days behind that of the newest stored batch [`Look::Back`] looks: a stream takes batches on two days, and the
 /// clocks of two servers differ.
 const PUT_DAYS_BACK: u64 = 2;
+/// A stream takes batches on the day it began and on the day after. So its objects are in a folder whose age is known, and
+/// looking for new ones does not mean to list all that ever were.
+pub(crate) const STREAM_DAYS: u64 = 2;
 /// Lists that are under way at the same time.
 const LISTS_AHEAD: usize = 8;
 
@@ -146,7 +152,7 @@ impl Inbox {
 
     /// Whether a folder of this name holds the pushes of a day.
     pub fn is_day(name: &str) -> bool {
-        name.len() == 10 && NaiveDate::parse_from_str(name, "%Y-%m-%d").is_ok()
+        day_named(name).is_some()
     }
 
     /// When the pushed records' object of this name was written; `None` for what is no name of ours.
@@ -165,25 +171,16 @@ impl Inbox {
     /// What the store answers.
     pub(crate) async fn discover(&self, look: Look, ledger: &Ledger) -> Result<Vec<FoundFile>> {
         let marks = Marks::of(self, ledger);
-        let folder = self.folder();
-        let mut lists = Vec::new();
-        for (name, path) in self.folders(&folder).await? {
-            match name.as_str() {
-                FEED => {
-                    for (partition, path) in self.folders(&path).await? {
-                        lists.push((path, marks.feeds.get(&partition).cloned()));
-                    }
-                }
-                PUT => {
-                    let days = self.folders(&path).await?;
-                    lists.extend(from_day(days, &format!("{}{PUT}/", self.folder), marks.puts.after(look)));
-                }
-                day if Self::is_day(day) => {
-                    lists.extend(from_day(vec![(name, path)], &self.folder, marks.pushes.after(look)));
-                }
-                _ => {}
+        let (pushes, puts) = (marks.pushes.after(look), marks.puts.after(look));
+        let puts_parent = format!("{}{PUT}/", self.folder);
+        let lists = self.all_folders().await?.into_iter().filter_map(|folder| match folder {
+            SourceFolder::Pushes(day, path) => from_day(day, path, &self.folder, pushes.as_deref()),
+            SourceFolder::Puts(day, path) => from_day(day, path, &puts_parent, puts.as_deref()),
+            SourceFolder::Feed(path) => {
+                let after = path.filename().and_then(|partition| marks.feeds.get(partition)).cloned();
+                Some((path, after))
             }
-        }
+        });
         let listed: Vec<Vec<FoundFile>> = futures::stream::iter(lists)
             .map(|(path, after)| async move { self.list(&path, after.as_deref()).await })
             .buffer_unordered(LISTS_AHEAD)
@@ -193,6 +190,22 @@ impl Inbox {
         found.extend(self.announced().await?);
         found.sort_by(|left, right| left.path.cmp(&right.path));
         found.dedup_by(|left, right| left.path == right.path);
+        Ok(found)
+    }
+
+    /// The folders that objects lie in.
+    pub(crate) async fn all_folders(&self) -> Result<Vec<SourceFolder>> {
+        let mut found = Vec::new();
+        for (name, path) in self.folders(&self.folder()).await? {
+            match name.as_str() {
+                FEED => found.extend(self.folders(&path).await?.into_iter().map(|(_, path)| SourceFolder::Feed(path))),
+                PUT => {
+                    let days = self.folders(&path).await?.into_iter();
+                    found.extend(days.filter_map(|(day, path)| Some(SourceFolder::Puts(day_named(&day)?, path))));
+                }
+                day => found.extend(day_named(day).map(|day| SourceFolder::Pushes(day, path))),
+            }
+        }
         Ok(found)
     }
 
@@ -223,7 +236,7 @@ impl Inbox {
     }
 
     /// The objects in a folder whose paths come after `after`, relative to `from`, or all of them. A store is asked for these alone.
-    async fn list(&self, folder: &Path, after: Option<&str>) -> Result<Vec<FoundFile>> {
+    pub(crate) async fn list(&self, folder: &Path, after: Option<&str>) -> Result<Vec<FoundFile>> {
         let listed = match after {
             Some(after) => {
                 let offset = after.split('/').fold(self.from.path.clone(), |path, part| path.join(part));
@@ -251,23 +264,38 @@ impl Inbox {
     }
 }
 
-/// The day folders from that of `after` on, each with what its objects must come after. `parent` is the path of what they are in.
-fn from_day(
-    days: Vec<(String, Path)>,
-    parent: &str,
-    after: Option<String>,
-) -> impl Iterator<Item = (Path, Option<String>)> {
-    let parent = parent.to_owned();
-    days.into_iter().filter_map(move |(day, path)| match &after {
-        None => Some((path, None)),
-        Some(after) => {
-            let day = format!("{parent}{day}/");
-            match after.starts_with(&day) {
-                true => Some((path, Some(after.clone()))),
-                false => (day > *after).then_some((path, None)),
-            }
+/// A folder of an inbox.
+#[derive(Debug)]
+pub(crate) enum SourceFolder {
+    /// What was pushed on this day.
+    Pushes(NaiveDate, Path),
+    /// What was put into the streams that began on this day.
+    Puts(NaiveDate, Path),
+    /// A partition of a feed.
+    Feed(Path),
+}
+
+impl SourceFolder {
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Pushes(_, path) | Self::Puts(_, path) | Self::Feed(path) => path,
         }
-    })
+    }
+}
+
+/// A day's folder, with what its objects must come after; `None` when all of them come before `after`. `parent` is the path of
+/// what it is in.
+fn from_day(day: NaiveDate, path: Path, parent: &str, after: Option<&str>) -> Option<(Path, Option<String>)> {
+    let Some(after) = after else { return Some((path, None)) };
+    let day = format!("{parent}{day}/");
+    match after.starts_with(&day) {
+        true => Some((path, Some(after.to_owned()))),
+        false => (day.as_str() > after).then_some((path, None)),
+    }
+}
+
+fn day_named(name: &str) -> Option<NaiveDate> {
+    NaiveDate::parse_from_str(name, "%Y-%m-%d").ok().filter(|_| name.len() == 10)
 }
 
 fn day_of(moment: DateTime<Utc>) -> String {
@@ -452,8 +480,9 @@ mod tests {
     #[test]
     fn only_the_days_from_the_mark_on_are_listed() {
         let days = |after: Option<&str>| -> Vec<(String, Option<String>)> {
-            let days = ["2026-01-01", "2026-01-02", "2026-01-03"].map(|day| (day.to_owned(), Path::from(day)));
-            from_day(days.into(), "inbox/p/s/", after.map(str::to_owned))
+            ["2026-01-01", "2026-01-02", "2026-01-03"]
+                .into_iter()
+                .filter_map(|day| from_day(day_named(day).unwrap(), Path::from(day), "inbox/p/s/", after))
                 .map(|(path, after)| (path.to_string(), after))
                 .collect()
         };

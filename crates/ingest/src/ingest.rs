@@ -1,34 +1,30 @@
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use chrono::{DateTime, Utc};
+use chrono::DateTime;
 use futures::{StreamExt, TryStreamExt};
 use holdfast_lake::{
-    Change, ChangeKind, CommitOutcome, Fence, Lake, LakeError, ObjectLocation, Position, StagedFile, Table, TableSpec,
-    TableWriter, WriterSettings,
+    Change, ChangeKind, CommitOutcome, Lake, ObjectLocation, Position, StagedFile, Table, TableWriter, WriterSettings,
 };
-use holdfast_types::{Progress, Promise, TableName};
-use serde::Serialize;
+use holdfast_types::{Progress, Promise};
 use serde_json::{Map, Value, json};
 use tracing::Instrument;
 
 use crate::Result;
 use crate::batch::{HashedFile, Staged, Staging, stage};
+use crate::books::{Books, Tables};
 use crate::discover::{FoundFile, discover, look_up};
 use crate::error::IngestError;
 use crate::facts::{Counting, Facts, RecentKeys};
 use crate::inbox::{Inbox, Look};
-use crate::ledger::{
-    Arrival, BatchTotals, Index, Ledger, Outcome, PlannedFile, app_id, batch_row, batches_table, files_rows,
-    files_table, widen,
-};
+use crate::ledger::{Arrival, BatchTotals, Index, Ledger, Outcome, PlannedFile, app_id, batch_row, files_rows, widen};
 use crate::origin::Origin;
 use crate::places::Places;
-use crate::quality::{Alert, Memory, RecentBatch, alerts_table};
-use crate::quarantine::quarantine_table;
+use crate::quality::{Memory, RecentBatch, alerts_table};
 use crate::refused::{RefusedFile, RefusedFiles, refused_row, refused_table};
+use crate::report::SourceReport;
+use crate::settings::{IngestSettings, IngestStep};
 use crate::spec::{FileFormat, SourceSpec};
 use crate::unknown::{UNKNOWN, UnknownFields, unknown_fields_rows, unknown_fields_table};
 
@@ -42,192 +38,6 @@ const ABANDONED_COMMITS_MAX: usize = 1_000;
 const HASHES_AHEAD: usize = 4;
 /// Names of unknown fields that a warning shows.
 const NAMES_SHOWN_MAX: usize = 8;
-
-/// Limits of ingestion.
-#[derive(Clone)]
-pub struct IngestSettings {
-    /// Tasks that decode and write.
-    pub threads: usize,
-    /// Files of a batch.
-    pub batch_files_max: usize,
-    /// Bytes of a batch; a bigger file is a batch of its own.
-    pub batch_bytes_max: u64,
-    /// A batch ends behind the file with which it has so many records.
-    pub batch_rows_max: u64,
-    /// A batch ends behind the file at which it was read for so long.
-    pub batch_time_max: Duration,
-    /// How often a watched source whose names grow is listed as a whole.
-    pub list_all_every: Duration,
-    /// Text that is decoded at once. Memory grows with this times `threads`.
-    pub block_bytes: usize,
-    /// The longest record.
-    pub record_bytes_max: usize,
-    /// Where the original text of a refused row is cut.
-    pub original_bytes_max: usize,
-    /// The lease under which all is committed, if any.
-    pub fence: Option<Fence>,
-    /// Called after each step of a batch, for tests that stop there.
-    pub on_step: Option<Arc<dyn Fn(IngestStep) + Send + Sync>>,
-}
-
-impl Default for IngestSettings {
-    fn default() -> Self {
-        Self {
-            threads: 2,
-            batch_files_max: 1_000,
-            batch_bytes_max: 512 << 20,
-            batch_rows_max: 5_000_000,
-            batch_time_max: Duration::from_secs(60),
-            list_all_every: Duration::from_secs(600),
-            block_bytes: 1 << 20,
-            record_bytes_max: 64 << 20,
-            original_bytes_max: 64 << 10,
-            fence: None,
-            on_step: None,
-        }
-    }
-}
-
-impl std::fmt::Debug for IngestSettings {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("IngestSettings")
-            .field("threads", &self.threads)
-            .field("batch_files_max", &self.batch_files_max)
-            .field("batch_bytes_max", &self.batch_bytes_max)
-            .field("block_bytes", &self.block_bytes)
-            .finish_non_exhaustive()
-    }
-}
-
-/// The steps of a batch, in their order. Between any two of them a worker may die.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum IngestStep {
-    /// Rows for `raw` are written, invisible.
-    RawStaged,
-    /// Rows for `quarantine` are written, invisible. Not reached when none was refused.
-    QuarantineStaged,
-    /// Which files are the batch is durable.
-    Planned,
-    /// The refused rows are committed. Not reached when none was refused.
-    QuarantineCommitted,
-    /// The rows are committed.
-    RawCommitted,
-    /// The end of the batch is recorded.
-    BatchRecorded,
-}
-
-impl IngestStep {
-    /// All of them, in their order.
-    pub const ALL: [Self; 6] = [
-        Self::RawStaged,
-        Self::QuarantineStaged,
-        Self::Planned,
-        Self::QuarantineCommitted,
-        Self::RawCommitted,
-        Self::BatchRecorded,
-    ];
-
-    /// The name used on command lines.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::RawStaged => "raw_staged",
-            Self::QuarantineStaged => "quarantine_staged",
-            Self::Planned => "planned",
-            Self::QuarantineCommitted => "quarantine_committed",
-            Self::RawCommitted => "raw_committed",
-            Self::BatchRecorded => "batch_recorded",
-        }
-    }
-}
-
-impl std::str::FromStr for IngestStep {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|step| step.as_str() == text).ok_or_else(|| {
-            let names: Vec<&str> = Self::ALL.into_iter().map(Self::as_str).collect();
-            format!("`{text}` is not a step of ingestion; the steps are {}", names.join(", "))
-        })
-    }
-}
-
-/// What a call of [`ingest_source`] did.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct SourceReport {
-    /// The source.
-    pub source: String,
-    /// Files that match the source's glob.
-    pub files_found: u64,
-    /// Files that were in `raw` already.
-    pub files_known: u64,
-    /// Files whose content came under another path before; nothing of them was stored.
-    pub files_copied: u64,
-    /// Files that were read into `raw`.
-    pub files_stored: u64,
-    /// Batches that this call recorded, those of an earlier run that had died included.
-    pub batches: u64,
-    /// Batches that an earlier run had left open and this one finished.
-    pub batches_recovered: u64,
-    /// Bytes of the files that were read.
-    pub bytes: u64,
-    /// Records read: stored plus quarantined.
-    pub rows_read: u64,
-    /// Records stored in `raw`.
-    pub rows_stored: u64,
-    /// Records put into quarantine.
-    pub rows_quarantined: u64,
-    /// Stored records that are older than what earlier batches had reached.
-    pub rows_late: u64,
-    /// Stored records whose key stands earlier in the same file.
-    pub duplicates_in_file: u64,
-    /// Stored records whose key came in another file.
-    pub duplicates_across_files: u64,
-    /// The earliest event time of what was stored.
-    pub event_time_min: Option<DateTime<Utc>>,
-    /// The latest event time of what was stored.
-    pub event_time_max: Option<DateTime<Utc>>,
-    /// Files that this call refused as a whole; the last ones of `refused`.
-    pub files_refused: u64,
-    /// Files that were refused as a whole, by this call or earlier, and are still as they were. Nothing of them is stored.
-    pub refused: Vec<RefusedFile>,
-    /// What is not as it should be, or not as usual, by the newest batches; see `metric.ingest_alerts`.
-    pub alerts: Vec<Alert>,
-    /// Of these and those before them, alerts that this call opened, closed or gave another severity.
-    pub alerts_changed: u64,
-    /// What somebody should look at: fields outside the contract, copies, abandoned batches.
-    pub warnings: Vec<String>,
-}
-
-impl SourceReport {
-    /// Adds what a later call for the same source did.
-    pub fn merge(&mut self, later: Self) {
-        self.files_found += later.files_found;
-        self.files_known += later.files_known;
-        self.files_copied += later.files_copied;
-        self.files_stored += later.files_stored;
-        self.batches += later.batches;
-        self.batches_recovered += later.batches_recovered;
-        self.bytes += later.bytes;
-        self.rows_read += later.rows_read;
-        self.rows_stored += later.rows_stored;
-        self.rows_quarantined += later.rows_quarantined;
-        self.event_time_min = [self.event_time_min, later.event_time_min].into_iter().flatten().min();
-        self.event_time_max = self.event_time_max.max(later.event_time_max);
-        self.rows_late += later.rows_late;
-        self.duplicates_in_file += later.duplicates_in_file;
-        self.duplicates_across_files += later.duplicates_across_files;
-        self.files_refused += later.files_refused;
-        self.alerts_changed += later.alerts_changed;
-        // What waits, and what is open, is told by every call.
-        self.refused = later.refused;
-        self.alerts = later.alerts;
-        for warning in later.warnings {
-            if !self.warnings.contains(&warning) {
-                self.warnings.push(warning);
-            }
-        }
-    }
-}
 
 /// Brings the new files of one source from the folder or bucket `from`, and what is new in its inbox, into `raw.<source>` and
 /// `quarantine.<source>`.
@@ -336,93 +146,6 @@ pub(crate) fn check_places(places: &Places, found: &[FoundFile]) -> Result<()> {
                 .to_owned(),
         }),
     }
-}
-
-/// The tables of a source, and what they say of its files.
-#[derive(Debug)]
-pub(crate) struct Books {
-    tables: Tables,
-    pub(crate) ledger: Ledger,
-    pub(crate) refused: RefusedFiles,
-    /// Read when it is needed first.
-    memory: Option<Memory>,
-}
-
-impl Books {
-    /// Reads them, making tables that are missing.
-    pub(crate) async fn open(lake: &Lake, pipeline: &str, spec: &SourceSpec) -> Result<Self> {
-        let (tables, refused) =
-            futures::try_join!(Box::pin(Tables::ensure(lake, spec)), RefusedFiles::load(lake, pipeline, &spec.name))?;
-        let ledger = Ledger::open(lake, &tables.files, &tables.batches, pipeline, &spec.name).await?;
-        Ok(Self { tables, ledger, refused, memory: None })
-    }
-
-    /// The books as they are now: what was known of files stays.
-    pub(crate) async fn go_on(self, lake: &Lake, pipeline: &str, spec: &SourceSpec) -> Result<Self> {
-        let Self { mut ledger, memory, .. } = self;
-        let (tables, refused) =
-            futures::try_join!(Box::pin(Tables::ensure(lake, spec)), RefusedFiles::load(lake, pipeline, &spec.name))?;
-        let known = ledger.next_batch();
-        ledger.go_on(lake, &tables.files, &tables.batches).await?;
-        // What others stored meanwhile is not in it.
-        let memory = memory.filter(|_| ledger.next_batch() == known);
-        Ok(Self { tables, ledger, refused, memory })
-    }
-
-    /// As [`Books::open`], and all that was ever stored.
-    pub(crate) async fn open_whole(lake: &Lake, pipeline: &str, spec: &SourceSpec) -> Result<Self> {
-        let mut books = Self::open(lake, pipeline, spec).await?;
-        books.learn_all(lake).await?;
-        Ok(books)
-    }
-
-    /// Reads all that was ever stored, unless it is known.
-    pub(crate) async fn learn_all(&mut self, lake: &Lake) -> Result<()> {
-        if self.ledger.is_complete() {
-            return Ok(());
-        }
-        self.ledger.learn_all(lake, &self.tables.files, &self.tables.batches).await
-    }
-}
-
-#[derive(Debug)]
-struct Tables {
-    raw: Table,
-    quarantine: Table,
-    files: Table,
-    batches: Table,
-}
-
-impl Tables {
-    async fn ensure(lake: &Lake, spec: &SourceSpec) -> Result<Self> {
-        let raw = raw_table(spec)?;
-        let raw = match lake.ensure_table(&raw).await {
-            Err(error @ LakeError::Schema { .. }) => {
-                if let Some(raw) = lake.table(&raw.name).await? {
-                    spec.check_types(raw.schema())?;
-                }
-                return Err(error.into());
-            }
-            ended => ended?,
-        };
-        let (quarantine, files, batches) = (quarantine_table(spec)?, files_table()?, batches_table()?);
-        let (quarantine, files, batches) = futures::try_join!(
-            Box::pin(lake.ensure_table(&quarantine)),
-            Box::pin(lake.ensure_table(&files)),
-            Box::pin(lake.ensure_table(&batches)),
-        )?;
-        Ok(Self { raw, quarantine, files, batches })
-    }
-}
-
-/// `raw.<source>`.
-pub(crate) fn raw_table(spec: &SourceSpec) -> Result<TableSpec> {
-    Ok(TableSpec {
-        name: TableName::new("raw", &spec.name)?,
-        schema: spec.raw_schema(),
-        partition_by: Vec::new(),
-        comment: spec.description.clone().unwrap_or_else(|| format!("What arrived from {} ({})", spec.name, spec.kind)),
-    })
 }
 
 pub(crate) struct Source<'a> {

@@ -278,6 +278,12 @@ impl Ledger {
         self.stored().map(|file| file.path.as_str())
     }
 
+    /// What is stored and recorded: nothing is open about it.
+    pub(crate) fn done(&self) -> impl Iterator<Item = &PlannedFile> {
+        let done = self.files.range(..=self.recorded).filter(|(batch, _)| !self.abandoned.contains(batch));
+        done.flat_map(|(_, files)| files)
+    }
+
     /// Whether a file of this path is stored.
     pub(crate) fn has_stored(&self, path: &str) -> bool {
         self.stored_paths().any(|stored| stored == path)

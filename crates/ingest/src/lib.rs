@@ -22,6 +22,7 @@
 
 mod batch;
 mod block;
+mod books;
 mod column;
 mod delimited;
 mod discover;
@@ -42,8 +43,11 @@ mod reader;
 mod refusal;
 mod refused;
 mod replay;
+mod report;
 mod reread;
+mod settings;
 mod spec;
+mod sweep;
 mod unknown;
 mod value;
 
@@ -52,7 +56,7 @@ use holdfast_lake::grammar;
 pub use error::IngestError;
 pub use follow::{FollowSettings, follow};
 pub use inbox::{Inbox, InboxReader, Look};
-pub use ingest::{IngestSettings, IngestStep, SourceReport, ingest_inbox, ingest_source};
+pub use ingest::{ingest_inbox, ingest_source};
 pub use ledger::ledger_tables;
 pub use origin::{FeedSpec, FileGlob, Origin};
 pub use put::{PutInbox, PutLayout, PutStream, Stored};
@@ -63,7 +67,10 @@ pub use quarantine::{
 pub use reader::SourceReader;
 pub use refused::RefusedFile;
 pub use replay::{KeptRows, ReplayReport, ReplaySettings, ReplayStep, replay_quarantine};
+pub use report::SourceReport;
+pub use settings::{IngestSettings, IngestStep};
 pub use spec::{ColumnSpec, Compression, Discovery, EpochUnit, FileFormat, IdentifierSpec, SourceSpec, load_sources};
+pub use sweep::{SweepSettings, Swept, sweep_inbox};
 
 /// A result of this crate.
 pub type Result<T, E = IngestError> = std::result::Result<T, E>;

@@ -25,15 +25,12 @@ use uuid::{NoContext, Timestamp, Uuid};
 use crate::Result;
 use crate::error::IngestError;
 use crate::grammar::{suggest, type_name};
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, STREAM_DAYS};
 use crate::parquet_rows::is_natural;
 use crate::spec::{ColumnSpec, SourceSpec};
 
 /// The longest name of a stream, in bytes.
 const STREAM_NAME_MAX: usize = 128;
-/// A stream takes batches on the day it began and on the day after. So its objects are in a folder whose age is known, and
-/// looking for new ones does not mean to list all that ever were.
-const STREAM_DAYS: i64 = 2;
 /// Mistakes that are told of a schema.
 const MISTAKES_SHOWN_MAX: usize = 12;
 /// Of a type's name in a message: a client may have nested it without end.
@@ -105,7 +102,7 @@ impl PutInbox {
         };
         let age = (today - began).num_days();
         // The clock that named it, or another server's, may be ahead.
-        if !(-1..STREAM_DAYS).contains(&age) {
+        if age < -1 || u64::try_from(age).is_ok_and(|days| days >= STREAM_DAYS) {
             let when = if age < 0 { "begins" } else { "began" };
             return Err(IngestError::Stream {
                 message: format!(
@@ -351,13 +348,19 @@ impl PutLayout {
             ]))
             .build();
         let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-        let mut object = Vec::new();
+        // Grown from nothing, it would be there twice each time it is moved.
+        let mut object = Vec::with_capacity(size_of_rows(&rows));
         let mut writer = ArrowWriter::try_new_with_options(&mut object, Arc::clone(&self.schema), options)
             .map_err(IngestError::internal)?;
         writer.write(&rows).map_err(IngestError::internal)?;
         writer.close().map_err(IngestError::internal)?;
         Ok(object.into())
     }
+}
+
+/// What the rows hold, without what else is in their buffers.
+fn size_of_rows(rows: &RecordBatch) -> usize {
+    rows.columns().iter().map(|values| values.to_data().get_slice_memory_size().unwrap_or(0)).sum()
 }
 
 fn unpacked_bytes(values: &ArrayRef) -> usize {

@@ -6,12 +6,15 @@ use holdfast_lake::{Lake, ObjectLocation};
 use holdfast_types::Progress;
 
 use crate::Result;
+use crate::books::Books;
 use crate::discover::{FoundFile, discover, discover_after};
 use crate::error::IngestError;
 use crate::inbox::{Inbox, Look};
-use crate::ingest::{Books, IngestSettings, Source, SourceReport, check_places, told};
+use crate::ingest::{Source, check_places, told};
 use crate::origin::{FileGlob, Origin};
 use crate::places::Places;
+use crate::report::SourceReport;
+use crate::settings::IngestSettings;
 use crate::spec::{Discovery, SourceSpec};
 
 /// Brings what is new of a source into `raw` and `quarantine` again and again, as [`crate::ingest_source`] does once.

@@ -20,8 +20,9 @@ use tracing::Instrument;
 
 use crate::Result;
 use crate::batch::fit;
+use crate::books::raw_table;
 use crate::error::IngestError;
-use crate::ingest::{COMMIT_ATTEMPTS_MAX, count, raw_table, write};
+use crate::ingest::{COMMIT_ATTEMPTS_MAX, count, write};
 use crate::ledger::{field, times};
 use crate::quarantine::{Quarantine, QuarantineFilter, QuarantinedRow, Text, quarantine_table, replay_app_id};
 use crate::reread::{Fits, reread};

@@ -46,8 +46,9 @@ use crate::{Result, ServeError, Token};
 
 /// A header that names the stream, for clients that cannot set `app_metadata`.
 const STREAM_HEADER: &str = "holdfast-stream";
-/// The message as it came, its rows and the object made of them.
-const COPIES: usize = 3;
+/// What a message takes while it is stored, as many times its length: the buffer it came in, the message, its rows, their pages in the
+/// Parquet writer, and the object made of them.
+const COPIES: usize = 5;
 /// What room is counted in.
 const ROOM_UNIT: usize = 1 << 10;
 /// Acknowledgements that wait for a client which sends first and reads later.

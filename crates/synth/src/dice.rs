@@ -127,4 +127,5 @@ pub(crate) enum Stream {
     Dirt = 7,
     Contact = 8,
     Catalogue = 9,
+    TicketMessages = 10,
 }

@@ -24,6 +24,7 @@ fn damage_json(dice: &mut Dice, source: Source, row: &[u8], out: &mut Vec<u8>) -
         Source::Events => ("timestamp", &[("quantity", "\"two\""), ("price", "\"N/A\""), ("duration_ms", "\"long\"")]),
         Source::Reviews => ("reviewed_at", &[("stars", "\"five\""), ("photo_count", "\"two\"")]),
         Source::SocialPosts => ("posted_at", &[("likes", "\"many\""), ("reach", "\"N/A\"")]),
+        Source::TicketMessages => ("sent_at", &[("attachments", "\"two\"")]),
         _ => ("shipped_at", &[]),
     };
     match dice.below(4) {

@@ -8,7 +8,8 @@
 //!
 //! `truth/` holds what no system knows, for tests and measures only: `customers.csv` (who they are and when they were
 //! lost), `identifiers.csv` (every identifier in canonical form, with a note on those that people share),
-//! `records.csv` (whose a record is; events by their session, and what belongs to an order by the order), `products.csv`
+//! `records.csv` (whose a record is; events by their session, and what belongs to an order or a ticket by the order
+//! or ticket), `products.csv`
 //! (both codes of every product, and what the article list lacks) and `dirty.csv` (file, line and defect of each row that a
 //! reader must refuse).
 //!
@@ -33,6 +34,8 @@ mod life;
 mod loyalty;
 mod manifest;
 mod marketing;
+mod message_text;
+mod messages;
 mod number;
 mod orders;
 mod people;

@@ -23,6 +23,7 @@ pub(crate) enum Source {
     Reviews,
     SocialPosts,
     Products,
+    TicketMessages,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub(crate) enum Format {
 }
 
 impl Source {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::CrmContacts,
         Self::Orders,
         Self::OrderLines,
@@ -49,6 +50,7 @@ impl Source {
         Self::Reviews,
         Self::SocialPosts,
         Self::Products,
+        Self::TicketMessages,
     ];
 
     /// The folder's name.
@@ -69,6 +71,7 @@ impl Source {
             Self::Reviews => "reviews",
             Self::SocialPosts => "social_posts",
             Self::Products => "products",
+            Self::TicketMessages => "ticket_messages",
         }
     }
 

@@ -1,9 +1,11 @@
-//! The service desk: tickets from troubles with orders, and those that come out of the blue.
+//! The service desk: tickets from troubles with orders, and those that come out of the blue. What is written about them
+//! is in `messages`.
 
 use crate::calendar::{DAY_MS, MINUTE_MS, SECOND_MS};
 use crate::encode::Json;
 use crate::ids::Kind;
 use crate::life::{Life, Mood};
+use crate::messages::Conversation;
 use crate::number::whole;
 use crate::orders::Order;
 use crate::people::{PhoneStyle, push_phone};
@@ -131,6 +133,20 @@ impl Life<'_> {
         let mut key = Vec::with_capacity(20);
         push_ticket_id(&mut key, id);
         chunk.truth(Source::Tickets, &key, Some(self.person.index));
+        let conversation = Conversation {
+            ticket: id,
+            opened_at,
+            responded_at,
+            resolved_at: (!never).then_some(resolved_at),
+            topic: trouble.topic,
+            complaint: trouble.complaint,
+            by_phone: channel == "phone",
+            english: self.traits.english,
+            subject: &subject,
+            order: tells_order.map(|order| order.id),
+            phone,
+        };
+        conversation.write(self.world, chunk);
     }
 
     /// Questions that no order of ours explains; the discontented on their way out have more of them.
@@ -147,7 +163,7 @@ impl Life<'_> {
     }
 }
 
-fn push_ticket_id(out: &mut Vec<u8>, id: u64) {
+pub(crate) fn push_ticket_id(out: &mut Vec<u8>, id: u64) {
     out.extend_from_slice(b"TK");
     push_scrambled(out, id);
 }

@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use holdfast_collect::{Access, CollectError, CollectSettings, bind, collect};
-use holdfast_ingest::{Inbox, IngestError, IngestSettings, IngestStep, ingest_source};
+use holdfast_feeds::{Feed, FeedError, FeedSettings, read_feed};
+use holdfast_ingest::{
+    Inbox, IngestError, IngestSettings, IngestStep, PutInbox, SweepSettings, ingest_inbox, ingest_source, sweep_inbox,
+};
 use holdfast_lake::{Lake, LakeError, LakeSettings, MaintainSettings, ObjectLocation};
 use holdfast_testkit::{Failure, Fault, FaultStore, Moment, Operation, Random, Rule};
 use holdfast_types::{ErrorKind, NoProgress};
@@ -19,7 +22,9 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use url::Url;
 
-use super::delivery::{Delivery, LANDING, spec};
+use super::delivery::{Delivery, LANDING, SOURCES, spec};
+use super::puts::{Puts, STREAM, rows};
+use super::topic::Topic;
 use crate::leases::HandClock;
 
 pub(super) const PIPELINE: &str = "test";
@@ -33,6 +38,8 @@ pub(super) struct World {
     store: Arc<InMemory>,
     clock: HandClock,
     pushes: Arc<Mutex<Pushes>>,
+    topic: Topic,
+    puts: Puts,
 }
 
 /// What was pushed.
@@ -80,6 +87,8 @@ impl Pushes {
 enum Work {
     Ingest { sources: Vec<&'static str>, batch_files: usize },
     Collect { requests: u64, seed: u64, resends_all: bool },
+    Feed { chunk_records: u64 },
+    Put { batches: u64, seed: u64, again: bool },
     Maintain { checkpoint_after: u64, days_ahead: i64 },
 }
 
@@ -110,6 +119,8 @@ impl fmt::Display for Actor {
         match &self.work {
             Work::Ingest { sources, .. } => write!(f, "ingest {}", sources.join(" ")),
             Work::Collect { .. } => f.write_str("collect"),
+            Work::Feed { .. } => f.write_str("feed"),
+            Work::Put { .. } => f.write_str("put"),
             Work::Maintain { .. } => f.write_str("maintain"),
         }
     }
@@ -126,6 +137,19 @@ impl Actor {
 
     pub(super) fn collecting(requests: u64, resends_all: bool) -> Self {
         Self::of(Work::Collect { requests, seed: requests, resends_all })
+    }
+
+    pub(super) fn feeding() -> Self {
+        Self::of(Work::Feed { chunk_records: 3 })
+    }
+
+    /// Puts all again that was not acknowledged.
+    pub(super) fn putting_again() -> Self {
+        Self::of(Work::Put { batches: 0, seed: 0, again: true })
+    }
+
+    pub(super) fn is_feeding(&self) -> bool {
+        matches!(self.work, Work::Feed { .. })
     }
 
     /// Alone, so that a clock far ahead makes it delete all that nobody needs.
@@ -146,7 +170,12 @@ impl Actor {
             let (requests, seed) = (1 + random.below(4), random.any());
             Self::of(Work::Collect { requests, seed, resends_all: false }).doomed(random)
         };
-        match random.below(10) {
+        let feed = |random: &mut Random| Self::of(Work::Feed { chunk_records: 1 + random.below(4) }).doomed(random);
+        let put = |random: &mut Random| {
+            let (batches, seed) = (1 + random.below(5), random.any());
+            Self::of(Work::Put { batches, seed, again: false }).doomed(random)
+        };
+        match random.below(18) {
             // Alone: what it deletes is judged by a clock that the others do not have.
             0 => vec![Self::maintaining(random).doomed(random)],
             1 => vec![ingest(random), ingest(random)],
@@ -156,6 +185,12 @@ impl Actor {
             }
             3 | 4 if pushes => vec![collect(random), ingest(random)],
             5..=7 if pushes => vec![collect(random)],
+            8 | 9 if pushes => vec![feed(random), feed(random)],
+            10 if pushes => vec![feed(random), collect(random)],
+            11 if pushes => vec![feed(random), ingest(random)],
+            12 | 13 if pushes => vec![put(random)],
+            14 if pushes => vec![put(random), put(random)],
+            15 if pushes => vec![put(random), ingest(random)],
             _ => vec![ingest(random)],
         }
     }
@@ -165,7 +200,7 @@ impl Actor {
         match random.below(10) {
             0 => {}
             1..=6 => self.dies_at = Some((1 + random.below(CALLS), moment)),
-            _ if matches!(self.work, Work::Ingest { .. }) => {
+            _ if matches!(self.work, Work::Ingest { .. } | Work::Feed { .. }) => {
                 self.dies_after = Some((*random.pick(&IngestStep::ALL), 1 + random.below(2)));
             }
             _ => self.dies_at = Some((1 + random.below(CALLS / 2), moment)),
@@ -200,11 +235,19 @@ impl Actor {
 
 impl World {
     pub(super) fn new(store: Arc<InMemory>) -> Self {
-        Self { store, clock: HandClock::new(), pushes: Arc::default() }
+        Self { store, clock: HandClock::new(), pushes: Arc::default(), topic: Topic::default(), puts: Puts::default() }
     }
 
     pub(super) fn store(&self) -> &InMemory {
         &self.store
+    }
+
+    pub(super) fn puts(&self) -> &Puts {
+        &self.puts
+    }
+
+    pub(super) fn topic(&self) -> &Topic {
+        &self.topic
     }
 
     pub(super) fn pushes(&self) -> std::sync::MutexGuard<'_, Pushes> {
@@ -259,6 +302,12 @@ impl World {
                 }
                 Work::Collect { requests, seed, resends_all } => {
                     self.collect(&store, *requests, *seed, *resends_all).await.map(|()| Vec::new())
+                }
+                Work::Feed { chunk_records } => {
+                    self.feed(&store, *chunk_records, actor.dies_after, &step).await.map(|()| Vec::new())
+                }
+                Work::Put { batches, seed, again } => {
+                    self.put(&store, *batches, *seed, *again).await.map(|()| Vec::new())
                 }
                 Work::Maintain { checkpoint_after, days_ahead } => {
                     self.maintain(&store, *checkpoint_after, *days_ahead).await.map(|()| Vec::new())
@@ -356,6 +405,52 @@ impl World {
         served.map_err(told)
     }
 
+    /// As `holdfast ingest` does it with the source of a feed.
+    async fn feed(
+        &self,
+        store: &FaultStore,
+        chunk_records: u64,
+        dies_after: Option<(IngestStep, u64)>,
+        step: &Arc<Mutex<Option<IngestStep>>>,
+    ) -> Result<(), (ErrorKind, String)> {
+        let lake = self.lake(store, &self.clock).await.map_err(|error| (error.kind(), error.to_string()))?;
+        let inbox = Inbox::new(&lake, PIPELINE, &spec("events"));
+        let feed: Arc<dyn Feed> = Arc::new(self.topic.clone());
+        let settings = FeedSettings {
+            chunk_records_max: chunk_records,
+            gather: Duration::ZERO,
+            wait: Duration::ZERO,
+            ..FeedSettings::default()
+        };
+        let told = |error: FeedError| (error.kind(), error.to_string());
+        read_feed(&feed, &inbox, &settings).await.map_err(told)?;
+        let settings = ingest_settings(2, dies_after, store, step);
+        let ended = ingest_inbox(&lake, PIPELINE, &spec("events"), &settings, &NoProgress).await;
+        ended.map(|_| ()).map_err(|error| (error.kind(), error.to_string()))
+    }
+
+    /// As `holdfast serve --accept-puts` does it with the batches of a stream.
+    async fn put(&self, store: &FaultStore, batches: u64, seed: u64, again: bool) -> Result<(), (ErrorKind, String)> {
+        let told = |error: IngestError| (error.kind(), error.to_string());
+        let lake = self.lake(store, &self.clock).await.map_err(|error| told(error.into()))?;
+        let contract = spec("events");
+        let inbox = PutInbox::new(&lake, PIPELINE, &contract, Duration::from_secs(30));
+        let layout = inbox.layout(&rows(0).schema()).map_err(told)?;
+        let stream = inbox.stream(Some(STREAM)).await.map_err(told)?;
+        let mut random = Random::new(seed);
+        let mut sent: Vec<u64> = (0..batches).map(|_| self.puts.next(&mut random)).collect();
+        if again {
+            sent.extend(self.puts.open());
+        }
+        for batch in sent {
+            let object = layout.object(stream.name(), batch, &rows(batch)).map_err(told)?;
+            stream.store(batch, object).await.map_err(told)?;
+            self.puts.acknowledged(batch);
+        }
+        let settings = ingest_settings(2, None, store, &Arc::default());
+        ingest_inbox(&lake, PIPELINE, &contract, &settings, &NoProgress).await.map(|_| ()).map_err(told)
+    }
+
     /// As `holdfast maintain` does it.
     async fn maintain(
         &self,
@@ -395,6 +490,10 @@ impl World {
                 }
             }
             lease.release().await.map_err(told)?;
+        }
+        for source in SOURCES {
+            let swept = sweep_inbox(&Inbox::new(&lake, PIPELINE, &spec(source)), &SweepSettings::default()).await;
+            swept.map_err(|error| (error.kind(), error.to_string()))?;
         }
         Ok(())
     }

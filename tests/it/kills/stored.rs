@@ -46,6 +46,10 @@ pub(super) async fn check(world: &World, delivery: &Delivery) -> Result<(), Stri
             let mut messages: Vec<(&String, bool)> =
                 pushes.acknowledged.iter().flatten().map(|id| (id, true)).collect();
             messages.extend(pushes.unanswered().map(|id| (id, false)));
+            let fed = world.topic().records();
+            messages.extend(fed.iter().map(|(id, has_to)| (id, *has_to)));
+            let put = world.puts().records();
+            messages.extend(put.iter().map(|(id, has_to)| (id, *has_to)));
             for (id, has_to) in messages {
                 let (rows, unexplained) =
                     if id.starts_with("bad") { (&quarantine, &mut unexplained.1) } else { (&raw, &mut unexplained.0) };
@@ -134,7 +138,7 @@ async fn quarantine_and_totals(world: &World, source: &str) -> (Rows, (i64, i64)
 fn id_in(original: &str) -> String {
     let parts = original.split(|letter: char| !letter.is_ascii_alphanumeric());
     let mut names = parts.filter(|part| {
-        let number = part.trim_start_matches("bad").trim_start_matches(['r', 'p']);
+        let number = part.trim_start_matches("bad").trim_start_matches(['r', 'p', 'f', 't']);
         number.len() < part.len() && !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
     });
     names.next().unwrap_or_else(|| panic!("no name in {original}")).to_owned()

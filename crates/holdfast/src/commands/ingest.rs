@@ -8,10 +8,10 @@ use holdfast_engine::{Project as Stages, RunOptions, RunReport, Runner, Selectio
 use holdfast_identity::{IdentifierTokens, IdentitySource, ResolveReport, resolve};
 use holdfast_ingest::{
     IngestError, IngestSettings, IngestStep, Origin, Severity, SourceReader, SourceReport, SourceSpec, ingest_inbox,
-    ingest_source, newest_replay,
+    ingest_source, ledger_tables, newest_replay,
 };
 use holdfast_lake::{Lake, LakeError, ObjectLocation, open_store};
-use holdfast_types::{Clock, ErrorKind, Progress};
+use holdfast_types::{Clock, ErrorKind, Progress, TableName};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
@@ -166,6 +166,7 @@ pub(crate) async fn run(project: &Project, args: &IngestArgs, terminal: &Arc<Ter
         return rounds.watch().await;
     }
     let report = rounds.round(Told::All, &mut None, None).await?;
+    rounds.tidy(&report.sources).await?;
     if args.json {
         print_json(&report)?;
     }
@@ -227,6 +228,26 @@ impl Rounds<'_> {
         }
         report.seconds = started.elapsed().as_secs_f64();
         Ok(report)
+    }
+
+    /// Maintains the tables that this ingestion appended to, once they have many small files: what the next one costs does not grow with the number of those
+    /// before. That it failed is told; what came in is in.
+    async fn tidy(&self, reports: &[SourceReport]) -> Result<(), CliError> {
+        let grown: Vec<&SourceReport> = reports.iter().filter(|report| report.batches > 0).collect();
+        if grown.is_empty() || !self.project.maintenance().automatic {
+            return Ok(());
+        }
+        let mut tables: Vec<TableName> = ledger_tables()?.into_iter().map(|table| table.name).collect();
+        for schema in ["raw", "quarantine"] {
+            for report in &grown {
+                tables.push(TableName::new(schema, &report.source).map_err(|error| CliError::Lake(error.into()))?);
+            }
+        }
+        let mut upkeep = Upkeep::new(self.project, &self.lake, &self.sources, self.terminal);
+        if let Err(error) = upkeep.tidy(tables).await {
+            self.terminal.problem(&format!("   Failed maintenance: {error}"));
+        }
+        Ok(())
     }
 
     /// The sources that this worker holds, one after the other. One that is lost on the way is its new holder's.
@@ -308,8 +329,8 @@ impl Rounds<'_> {
         let mut watching = Watching { shares, readers: BTreeMap::new() };
         // Ends with this function, whatever it is at.
         let mut beside = JoinSet::new();
-        if self.project.maintenance().in_watch {
-            beside.spawn(Upkeep::new(self.project, &self.lake, self.terminal).go_on());
+        if self.project.maintenance().automatic {
+            beside.spawn(Upkeep::new(self.project, &self.lake, &self.sources, self.terminal).go_on());
         }
         let settings = ingest_settings(self.project, self.args.abort_after);
         let mut following = self.feeds.follow(&self.sources, (&self.lake, &self.project.pipeline), &settings);

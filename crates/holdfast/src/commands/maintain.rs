@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use globset::Glob;
+use holdfast_ingest::{Inbox, SourceSpec, SweepSettings, Swept, sweep_inbox};
 use holdfast_lake::{KeptRuns, Lake, LakeError, MaintainSettings, TableMaintenance};
 use holdfast_types::{Progress, TableName};
 use serde::Serialize;
@@ -43,6 +44,9 @@ struct MaintainReport {
     /// Runs whose manifests were deleted.
     runs_deleted: u64,
     tables: Vec<TableReport>,
+    /// Objects of inboxes that were deleted: their rows are in `raw`.
+    inbox_objects_deleted: u64,
+    inbox_bytes_deleted: u64,
     /// Tables that somebody else is maintaining.
     skipped: Vec<TableName>,
     seconds: f64,
@@ -77,6 +81,8 @@ pub(crate) async fn run(project: &Project, args: &MaintainArgs, terminal: &Arc<T
         dry_run: args.dry_run,
         runs_deleted: kept.deleted,
         tables: Vec::new(),
+        inbox_objects_deleted: 0,
+        inbox_bytes_deleted: 0,
         skipped: Vec::new(),
         seconds: 0.0,
     };
@@ -100,6 +106,15 @@ pub(crate) async fn run(project: &Project, args: &MaintainArgs, terminal: &Arc<T
             // The other tables have nothing to do with it.
             Err(error) => {
                 terminal.problem(&format!("   Failed {table}  {error}"));
+                failed = failed.or(Some(error.into()));
+            }
+        }
+    }
+    if args.table.is_empty() {
+        match sweep_inboxes(&lake, &project.pipeline, &project.sources()?, &settings, terminal).await {
+            Ok(swept) => (report.inbox_objects_deleted, report.inbox_bytes_deleted) = (swept.objects, swept.bytes),
+            Err(error) => {
+                terminal.problem(&format!("   Failed inboxes  {error}"));
                 failed = failed.or(Some(error));
             }
         }
@@ -109,7 +124,42 @@ pub(crate) async fn run(project: &Project, args: &MaintainArgs, terminal: &Arc<T
     if args.json {
         print_json(&report)?;
     }
-    failed.map_or(Ok(()), |error| Err(error.into()))
+    failed.map_or(Ok(()), Err)
+}
+
+/// Deletes what is no longer needed in the inboxes of the pipeline's sources.
+pub(crate) async fn sweep_inboxes(
+    lake: &Lake,
+    pipeline: &str,
+    sources: &[SourceSpec],
+    settings: &MaintainSettings,
+    terminal: &Arc<Terminal>,
+) -> Result<Swept, CliError> {
+    let sweep =
+        SweepSettings { retention: settings.retention, is_dry_run: settings.is_dry_run, ..SweepSettings::default() };
+    let mut all = Swept::default();
+    for source in sources {
+        let swept = sweep_inbox(&Inbox::new(lake, pipeline, source), &sweep).await?;
+        if swept.objects == 0 {
+            continue;
+        }
+        tracing::info!(
+            source = source.name.as_str(),
+            monotonic_counter.holdfast_maintain_inbox_objects_deleted = swept.objects,
+            monotonic_counter.holdfast_maintain_inbox_bytes_deleted = swept.bytes,
+            "inbox swept"
+        );
+        let verb = if settings.is_dry_run { "    Would" } else { " Maintained" };
+        terminal.note(&format!(
+            "{verb} inbox of {}  {} objects in raw deleted ({} MiB)",
+            source.name,
+            grouped(swept.objects),
+            grouped(swept.bytes.div_ceil(1 << 20))
+        ));
+        all.objects += swept.objects;
+        all.bytes += swept.bytes;
+    }
+    Ok(all)
 }
 
 /// The tables whose names fit one of the patterns; all without one.

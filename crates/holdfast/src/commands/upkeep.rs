@@ -1,13 +1,15 @@
-//! Maintenance beside a watching ingestion: tables that became untidy are maintained, one after the other, under the leases that `holdfast maintain` takes.
+//! Maintenance beside a watching ingestion and behind one that ends: tables that became untidy are maintained, one after the other, under the leases that
+//! `holdfast maintain` takes. A watching one also deletes old objects of inboxes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use holdfast_ingest::SourceSpec;
 use holdfast_lake::{Lake, MaintainSettings, Merge};
 use holdfast_types::{ErrorKind, Progress, TableName};
 
-use super::maintain::{line, maintain, record};
+use super::maintain::{line, maintain, record, sweep_inboxes};
 use crate::error::CliError;
 use crate::progress::Terminal;
 use crate::project::{MaintenanceSection, Project};
@@ -15,26 +17,35 @@ use crate::project::{MaintenanceSection, Project};
 /// How long a table stays reserved when this process dies.
 const LEASE: Duration = Duration::from_secs(60);
 
+/// How often inboxes are looked through. They hold days.
+const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
+
 pub(crate) struct Upkeep {
     lake: Lake,
+    pipeline: String,
+    sources: Vec<SourceSpec>,
     settings: MaintainSettings,
     when: MaintenanceSection,
     terminal: Arc<Terminal>,
     /// The version at which a table was maintained, or seen first.
     since: BTreeMap<TableName, u64>,
+    swept: Option<Instant>,
 }
 
 impl Upkeep {
-    pub(crate) fn new(project: &Project, lake: &Lake, terminal: &Arc<Terminal>) -> Self {
+    pub(crate) fn new(project: &Project, lake: &Lake, sources: &[SourceSpec], terminal: &Arc<Terminal>) -> Self {
         // Half of the memory: ingestion and stages go on beside it.
         let settings = project.maintain_settings();
         let settings = MaintainSettings { memory_bytes: settings.memory_bytes / 2, ..settings };
         Self {
             lake: lake.clone(),
+            pipeline: project.pipeline.clone(),
+            sources: sources.to_vec(),
             settings,
             when: project.maintenance().clone(),
             terminal: Arc::clone(terminal),
             since: BTreeMap::new(),
+            swept: None,
         }
     }
 
@@ -53,12 +64,26 @@ impl Upkeep {
     }
 
     async fn pass(&mut self) -> Result<(), CliError> {
+        if self.swept.is_none_or(|swept| swept.elapsed() >= SWEEP_EVERY) {
+            sweep_inboxes(&self.lake, &self.pipeline, &self.sources, &self.settings, &self.terminal).await?;
+            self.swept = Some(Instant::now());
+        }
+        let tables = self.lake.tables().await?;
+        self.tidy(tables).await
+    }
+
+    /// Maintains those of the tables that became untidy.
+    pub(crate) async fn tidy(&mut self, tables: Vec<TableName>) -> Result<(), CliError> {
         let mut due = Vec::new();
-        for name in self.lake.tables().await? {
+        for name in tables {
             if self.is_due(&name).await? {
                 due.push(name);
             }
         }
+        self.maintain(due).await
+    }
+
+    async fn maintain(&mut self, due: Vec<TableName>) -> Result<(), CliError> {
         if due.is_empty() {
             return Ok(());
         }
