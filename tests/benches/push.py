@@ -197,7 +197,9 @@ def delays(lake, ids):
         visible = log.mtime_ns / 1e9
         with lake.files.open_input_stream(log.path) as stream:
             lines = stream.read().decode().splitlines()
-        added = [json.loads(line)["add"]["path"] for line in lines if line.startswith('{"add"')]
+        adds = [json.loads(line)["add"] for line in lines if line.startswith('{"add"')]
+        # Files that only merge others bring no rows.
+        added = [add["path"] for add in adds if add["dataChange"]]
         commits += bool(added)
         for path in added:
             columns = ["messageId", "timestamp"]
@@ -244,7 +246,9 @@ def core_delays(lake, newest_only=False):
     for log in logs[-1:] if newest_only else logs:
         with lake.files.open_input_stream(log.path) as stream:
             lines = stream.read().decode().splitlines()
-        added = [json.loads(line)["add"]["path"] for line in lines if line.startswith('{"add"')]
+        adds = [json.loads(line)["add"] for line in lines if line.startswith('{"add"')]
+        # Files that only merge others bring no rows.
+        added = [add["path"] for add in adds if add["dataChange"]]
         commits += bool(added)
         for path in added:
             path = urllib.parse.unquote(path)

@@ -188,7 +188,7 @@ fn labels(metrics: &[Metric]) -> BTreeSet<String> {
     keys
 }
 
-/// Names, birthdays, phones, e-mails, social accounts and member numbers, as the generated CRM export has them.
+/// Names, birthdays, phones, e-mails, addresses, social accounts and member numbers, as the generated CRM export has them.
 fn personal_values(sources: &Path) -> BTreeSet<String> {
     let mut values = BTreeSet::new();
     for entry in std::fs::read_dir(sources.join("crm_contacts")).unwrap() {
@@ -196,7 +196,17 @@ fn personal_values(sources: &Path) -> BTreeSet<String> {
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let mut lines = text.lines();
         let header: Vec<&str> = lines.next().unwrap().split(',').collect();
-        let personal = ["crm_id", "member_no", "full_name", "birth_date", "mobile", "email", "wechat_unionid"];
+        let personal = [
+            "crm_id",
+            "member_no",
+            "full_name",
+            "birth_date",
+            "mobile",
+            "email",
+            "wechat_unionid",
+            "address_line",
+            "landline",
+        ];
         let places = personal.map(|name| header.iter().position(|field| *field == name).unwrap());
         for line in lines {
             let fields: Vec<&str> = line.split(',').collect();

@@ -11,6 +11,7 @@ use holdfast_ingest::{IngestSettings, SourceSpec, ledger_tables, load_sources};
 use holdfast_lake::{Lake, LakeSettings, MaintainSettings, StoreOptions};
 use holdfast_types::TableName;
 use serde::Deserialize;
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::clock::SystemClock;
 use crate::error::CliError;
@@ -38,16 +39,21 @@ impl Default for LakeSection {
     }
 }
 
+/// No stage can be built in less.
+const MEMORY_MB_MIN: usize = 64;
+/// What is used at least where the project does not say.
+const MEMORY_MB_UNSAID_MIN: usize = 512;
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct EngineSection {
-    memory_mb: usize,
+    memory_mb: Option<usize>,
     parallel_stages: usize,
 }
 
 impl Default for EngineSection {
     fn default() -> Self {
-        Self { memory_mb: 1024, parallel_stages: 2 }
+        Self { memory_mb: None, parallel_stages: 2 }
     }
 }
 
@@ -205,9 +211,12 @@ impl Project {
         self.file.engine.parallel_stages
     }
 
-    /// The memory that work of a process shares.
+    /// The memory that work of a process shares: what the project says, or a quarter of what the machine or container has.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.file.engine.memory_mb.max(64) << 20
+        match self.file.engine.memory_mb {
+            Some(memory_mb) => memory_mb.max(MEMORY_MB_MIN) << 20,
+            None => (usize::try_from(total_memory() / 4).unwrap_or(usize::MAX)).max(MEMORY_MB_UNSAID_MIN << 20),
+        }
     }
 
     pub(crate) fn ingest_settings(&self) -> IngestSettings {
@@ -383,6 +392,14 @@ fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// What the machine has, in bytes, or the container that this process is in.
+fn total_memory() -> u64 {
+    let only_memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+    let system = System::new_with_specifics(only_memory);
+    let machine = system.total_memory();
+    system.cgroup_limits().map_or(machine, |limits| limits.total_memory.min(machine))
 }
 
 /// A source's table in `raw`.

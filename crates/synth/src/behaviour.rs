@@ -5,6 +5,7 @@
 use crate::calendar::{self, SECOND_MS};
 use crate::dice::Dice;
 use crate::encode::{push_cents, push_number};
+use crate::hard_cases::{Group, HardCase};
 use crate::ids::{Kind, mix};
 use crate::life::Life;
 use crate::number;
@@ -258,7 +259,7 @@ impl Life<'_> {
         let tablet = person.family_phone.is_some() && channel == Channel::App && self.dice.chance(0.12);
         let (device, anonymous) = match channel {
             Channel::Kiosk => {
-                let store = u64::from(self.home_store());
+                let store = u64::from(self.home_store(day));
                 (store, ids.scramble(Kind::Anonymous, (u64::from(u32::MAX) << 32) | store, 64))
             }
             Channel::App if tablet => {
@@ -276,7 +277,7 @@ impl Life<'_> {
         };
         let iphone = if tablet { device & 1 == 0 } else { self.person.iphone };
         match channel {
-            Channel::Kiosk => {}
+            Channel::Kiosk => self.note_case(HardCase::Kiosk, Group::Store(device)),
             Channel::Web | Channel::MiniProgram => {
                 self.note_device(anonymous, DeviceForm::Installation, DeviceNote::Own)
             }

@@ -3,10 +3,12 @@
 use crate::calendar::{self, DAY_MS, SECOND_MS};
 use crate::dice::{Dice, Stream};
 use crate::encode::Csv;
+use crate::hard_cases::{Group, HardCase};
+use crate::homes::{AddressStyle, Home};
 use crate::ids::{Kind, mix};
 use crate::life::Life;
 use crate::loyalty::TIERS;
-use crate::people::{NameStyle, PLACEHOLDER_EMAILS, PLACEHOLDER_PHONES, Person, PhoneStyle, push_phone};
+use crate::people::{NameStyle, PLACEHOLDER_EMAILS, PLACEHOLDER_PHONES, Person, PhoneStyle, System, push_phone};
 use crate::rows::Chunk;
 use crate::world::World;
 
@@ -24,9 +26,13 @@ pub(crate) struct Contact {
 struct ContactVersion {
     updated_ms: i64,
     phone: u64,
+    home: Home,
     tier: u8,
     consent: Consent,
 }
+
+/// Days after which a member tells the shop of a new home.
+const DAYS_UNTIL_A_MOVE_IS_TOLD: u32 = 6;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Consent {
@@ -46,10 +52,28 @@ impl Life<'_> {
             push: self.dice.chance(0.62),
         };
         self.open_ledger();
-        self.add_contact(0, self.person.registered_ms, self.person.phone, consent);
+        let phone = self.phone_of_registration().unwrap_or(self.person.phone);
+        self.add_contact(0, self.person.registered_ms, phone, self.person.home, consent);
     }
 
-    /// Enters what members tell the shop about themselves: a new number, or, by mistake, a second account.
+    /// The shop's number, which clerks enter for some who register in their store. People whose own number is a case by itself
+    /// are spared.
+    fn phone_of_registration(&mut self) -> Option<u64> {
+        let person = &self.person;
+        let ordinary = person.family_phone.is_none()
+            && person.pair.is_none()
+            && person.recycled_from.is_none()
+            && person.moves_away_on.is_none();
+        let store = self.home_store(0);
+        let phone = self.world.stores[usize::from(store)].clerks_phone?;
+        if person.registered_channel != "store" || !ordinary || !mix(person.index).is_multiple_of(4) {
+            return None;
+        }
+        self.note_case(HardCase::StorePhone, Group::Store(u64::from(store)));
+        Some(phone)
+    }
+
+    /// Enters what members tell the shop about themselves: a new number, a new home, or, by mistake, a second account.
     pub(crate) fn keep_contact_up_to_date(&mut self, day: u32) {
         let joined = self.person.joins_on.is_none_or(|joined| day > joined);
         if !self.person.member || !joined {
@@ -64,12 +88,20 @@ impl Life<'_> {
                 contact.versions.push(ContactVersion { updated_ms: at_ms, phone, ..last });
             }
         }
+        let is_here = self.departure.is_none_or(|departure| day < departure.gone_on);
+        if let Some((from, home)) = self.person.new_home
+            && from + DAYS_UNTIL_A_MOVE_IS_TOLD == day
+            && is_here
+        {
+            self.change_contact(at_ms, |version| version.home = home);
+            self.note_own_case(HardCase::Moved);
+        }
         if self.person.second_account_on == Some(day)
-            && self.departure.is_none_or(|departure| day < departure.gone_on)
+            && is_here
             && let Some(consent) = self.consent()
         {
-            let phone = self.person.phone_on(day);
-            self.add_contact(1, at_ms, phone, consent);
+            let (phone, home) = (self.person.phone_on(day), *self.person.home_on(day));
+            self.add_contact(1, at_ms, phone, home, consent);
         }
         if self.contacts.len() < 2 && self.person.second_account_on.is_some_and(|from| day >= from) {
             self.person.second_account_on = None;
@@ -106,7 +138,7 @@ impl Life<'_> {
         }
     }
 
-    fn add_contact(&mut self, account: u8, registered_ms: i64, phone: u64, consent: Consent) {
+    fn add_contact(&mut self, account: u8, registered_ms: i64, phone: u64, home: Home, consent: Consent) {
         // Rows from before the window were touched last by the nightly job of its first day.
         let first_night = self.world.window.start_ms + self.dice.range(0, 18 * 3_600) * SECOND_MS;
         let phone = match account {
@@ -118,7 +150,7 @@ impl Life<'_> {
             _ => phone,
         };
         let updated_ms = if registered_ms < self.world.window.start_ms { first_night } else { registered_ms };
-        let version = ContactVersion { updated_ms, phone, tier: self.points.tier, consent };
+        let version = ContactVersion { updated_ms, phone, home, tier: self.points.tier, consent };
         self.contacts.push(Contact { person: self.position, account, registered_ms, versions: vec![version] });
     }
 }
@@ -158,12 +190,17 @@ impl Standing<'_> {
         let second = contact.account > 0;
         let by_phone = !person.wechat || mix(person.index) & 1 == 0;
         let name_style = if second { NameStyle::draw(&mut dice) } else { person.crm_name_style };
+        let name_style = person.name_style(System::Crm, name_style);
         let phone_style = if second { PhoneStyle::draw(&mut dice) } else { person.crm_phone_style };
         let shows_email = dice.chance(0.97);
         let placeholder_email = dice.chance(0.004);
         let shows_birthday = dice.chance(0.8);
         let shows_union = person.wechat && dice.chance(0.85);
         let placeholder = *dice.pick(&PLACEHOLDER_EMAILS);
+        let habits = mix(self.crm_number);
+        let shows_address = person.new_home.is_some() || !habits.is_multiple_of(12);
+        let address_style = AddressStyle::of(habits >> 8);
+        let home = &version.home;
         Csv::line(out)
             .field(|out| push_crm_id(out, self.crm_number))
             .field(|out| person.push_member(out, ids, contact.account))
@@ -189,8 +226,19 @@ impl Standing<'_> {
                     person.push_union(out, ids);
                 }
             })
-            .text(person.home().province)
-            .text(person.home().name)
+            .text(home.place().province)
+            .text(home.place().name)
+            .text(if shows_address { home.district() } else { "" })
+            .field(|out| {
+                if shows_address {
+                    home.push_line(out, address_style);
+                }
+            })
+            .field(|out| {
+                if let Some(landline) = person.landline.filter(|_| !(habits >> 16).is_multiple_of(4)) {
+                    landline.push(out, habits >> 24);
+                }
+            })
             .local(contact.registered_ms)
             .text(if second { "mini_program" } else { person.registered_channel })
             .text(TIERS[usize::from(version.tier)])

@@ -128,4 +128,8 @@ pub(crate) enum Stream {
     Contact = 8,
     Catalogue = 9,
     TicketMessages = 10,
+    Home = 11,
+    Naming = 12,
+    Pair = 13,
+    Bot = 14,
 }

@@ -89,7 +89,7 @@ fn insert_invalid_utf8(row: &[u8], place: usize, out: &mut Vec<u8>) {
 
 fn damage_csv(dice: &mut Dice, source: Source, row: &[u8], out: &mut Vec<u8>) -> &'static str {
     let (times, typed): (&[usize], &[(usize, &str)]) = match source {
-        Source::CrmContacts => (&[4, 10, 16], &[(13, "perhaps"), (14, "perhaps")]),
+        Source::CrmContacts => (&[4, 13, 19], &[(16, "perhaps"), (17, "perhaps")]),
         Source::Receipts => (&[4], &[(1, "one"), (9, "two"), (10, "N/A"), (11, "N/A")]),
         Source::CampaignTouches => (&[5], &[]),
         Source::Products => (&[6], &[(5, "N/A")]),

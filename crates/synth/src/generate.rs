@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use chrono::{DateTime, Datelike, TimeZone, Utc};
 
+use crate::bots::write_bots;
 use crate::calendar::{Window, month_name};
 use crate::catalogue;
 use crate::error::SynthError;
@@ -202,6 +203,7 @@ impl Generation<'_> {
             for index in from..to {
                 Life::live(self.world, index, &mut chunk);
                 write_walk_ins(self.world, index, &mut chunk);
+                write_bots(self.world, index, &mut chunk);
             }
             self.done.fetch_add(to - from, Ordering::Relaxed);
             self.report();
@@ -310,6 +312,7 @@ impl Generation<'_> {
 struct TruthFiles {
     customers: TruthFile,
     identifiers: TruthFile,
+    hard_cases: TruthFile,
     records: TruthFile,
     products: TruthFile,
     dirty: TruthFile,
@@ -320,6 +323,7 @@ impl TruthFiles {
         Ok(Self {
             customers: TruthFile::create(folder, "customers.csv", truth::CUSTOMERS_HEADER)?,
             identifiers: TruthFile::create(folder, "identifiers.csv", truth::IDENTIFIERS_HEADER)?,
+            hard_cases: TruthFile::create(folder, "hard_cases.csv", truth::HARD_CASES_HEADER)?,
             records: TruthFile::create(folder, "records.csv", truth::RECORDS_HEADER)?,
             products: TruthFile::create(folder, "products.csv", truth::PRODUCTS_HEADER)?,
             dirty: TruthFile::create(folder, "dirty.csv", truth::DIRTY_HEADER)?,
@@ -330,13 +334,14 @@ impl TruthFiles {
         for chunk in chunks {
             self.customers.append(&chunk.truth_customers)?;
             self.identifiers.append(&chunk.truth_identifiers)?;
+            self.hard_cases.append(&chunk.truth_hard_cases)?;
             self.records.append(&chunk.truth_records)?;
         }
         written.iter().try_for_each(|file| self.dirty.append(&file.dirty_lines))
     }
 
     fn finish(self) -> Result<Vec<ManifestFile>, SynthError> {
-        [self.customers, self.identifiers, self.records, self.products, self.dirty]
+        [self.customers, self.identifiers, self.hard_cases, self.records, self.products, self.dirty]
             .into_iter()
             .map(TruthFile::finish)
             .collect()

@@ -34,6 +34,7 @@ pub(crate) enum Kind {
     Handle,
     Address,
     Sku,
+    Landline,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +72,8 @@ impl Ids {
         self.scramble(kind, (customer << 32) | u64::from(number), 64)
     }
 
-    /// Eleven digits of a mainland mobile number; four for each customer.
+    /// Eleven digits of a mainland mobile number; four for each customer, of which 0 and 1 are theirs, 2 belongs to the store of
+    /// that number and 3 stands in for placeholders.
     pub(crate) fn phone(self, customer: u64, slot: u8) -> u64 {
         const PLACEHOLDERS: [u64; 2] = [13_800_138_000, 13_000_000_000];
         let number = self.phone_at(customer * 4 + u64::from(slot));

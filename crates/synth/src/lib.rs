@@ -21,6 +21,7 @@
 //! environment.
 
 mod behaviour;
+mod bots;
 mod calendar;
 mod catalogue;
 mod crm;
@@ -29,6 +30,8 @@ mod dirt;
 mod encode;
 mod error;
 mod generate;
+mod hard_cases;
+mod homes;
 mod ids;
 mod life;
 mod loyalty;

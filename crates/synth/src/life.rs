@@ -5,6 +5,7 @@ use crate::behaviour::{Channel, DeviceForm, DeviceNote, Purpose};
 use crate::calendar::{DAY_MS, SECOND_MS};
 use crate::crm::Contact;
 use crate::dice::{Dice, Stream};
+use crate::hard_cases::{Group, HardCase};
 use crate::ids::{Kind, mix};
 use crate::loyalty::Points;
 use crate::marketing::Coupon;
@@ -113,7 +114,9 @@ pub(crate) struct Life<'w> {
     pub(crate) contacts: Vec<Contact>,
     pub(crate) purchases: u32,
     pub(crate) devices: Vec<(u64, DeviceForm, DeviceNote)>,
-    pub(crate) used_kiosk: bool,
+    pub(crate) hard_cases: Vec<(HardCase, Group)>,
+    /// Methods by which they paid with the card of the head of their household, a bit each.
+    pub(crate) paid_with_heads_card: u8,
     counters: [u32; 32],
 }
 
@@ -135,7 +138,8 @@ impl<'w> Life<'w> {
             contacts: Vec::new(),
             purchases: 0,
             devices: Vec::new(),
-            used_kiosk: false,
+            hard_cases: Vec::new(),
+            paid_with_heads_card: 0,
             counters: [0; 32],
             person,
             dice,
@@ -198,9 +202,9 @@ impl<'w> Life<'w> {
         u8::from(self.person.second_account_on.is_some_and(|from| day > from) && self.dice.chance(0.5))
     }
 
-    pub(crate) fn home_store(&self) -> u16 {
+    pub(crate) fn home_store(&self, day: u32) -> u16 {
         let choice = mix(self.person.head.unwrap_or(self.person.index)) % u64::from(STORES_IN_CITY);
-        u16::from(self.person.city) * STORES_IN_CITY + u16::from(number::low8(choice))
+        u16::from(self.person.home_on(day).city) * STORES_IN_CITY + u16::from(number::low8(choice))
     }
 
     pub(crate) fn note_device(&mut self, id: u64, form: DeviceForm, note: DeviceNote) {
@@ -313,10 +317,7 @@ impl<'w> Life<'w> {
             0 => Channel::Web,
             1 => Channel::App,
             2 => Channel::MiniProgram,
-            _ => {
-                self.used_kiosk = true;
-                Channel::Kiosk
-            }
+            _ => Channel::Kiosk,
         }
     }
 

@@ -18,7 +18,7 @@ const STAGING: &str = ".generation-staging";
 pub(crate) const TRUTH: &str = "truth";
 
 /// Raised whenever the same options give other bytes than before.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// What a finished generation says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

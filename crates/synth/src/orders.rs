@@ -3,10 +3,13 @@
 use crate::behaviour::{Channel, Purpose};
 use crate::calendar::{DAY_MS, HOUR_MS, LOCAL_OFFSET_MS, MINUTE_MS, SECOND_MS};
 use crate::encode::Json;
+use crate::hard_cases::HardCase;
 use crate::ids::Kind;
 use crate::life::Life;
 use crate::number::{self, whole};
-use crate::people::{NameStyle, PLACEHOLDER_EMAILS, PLACEHOLDER_PHONES, PhoneStyle, push_phone};
+use crate::people::{
+    NameStyle, Naming, PLACEHOLDER_EMAILS, PLACEHOLDER_PHONES, PairKind, PhoneStyle, System, joint_card, push_phone,
+};
 use crate::rows::{Chunk, OrderId, Payment, Refund, Source, push_scrambled};
 use crate::service::{Topic, Trouble};
 
@@ -159,11 +162,21 @@ impl Life<'_> {
     /// Pays, perhaps at the second attempt; the capture, unless all attempts fail.
     fn pay(&mut self, chunk: &mut Chunk, order: &Order, cancelled: bool) -> Option<Payment> {
         const METHODS: [&str; 3] = ["wechat_pay", "alipay", "card"];
-        let method = if self.dice.chance(0.9) { self.traits.payment_method } else { number::low8(self.dice.below(3)) };
-        // Families share a card now and then.
-        let payer = match self.person.head {
-            Some(head) if self.dice.chance(0.1) => head,
-            _ => self.person.index,
+        const CARD: u8 = 2;
+        let mut method =
+            if self.dice.chance(0.9) { self.traits.payment_method } else { number::low8(self.dice.below(3)) };
+        let ids = self.world.ids;
+        // Families share a card now and then, couples more often than not.
+        let token = match (self.person.head, self.person.pair) {
+            (Some(head), _) if self.dice.chance(0.1) => {
+                self.paid_with_heads_card |= 1 << method;
+                ids.wide(Kind::Token, head, u32::from(method))
+            }
+            (None, Some(pair)) if pair.kind == PairKind::Couple && self.dice.chance(0.6) => {
+                method = CARD;
+                joint_card(ids, pair)
+            }
+            _ => ids.wide(Kind::Token, self.person.index, u32::from(method)),
         };
         let attempt = |life: &mut Self, delay_ms: i64, captured: bool| Payment {
             id: life.next_id(Kind::Payment),
@@ -172,7 +185,7 @@ impl Life<'_> {
             method: METHODS[usize::from(method)],
             captured,
             amount_cents: order.paid_cents,
-            token: life.world.ids.wide(Kind::Token, payer, u32::from(method)),
+            token,
         };
         let fails = cancelled && self.dice.chance(0.5);
         if fails || self.dice.chance(0.035) {
@@ -275,7 +288,7 @@ impl Life<'_> {
     }
 
     fn plan_delivery(&mut self, order: &Order, paid_at: i64) -> Delivery {
-        let home = self.person.home();
+        let home = self.person.home_on(order.day).place();
         let rush = self.world.seasons.get(order.day as usize).copied().unwrap_or(1.0);
         let shipped_at = paid_at + self.dice.range(4 * 60, 40 * 60) * MINUTE_MS;
         let promised_at = shipped_at + (home.transit_days + 1) * DAY_MS;
@@ -376,16 +389,17 @@ impl Life<'_> {
     }
 
     fn write_order(&mut self, chunk: &mut Chunk, order: &Order, channel: Channel, status: &str) {
+        let name_style = self.person.name_style(System::Shop, NameStyle::draw(&mut self.dice));
+        self.note_cases_of(order, name_style);
         let (world, person) = (self.world, &self.person);
         let dice = &mut self.dice;
-        let name_style = NameStyle::draw(dice);
         let phone_style = PhoneStyle::draw(dice);
         let wechat = channel == Channel::MiniProgram;
         let shows_union = dice.chance(0.85);
         // A guest must leave some way to be reached.
         let email = person.email.as_ref().filter(|_| order.phone.is_none() || dice.chance(0.4));
         let placeholder_email = dice.chance(0.004).then(|| *dice.pick(&PLACEHOLDER_EMAILS));
-        let home = person.home();
+        let home = person.home_on(order.day);
         chunk.push(Source::Orders, order.ordered_at, |out| {
             Json::object(out, |json| {
                 json.token("order_id", |out| order.id.push(out));
@@ -423,13 +437,30 @@ impl Life<'_> {
                     json.token("coupon_code", |out| crate::marketing::push_coupon_code(out, code));
                 }
                 json.nested("ship_to", |json| {
-                    json.text("province", home.province);
-                    json.text("city", home.name);
-                    json.text("district", home.districts[usize::from(person.district)]);
+                    json.text("province", home.place().province);
+                    json.text("city", home.place().name);
+                    json.text("district", home.district());
                 });
             });
         });
         chunk.truth(Source::Orders, order.id.text().as_bytes(), Some(person.index));
+    }
+
+    fn note_cases_of(&mut self, order: &Order, name_style: NameStyle) {
+        if order.account.is_none() {
+            self.note_own_case(HardCase::GuestCheckout);
+        }
+        if name_style == NameStyle::Typo {
+            self.note_own_case(HardCase::NameTypo);
+        }
+        // A name has to be in two systems to differ between them.
+        if !self.contacts.is_empty() {
+            match self.person.naming {
+                Naming::Usual => {}
+                Naming::AcrossScripts { .. } => self.note_own_case(HardCase::NamesAcrossScripts),
+                Naming::Traditional { .. } => self.note_own_case(HardCase::TraditionalHanzi),
+            }
+        }
     }
 
     fn write_shipment(&mut self, chunk: &mut Chunk, order: &Order, delivery: &Delivery) {
@@ -447,7 +478,8 @@ impl Life<'_> {
             (Fate::Late, None) if delivery.promised_at < end_ms => ("in_transit", Some("delayed")),
             _ => ("in_transit", None),
         };
-        let name_style = if self.dice.chance(0.5) { NameStyle::Courtesy } else { NameStyle::draw(&mut self.dice) };
+        let drawn = if self.dice.chance(0.5) { NameStyle::Courtesy } else { NameStyle::draw(&mut self.dice) };
+        let name_style = self.person.name_style(System::Carrier, drawn);
         let phone_style = PhoneStyle::draw(&mut self.dice);
         let person = &self.person;
         chunk.push(Source::Shipments, delivery.shipped_at, |out| {

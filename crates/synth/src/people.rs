@@ -3,9 +3,12 @@
 
 use crate::calendar::{self, DAY_MS, LOCAL_OFFSET_MS, SECOND_MS};
 use crate::dice::{Dice, Stream};
+use crate::homes::{Home, Landline, draw_city};
 use crate::ids::{Ids, Kind, mix};
 use crate::number;
-use crate::world::{CITIES, City, World};
+use crate::world::World;
+
+const LONGEST_MONTH_DAYS: u32 = 31;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Person {
@@ -19,14 +22,18 @@ pub(crate) struct Person {
     pub(crate) name: Name,
     pub(crate) female: bool,
     pub(crate) birth_day: i64,
-    pub(crate) city: u8,
-    pub(crate) district: u8,
+    pub(crate) home: Home,
+    /// From that day on they live elsewhere.
+    pub(crate) new_home: Option<(u32, Home)>,
+    /// The telephone of their household.
+    pub(crate) landline: Option<Landline>,
     pub(crate) phone: u64,
     /// From that day on they use another number.
     pub(crate) new_phone: Option<(u32, u64)>,
     /// The number of the head of the household, which everybody in it uses at times.
     pub(crate) family_phone: Option<u64>,
     pub(crate) head: Option<u64>,
+    pub(crate) pair: Option<Pair>,
     pub(crate) email: Option<Email>,
     pub(crate) wechat: bool,
     pub(crate) iphone: bool,
@@ -36,9 +43,11 @@ pub(crate) struct Person {
     pub(crate) second_account_on: Option<u32>,
     /// When they move away for good; their number goes to somebody else later.
     pub(crate) moves_away_on: Option<u32>,
-    pub(crate) recycled_phone: bool,
+    /// Whose number theirs was before.
+    pub(crate) recycled_from: Option<u64>,
     pub(crate) crm_phone_style: PhoneStyle,
     pub(crate) crm_name_style: NameStyle,
+    pub(crate) naming: Naming,
 }
 
 impl Person {
@@ -46,11 +55,12 @@ impl Person {
         let mut dice = Dice::new(world.seed, Stream::Person, index);
         let household = Household::of(world, index);
         let recycling = Recycling::of(world, index);
+        let pair = Pair::of(world, index);
         let days = f64::from(world.window.days);
 
         let joining = dice.chance(1.0 - (-days / 760.0).exp());
         let mut joins_on = joining.then(|| number::low32(dice.below(u64::from(world.window.days))));
-        let (mut moves_away_on, mut recycled_phone) = (None, None);
+        let (mut moves_away_on, mut recycled_from) = (None, None);
         match recycling {
             Some(Recycling::Giver { leaves_on }) => {
                 joins_on = None;
@@ -58,18 +68,21 @@ impl Person {
             }
             Some(Recycling::Receiver { giver, from_day }) => {
                 joins_on = Some(from_day + number::low32(dice.below(20)));
-                recycled_phone = Some(world.ids.phone(giver, 0));
+                recycled_from = Some(giver);
             }
             None => {}
         }
 
         let mut name = Name::draw(&mut dice);
-        let mut city = number::low8(dice.weighted(&CITIES.map(|city| city.weight)) as u64);
+        let city = draw_city(&mut dice);
+        let twin = pair.filter(|pair| pair.kind == PairKind::Twins).map(|pair| Twin::of(world, pair, index));
         let mut family_phone = None;
         let mut head = None;
+        if let Some(twin) = &twin {
+            name = twin.name;
+        }
         if let Some(household) = &household {
             name.surname = household.surname;
-            city = household.city;
             family_phone = Some(world.ids.phone(household.head, 0));
             head = (household.head != index).then_some(household.head);
         }
@@ -82,41 +95,83 @@ impl Person {
                 world.window.start_ms - before * DAY_MS - LOCAL_OFFSET_MS + second * SECOND_MS
             }
         };
-        let member = dice.chance(0.91) || recycling.is_some();
-        let changes_phone = dice.chance(0.07 * days / 365.0) && household.is_none() && recycling.is_none();
+        let member = dice.chance(0.91) || recycling.is_some() || twin.is_some();
+        // One case at a time, so that each can be measured.
+        let ordinary = household.is_none() && recycling.is_none() && pair.is_none();
+        let changes_phone = dice.chance(0.07 * days / 365.0) && ordinary;
         let new_phone = changes_phone.then(|| (day_within(&mut dice, world), world.ids.phone(index, 1)));
         let email = dice.chance(0.72).then(|| Email::draw(&mut dice, world, index, name));
         let second_account_on = (member && dice.chance(0.018)).then(|| day_within(&mut dice, world));
+
+        let registered_channel = dice.word(&["app", "mini_program", "mini_program", "web", "store"]);
+        let female = dice.chance(0.62);
+        let birth_day = calendar::days_of(1990, 1, 1) + number::whole(dice.normal() * 3_400.0).clamp(-11_000, 5_800);
+        let district = number::low8(dice.below(3));
+
+        let mut home_dice = Dice::new(world.seed, Stream::Home, index);
+        let own_home = Home::draw(&mut home_dice, city, district);
+        let home = match (&household, pair) {
+            (Some(household), _) => household.home,
+            (None, Some(pair)) => pair.home(world),
+            (None, None) => own_home,
+        };
+        let moves = home_dice.chance(0.05 * days / 365.0) && ordinary;
+        let new_home = moves
+            .then(|| (day_within(&mut home_dice, world), home.draw_next(&mut home_dice)))
+            // An export is made in between: it has the old address.
+            .filter(|(day, _)| *day > joins_on.unwrap_or(0) + LONGEST_MONTH_DAYS);
 
         Self {
             index,
             member,
             registered_ms,
             joins_on,
-            registered_channel: dice.word(&["app", "mini_program", "mini_program", "web", "store"]),
+            registered_channel,
             name,
-            female: dice.chance(0.62),
-            birth_day: calendar::days_of(1990, 1, 1) + number::whole(dice.normal() * 3_400.0).clamp(-11_000, 5_800),
-            city,
-            district: number::low8(dice.below(3)),
-            phone: recycled_phone.unwrap_or_else(|| world.ids.phone(index, 0)),
+            female: twin.as_ref().map_or(female, |twin| twin.female),
+            birth_day: twin.as_ref().map_or(birth_day, |twin| twin.birth_day),
+            home,
+            new_home,
+            landline: household.as_ref().and_then(|household| household.landline),
+            phone: match (recycled_from, pair) {
+                (Some(giver), _) => world.ids.phone(giver, 0),
+                (None, Some(pair)) if pair.kind == PairKind::Twins => world.ids.phone(pair.first, 0),
+                _ => world.ids.phone(index, 0),
+            },
             new_phone,
             family_phone,
             head,
+            pair,
             email,
             wechat: dice.chance(0.68),
             iphone: dice.chance(0.45),
             new_device_on: dice.chance(0.25 * days / 365.0).then(|| day_within(&mut dice, world)),
             second_account_on,
             moves_away_on,
-            recycled_phone: recycled_phone.is_some(),
+            recycled_from,
             crm_phone_style: PhoneStyle::draw(&mut dice),
             crm_name_style: if dice.chance(0.92) { NameStyle::Hanzi } else { NameStyle::draw(&mut dice) },
+            naming: Naming::draw(&mut Dice::new(world.seed, Stream::Naming, index), name),
         }
     }
 
-    pub(crate) fn home(&self) -> &'static City {
-        &CITIES[usize::from(self.city)]
+    pub(crate) fn home_on(&self, day: u32) -> &Home {
+        match &self.new_home {
+            Some((from, home)) if day >= *from => home,
+            _ => &self.home,
+        }
+    }
+
+    /// How a system has their name: some people's in a script of its own, other people's as it was `drawn`.
+    pub(crate) fn name_style(&self, system: System, drawn: NameStyle) -> NameStyle {
+        match (self.naming, system) {
+            (Naming::Usual, _) | (Naming::Traditional { .. }, System::Carrier) => drawn,
+            (Naming::AcrossScripts { .. }, System::Crm) => NameStyle::Hanzi,
+            (Naming::AcrossScripts { .. }, System::Shop) => NameStyle::Pinyin,
+            (Naming::AcrossScripts { english }, System::Carrier) => NameStyle::English(english),
+            (Naming::Traditional { in_crm }, _) if in_crm == (system == System::Crm) => NameStyle::Traditional,
+            (Naming::Traditional { .. }, _) => NameStyle::Hanzi,
+        }
     }
 
     pub(crate) fn phone_on(&self, day: u32) -> u64 {
@@ -195,11 +250,13 @@ fn day_within(dice: &mut Dice, world: &World) -> u32 {
     number::low32(dice.below(u64::from(world.window.days)))
 }
 
-/// Two to four people under one roof: neighbours by index, who share a surname, a city and the head's phone.
+/// Two to four people under one roof: neighbours by index, who share a surname, a home with its telephone, and the head's
+/// mobile.
 struct Household {
     head: u64,
     surname: u8,
-    city: u8,
+    home: Home,
+    landline: Option<Landline>,
 }
 
 impl Household {
@@ -210,13 +267,90 @@ impl Household {
         let mut dice = Dice::new(world.seed, Stream::Household, block);
         let head = block * Self::PLACES;
         let size = if dice.chance(0.13) { 2 + dice.below(3) } else { 0 };
-        let apart = (head..head + Self::PLACES).any(|member| Recycling::of(world, member).is_some());
+        let apart = (head..head + Self::PLACES)
+            .any(|member| Recycling::of(world, member).is_some() || Pair::of(world, member).is_some());
         let inhabited = head + 1 < world.customers;
-        (index - head < size && inhabited && !apart).then(|| Self {
-            head,
-            surname: number::low8(dice.below(SURNAMES.len() as u64)),
-            city: number::low8(dice.weighted(&CITIES.map(|city| city.weight)) as u64),
+        (index - head < size && inhabited && !apart).then(|| {
+            let surname = number::low8(dice.below(SURNAMES.len() as u64));
+            let city = draw_city(&mut dice);
+            let district = number::low8(dice.below(3));
+            let home = Home::draw(&mut dice, city, district);
+            // Numbers come again only behind another area code, and only above eight million blocks.
+            let number = world.ids.scramble(Kind::Landline, block, Landline::BITS);
+            let landline = if dice.chance(0.7) { Landline::new(&home, number) } else { None };
+            Self { head, surname, home, landline }
         })
+    }
+}
+
+/// Two people with something in common that mostly belongs to one: neighbours by index, at places where nobody gives a number
+/// away or gets one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pair {
+    pub(crate) kind: PairKind,
+    pub(crate) first: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PairKind {
+    /// One surname, one birth date, one home, one mobile.
+    Twins,
+    /// One home, one card.
+    Couple,
+}
+
+impl Pair {
+    const TWINS_PLACE: u64 = 28;
+    const COUPLES_PLACE: u64 = 32;
+
+    fn of(world: &World, index: u64) -> Option<Self> {
+        let place = index % Recycling::PLACES;
+        let (kind, first_place, share) = match place & !1 {
+            Self::TWINS_PLACE => (PairKind::Twins, Self::TWINS_PLACE, 0.12),
+            Self::COUPLES_PLACE => (PairKind::Couple, Self::COUPLES_PLACE, 0.5),
+            _ => return None,
+        };
+        let first = index - place + first_place;
+        let exists = first + 1 < world.customers && Dice::new(world.seed, Stream::Pair, first).chance(share);
+        exists.then_some(Self { kind, first })
+    }
+
+    fn home(self, world: &World) -> Home {
+        let mut dice = Dice::new(world.seed, Stream::Pair, self.first + 1);
+        let city = draw_city(&mut dice);
+        let district = number::low8(dice.below(3));
+        Home::draw(&mut dice, city, district)
+    }
+}
+
+/// The token of the card that a couple shares: one more of the first's, who has one for each method.
+pub(crate) fn joint_card(ids: Ids, pair: Pair) -> u64 {
+    ids.wide(Kind::Token, pair.first, 3)
+}
+
+/// What a twin is born with.
+struct Twin {
+    name: Name,
+    female: bool,
+    birth_day: i64,
+}
+
+impl Twin {
+    fn of(world: &World, pair: Pair, index: u64) -> Self {
+        let mut dice = Dice::new(world.seed, Stream::Pair, pair.first + 2);
+        let mut name = Name::draw(&mut dice);
+        let characters = GIVEN.len() as u64;
+        // The generation's character is the same, the other one is their own.
+        let other = 1 + dice.below(characters - 1);
+        if index != pair.first {
+            name.given[1] = number::low8((u64::from(name.given[1]) + other) % characters);
+        }
+        name.single = false;
+        Self {
+            name,
+            female: dice.chance(0.5),
+            birth_day: calendar::days_of(1992, 1, 1) + number::whole(dice.normal() * 2_500.0).clamp(-9_000, 5_000),
+        }
     }
 }
 
@@ -270,6 +404,41 @@ pub(crate) enum NameStyle {
     Courtesy,
     /// A given character that sounds alike.
     Typo,
+    /// 陳偉, as it is written in Hong Kong and Taiwan.
+    Traditional,
+    /// David Wang: the place of a given name that somebody chose for foreigners.
+    English(u8),
+}
+
+/// Systems that hold names, each as it got them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum System {
+    Crm,
+    Shop,
+    Carrier,
+}
+
+/// How one person's name differs between systems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Naming {
+    /// By occasion.
+    Usual,
+    /// Hanzi in the CRM, pinyin in orders, English on parcels.
+    AcrossScripts { english: u8 },
+    /// Traditional hanzi in the CRM and simplified in orders, or the other way round.
+    Traditional { in_crm: bool },
+}
+
+impl Naming {
+    fn draw(dice: &mut Dice, name: Name) -> Self {
+        match dice.unit() {
+            share if share < 0.02 => {
+                Self::AcrossScripts { english: number::low8(dice.below(ENGLISH_NAMES[0].len() as u64)) }
+            }
+            share if share < 0.035 && name.has_traditional_form() => Self::Traditional { in_crm: dice.chance(0.5) },
+            _ => Self::Usual,
+        }
+    }
 }
 
 impl NameStyle {
@@ -296,6 +465,13 @@ impl Name {
         }
     }
 
+    fn has_traditional_form(self) -> bool {
+        let given = &self.given[..if self.single { 1 } else { 2 }];
+        let differs = |text: &str| text.chars().any(|character| traditional(character) != character);
+        differs(SURNAMES[usize::from(self.surname)].0)
+            || given.iter().any(|character| differs(GIVEN[usize::from(*character)].0))
+    }
+
     pub(crate) fn push(self, out: &mut Vec<u8>, style: NameStyle, female: bool) {
         let (surname, surname_pinyin) = SURNAMES[usize::from(self.surname)];
         let given = &self.given[..if self.single { 1 } else { 2 }];
@@ -308,6 +484,17 @@ impl Name {
                     let written = if style == NameStyle::Typo && place == 0 { position ^ 1 } else { position };
                     out.extend_from_slice(GIVEN[written].0.as_bytes());
                 }
+            }
+            NameStyle::Traditional => {
+                let written = given.iter().map(|character| GIVEN[usize::from(*character)].0);
+                for character in std::iter::once(surname).chain(written).flat_map(str::chars) {
+                    out.extend_from_slice(traditional(character).encode_utf8(&mut [0; 4]).as_bytes());
+                }
+            }
+            NameStyle::English(place) => {
+                out.extend_from_slice(ENGLISH_NAMES[usize::from(female)][usize::from(place)].as_bytes());
+                out.push(b' ');
+                push_capital(out, surname_pinyin);
             }
             NameStyle::Courtesy => {
                 out.extend_from_slice(surname.as_bytes());
@@ -515,6 +702,57 @@ const SURNAMES: [(&str, &str); 40] = [
     ("蔡", "cai"),
     ("欧阳", "ouyang"),
     ("司马", "sima"),
+];
+
+/// Given names that people choose for foreigners: of men, then of women.
+const ENGLISH_NAMES: [[&str; 12]; 2] = [
+    ["David", "Kevin", "Jason", "Eric", "Leo", "Tony", "Jack", "Andy", "Frank", "Michael", "Sam", "Alex"],
+    ["Lily", "Amy", "Grace", "Cindy", "Vivian", "Tina", "Joyce", "Coco", "Emily", "Helen", "Sunny", "Alice"],
+];
+
+/// The traditional form of a character, which for most is the same.
+fn traditional(simplified: char) -> char {
+    TRADITIONAL.iter().find(|(from, _)| *from == simplified).map_or(simplified, |(_, to)| *to)
+}
+
+/// Characters of the names below whose traditional form is another.
+const TRADITIONAL: [(char, char); 36] = [
+    ('张', '張'),
+    ('刘', '劉'),
+    ('陈', '陳'),
+    ('杨', '楊'),
+    ('黄', '黃'),
+    ('赵', '趙'),
+    ('吴', '吳'),
+    ('孙', '孫'),
+    ('马', '馬'),
+    ('罗', '羅'),
+    ('郑', '鄭'),
+    ('谢', '謝'),
+    ('许', '許'),
+    ('韩', '韓'),
+    ('冯', '馮'),
+    ('邓', '鄧'),
+    ('萧', '蕭'),
+    ('欧', '歐'),
+    ('阳', '陽'),
+    ('华', '華'),
+    ('伟', '偉'),
+    ('静', '靜'),
+    ('丽', '麗'),
+    ('强', '強'),
+    ('蔷', '薔'),
+    ('艳', '艷'),
+    ('杰', '傑'),
+    ('洁', '潔'),
+    ('涛', '濤'),
+    ('铭', '銘'),
+    ('刚', '剛'),
+    ('钢', '鋼'),
+    ('贵', '貴'),
+    ('莹', '瑩'),
+    ('丝', '絲'),
+    ('怿', '懌'),
 ];
 
 /// Characters of given names in pairs that sound alike, with their reading.

@@ -100,8 +100,8 @@ impl Source {
     pub(crate) fn header(self) -> &'static str {
         match self {
             Self::CrmContacts => {
-                "crm_id,member_no,full_name,gender,birth_date,mobile,email,wechat_unionid,province,city,registered_at,\
-                 registered_channel,member_tier,consent_sms,consent_email,consent_push,updated_at"
+                "crm_id,member_no,full_name,gender,birth_date,mobile,email,wechat_unionid,province,city,district,\
+                 address_line,landline,registered_at,registered_channel,member_tier,consent_sms,consent_email,consent_push,updated_at"
             }
             Self::Receipts => {
                 "receipt_no,line_no,store_code,till_no,sold_at,member_card,mobile,sku_code,category,quantity,unit_price,\
@@ -235,10 +235,11 @@ pub(crate) struct Chunk {
     pub(crate) payments: Vec<Payment>,
     pub(crate) refunds: Vec<Refund>,
     rows: Vec<Rows>,
-    /// Lines of `truth/records.csv`, `truth/customers.csv` and `truth/identifiers.csv`.
+    /// Lines of `truth/records.csv`, `truth/customers.csv`, `truth/identifiers.csv` and `truth/hard_cases.csv`.
     pub(crate) truth_records: Vec<u8>,
     pub(crate) truth_customers: Vec<u8>,
     pub(crate) truth_identifiers: Vec<u8>,
+    pub(crate) truth_hard_cases: Vec<u8>,
     pub(crate) churned: u64,
 }
 
@@ -256,6 +257,7 @@ impl Chunk {
             truth_records: Vec::new(),
             truth_customers: Vec::new(),
             truth_identifiers: Vec::new(),
+            truth_hard_cases: Vec::new(),
             churned: 0,
         }
     }

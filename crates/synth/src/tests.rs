@@ -44,7 +44,7 @@ fn relative(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     contents(folder).into_iter().map(|(path, bytes)| (path.strip_prefix(folder).unwrap().to_owned(), bytes)).collect()
 }
 
-/// A shop of 3,000 customers over a year, made once for all tests that only read.
+/// A shop of 5,000 customers over a year, made once for all tests that only read.
 struct Shop {
     folder: tempfile::TempDir,
     summary: GenerateSummary,
@@ -53,7 +53,7 @@ struct Shop {
 
 static SHOP: LazyLock<Shop> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
-    let summary = generate(&options(folder.path(), 3_000, 365, 2), &|_| {}).unwrap();
+    let summary = generate(&options(folder.path(), 5_000, 365, 2), &|_| {}).unwrap();
     let truth = fs::read_to_string(folder.path().join("truth/dirty.csv")).unwrap();
     let dirty = truth
         .lines()
@@ -538,7 +538,7 @@ fn the_article_list_lacks_what_the_truth_says_and_ties_the_rest_together() {
 fn identities_have_their_hard_cases() {
     let identifiers = SHOP.truth("identifiers.csv");
     let noted = |note: &str| identifiers.iter().filter(|row| row["note"] == note).count();
-    for note in ["family", "kiosk", "recycled", "given_up"] {
+    for note in ["family", "kiosk", "recycled", "given_up", "twins", "couple", "landline", "store", "bot"] {
         assert!(noted(note) > 0, "no identifier is noted as {note}");
     }
     let mut holders: HashMap<(&str, &str), HashSet<&str>> = HashMap::new();
@@ -546,8 +546,8 @@ fn identities_have_their_hard_cases() {
         holders.entry((&row["identifier_type"], &row["value"])).or_default().insert(&row["person_id"]);
     }
     for ((kind, _), people) in &holders {
-        let note_free = ["member_id", "email", "unionid", "openid", "payment_token"].contains(kind);
-        assert!(!note_free || people.len() == 1, "a {kind} belongs to several people");
+        let unshared = ["member_id", "email", "unionid", "openid"].contains(kind);
+        assert!(!unshared || people.len() == 1, "a {kind} belongs to several people");
     }
     assert!(holders.iter().any(|((kind, _), people)| *kind == "phone" && people.len() > 2));
     let cards = SHOP.csv(Source::Receipts);
@@ -555,6 +555,253 @@ fn identities_have_their_hard_cases() {
     assert!((0.25..0.45).contains(&without), "receipts without a card {without}");
     assert!(SHOP.json(Source::Orders).iter().any(|order| order.get("member_no").is_none()));
     assert!(SHOP.truth("customers.csv").iter().any(|row| !row["second_member_no"].is_empty()));
+}
+
+/// Of every hard case, whom each group of it concerns.
+fn hard_cases() -> BTreeMap<String, BTreeMap<String, Vec<String>>> {
+    let mut cases: BTreeMap<String, BTreeMap<String, Vec<String>>> = BTreeMap::new();
+    for row in SHOP.truth("hard_cases.csv") {
+        let group = cases.entry(row["hard_case"].clone()).or_default().entry(row["group_id"].clone()).or_default();
+        assert!(!group.contains(&row["person_id"]), "{row:?} is there twice");
+        group.push(row["person_id"].clone());
+    }
+    cases
+}
+
+/// The rows of the CRM, all months, of each person.
+fn contacts() -> HashMap<String, Vec<HashMap<&'static str, String>>> {
+    let people: HashMap<String, String> = SHOP
+        .truth("customers.csv")
+        .into_iter()
+        .flat_map(|row| {
+            [&row["member_no"], &row["second_member_no"]].map(|number| (number.clone(), row["person_id"].clone()))
+        })
+        .collect();
+    let mut contacts: HashMap<String, Vec<HashMap<&str, String>>> = HashMap::new();
+    for row in SHOP.csv(Source::CrmContacts) {
+        contacts.entry(people[&row["member_no"]].clone()).or_default().push(row);
+    }
+    contacts
+}
+
+/// Whose each order is.
+fn people_of_orders() -> HashMap<String, String> {
+    let records = SHOP.truth("records.csv").into_iter().filter(|row| row["source"] == "orders");
+    records.map(|row| (row["record_key"].clone(), row["person_id"].clone())).collect()
+}
+
+fn digits(text: &str) -> String {
+    text.chars().filter(char::is_ascii_digit).collect()
+}
+
+/// What the values of a column have in common, empty ones left out.
+fn distinct<'a>(rows: impl IntoIterator<Item = &'a HashMap<&'static str, String>>, column: &str) -> HashSet<String> {
+    rows.into_iter().map(|row| row[column].clone()).filter(|value| !value.is_empty()).collect()
+}
+
+#[test]
+fn every_hard_case_is_there_and_concerns_as_many_as_it_should() {
+    let cases = hard_cases();
+    let sizes = |case: &str| cases[case].values().map(Vec::len).collect::<Vec<_>>();
+    for case in [
+        "moved",
+        "new_phone",
+        "second_account",
+        "guest_checkout",
+        "names_across_scripts",
+        "traditional_hanzi",
+        "name_typo",
+    ] {
+        assert!(sizes(case).len() >= 5, "{case} {:?}", sizes(case));
+        assert!(cases[case].iter().all(|(group, people)| [group.clone()] == people[..]), "{case} concerns others, too");
+    }
+    for (case, fewest, most) in
+        [("household", 2, 4), ("twins", 2, 2), ("couple", 2, 2), ("recycled_phone", 2, 2), ("bot", 1, 1)]
+    {
+        assert!(
+            !sizes(case).is_empty() && sizes(case).iter().all(|size| (fewest..=most).contains(size)),
+            "{case} {:?}",
+            sizes(case)
+        );
+    }
+    for case in ["store_phone", "kiosk"] {
+        assert!(sizes(case).iter().any(|size| *size > 10), "{case} {:?}", sizes(case));
+    }
+    assert_eq!(cases.len(), 14, "{:?}", cases.keys());
+}
+
+#[test]
+fn a_household_has_one_address_one_surname_and_one_landline() {
+    let contacts = contacts();
+    let (mut shared_addresses, mut shared_landlines) = (0, 0);
+    for people in hard_cases()["household"].values() {
+        let members: Vec<_> = people.iter().filter_map(|person| contacts.get(person)).collect();
+        let rows: Vec<_> = members.iter().copied().flatten().collect();
+        for column in ["province", "city", "district"] {
+            assert!(distinct(rows.iter().copied(), column).len() <= 1, "{rows:?}");
+        }
+        for (column, shared) in [("address_line", &mut shared_addresses), ("landline", &mut shared_landlines)] {
+            let numbers: HashSet<String> = distinct(rows.iter().copied(), column)
+                .iter()
+                // Written with the country's code or without.
+                .map(|value| digits(value).trim_start_matches("86").trim_start_matches('0').to_owned())
+                .collect();
+            assert!(numbers.len() <= 1, "{numbers:?}");
+            let telling = members.iter().filter(|rows| !distinct(rows.iter(), column).is_empty()).count();
+            *shared += usize::from(telling > 1);
+        }
+    }
+    assert!(
+        shared_addresses > 50 && shared_landlines > 20,
+        "{shared_addresses} addresses, {shared_landlines} landlines"
+    );
+}
+
+#[test]
+fn twins_differ_in_the_end_of_their_name_alone() {
+    let contacts = contacts();
+    let mut pairs = 0;
+    for people in hard_cases()["twins"].values() {
+        let [one, two] = [0, 1].map(|place| contacts.get(&people[place]));
+        let (Some(one), Some(two)) = (one, two) else { continue };
+        pairs += 1;
+        let both = || one.iter().chain(two);
+        assert!(distinct(both(), "birth_date").len() <= 1);
+        assert_eq!(distinct(both(), "gender").len(), 1);
+        assert!(distinct(both(), "district").len() <= 1);
+        let names = [one, two].map(|rows| distinct(rows, "full_name"));
+        assert!(names[0].is_disjoint(&names[1]), "{names:?}");
+    }
+    assert!(pairs >= 3, "{pairs} pairs");
+    let mut holders: HashMap<String, usize> = HashMap::new();
+    for row in SHOP.truth("identifiers.csv").into_iter().filter(|row| row["note"] == "twins") {
+        *holders.entry(row["value"].clone()).or_default() += 1;
+    }
+    assert!(holders.len() >= pairs && holders.values().all(|people| *people == 2), "{holders:?}");
+}
+
+#[test]
+fn who_moved_is_known_at_both_addresses() {
+    let contacts = contacts();
+    let orders = people_of_orders();
+    let mut places: HashMap<&String, HashSet<String>> = HashMap::new();
+    for order in SHOP.json(Source::Orders) {
+        places.entry(&orders[&text(&order["order_id"])]).or_default().insert(order["ship_to"].to_string());
+    }
+    let (mut cities, mut shipped) = (0, 0);
+    let moved = hard_cases().remove("moved").unwrap();
+    for person in moved.keys() {
+        let lines: HashSet<String> =
+            distinct(&contacts[person], "address_line").iter().map(|line| digits(line)).collect();
+        assert_eq!(lines.len(), 2, "{person} lived at {lines:?}");
+        cities += usize::from(distinct(&contacts[person], "city").len() == 2);
+        shipped += usize::from(places.get(person).is_some_and(|places| places.len() == 2));
+    }
+    assert!(
+        cities > moved.len() / 4 && shipped > moved.len() / 4,
+        "{} moved, {cities} to another city, {shipped} ordered at both",
+        moved.len()
+    );
+}
+
+#[test]
+fn names_are_written_in_other_scripts_by_other_systems() {
+    let (contacts, orders, cases) = (contacts(), people_of_orders(), hard_cases());
+    let mut ordered: HashMap<&String, HashSet<String>> = HashMap::new();
+    for order in SHOP.json(Source::Orders) {
+        ordered.entry(&orders[&text(&order["order_id"])]).or_default().insert(text(&order["buyer"]["name"]));
+    }
+    let mut sent: HashMap<&String, HashSet<String>> = HashMap::new();
+    for parcel in SHOP.json(Source::Shipments) {
+        sent.entry(&orders[&text(&parcel["order_id"])]).or_default().insert(text(&parcel["consignee"]["name"]));
+    }
+    let in_crm = |person: &String| &contacts[person][0]["full_name"];
+    let all_three = cases["names_across_scripts"].keys().filter(|person| {
+        let hanzi = !in_crm(person).is_ascii();
+        let pinyin = &ordered[person];
+        assert!(pinyin.len() == 1 && pinyin.iter().all(|name| name.is_ascii()), "{pinyin:?}");
+        hanzi
+            && sent.get(person).is_some_and(|names| names.iter().all(|name| name.is_ascii() && !pinyin.contains(name)))
+    });
+    assert!(all_three.count() > 10);
+    let mut both = 0;
+    for person in cases["traditional_hanzi"].keys() {
+        let names = &ordered[person];
+        assert_eq!(names.len(), 1, "{names:?}");
+        let (crm, order) = (in_crm(person), names.iter().next().unwrap());
+        both += usize::from(crm != order && crm.chars().count() == order.chars().count());
+    }
+    assert!(both > 5, "{both} names in both forms");
+}
+
+#[test]
+fn a_couple_pays_with_one_card_and_a_clerk_types_one_number_for_many() {
+    let orders = people_of_orders();
+    let mut payers: HashMap<String, HashSet<&String>> = HashMap::new();
+    for_each_row(Source::Payments, |batch, row| {
+        let column = |name: &str| batch.column_by_name(name).unwrap().as_string::<i32>().value(row).to_owned();
+        payers.entry(column("payer_token")).or_default().insert(&orders[&column("order_id")]);
+    });
+    let identifiers = SHOP.truth("identifiers.csv");
+    let listed = |note: &str| -> HashMap<String, HashSet<&String>> {
+        let mut holders: HashMap<String, HashSet<&String>> = HashMap::new();
+        for row in identifiers.iter().filter(|row| row["note"] == note) {
+            holders.entry(row["value"].clone()).or_default().insert(&row["person_id"]);
+        }
+        holders
+    };
+    let couples = listed("couple");
+    assert!(couples.values().all(|people| people.len() == 2));
+    assert!(couples.keys().filter(|token| payers.get(*token).is_some_and(|people| people.len() == 2)).count() > 5);
+    // Whoever pays with a token is listed with it.
+    let tokens: HashSet<(&String, &String)> = identifiers
+        .iter()
+        .filter(|row| row["identifier_type"] == "payment_token")
+        .map(|row| (&row["value"], &row["person_id"]))
+        .collect();
+    for (token, people) in &payers {
+        assert!(people.iter().all(|person| tokens.contains(&(token, *person))), "{token} of {people:?}");
+    }
+
+    let clerks = listed("store");
+    let receipts = SHOP.csv(Source::Receipts);
+    let most = clerks.iter().map(|(number, people)| {
+        let written = number.trim_start_matches("+86");
+        let cards: HashSet<String> = receipts
+            .iter()
+            .filter(|row| row["mobile"] == written && !row["member_card"].is_empty())
+            .map(|row| digits(&row["member_card"]))
+            .collect();
+        people.len().min(cards.len())
+    });
+    assert!(most.max().unwrap() > 10);
+}
+
+#[test]
+fn a_bot_leaves_thousands_of_cookies_on_a_few_devices_and_few_events() {
+    let identifiers = SHOP.truth("identifiers.csv");
+    let bots: Vec<&String> = identifiers.iter().filter(|row| row["note"] == "bot").map(|row| &row["value"]).collect();
+    let (cookies, devices): (Vec<&String>, Vec<&String>) = bots.into_iter().partition(|value| value.contains('-'));
+    assert_eq!(devices.len(), 4);
+    assert_eq!(cookies.len(), 10_000);
+    let cookies: HashSet<&str> = cookies.into_iter().map(String::as_str).collect();
+    let devices: HashSet<&str> = devices.into_iter().map(String::as_str).collect();
+    let events = SHOP.json(Source::Events);
+    let mut visits: HashMap<String, HashSet<String>> = HashMap::new();
+    let mut theirs = 0;
+    for event in &events {
+        let cookie = event["anonymousId"].as_str().unwrap();
+        let is_bot = cookies.contains(cookie);
+        assert_eq!(is_bot, event["context"]["device"]["id"].as_str().is_some_and(|id| devices.contains(id)));
+        if is_bot {
+            theirs += 1;
+            assert!(event.get("userId").is_none());
+            visits.entry(cookie.to_owned()).or_default().insert(text(&event["context"]["session_id"]));
+        }
+    }
+    assert!(visits.len() > 9_900 && visits.values().all(|sessions| sessions.len() == 1));
+    let share = f64::from(theirs) / events.len() as f64;
+    assert!((0.002..0.05).contains(&share), "{share} of all events are a bot's");
 }
 
 #[test]

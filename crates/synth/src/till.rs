@@ -5,7 +5,8 @@ use crate::calendar::{self, DAY_MS, LOCAL_OFFSET_MS, SECOND_MS};
 use crate::catalogue::push_sku;
 use crate::dice::{Dice, Stream};
 use crate::encode::Csv;
-use crate::ids::Kind;
+use crate::hard_cases::{Group, HardCase};
+use crate::ids::{Kind, mix};
 use crate::life::Life;
 use crate::number;
 use crate::people::{PhoneStyle, push_phone};
@@ -32,7 +33,7 @@ impl Life<'_> {
         let mood = self.mood(day);
         let sold_at = at_ms.unwrap_or_else(|| opening_moment(self.world, &mut self.dice, day)) / SECOND_MS * SECOND_MS;
         let store = if self.dice.chance(0.82) {
-            self.home_store()
+            self.home_store(day)
         } else {
             u16::from(number::low8(self.dice.below(self.world.stores.len() as u64)))
         };
@@ -51,12 +52,13 @@ impl Life<'_> {
                 _ => {}
             }
         }
-        let mobile = self.dice.chance(if shows_card { 0.02 } else { 0.12 }).then(|| {
+        let typed = self.dice.chance(if shows_card { 0.02 } else { 0.12 }).then(|| {
             let phone = self.person.phone_on(day);
             (phone, PhoneStyle::draw(&mut self.dice))
         });
         let counter = self.next(Kind::Receipt);
         let id = self.world.ids.of_customer(Kind::Receipt, self.person.index, counter);
+        let mobile = typed.or_else(|| self.phone_of_clerk(store, id));
         let receipt = Receipt {
             number: receipt_number(store, sold_at, id),
             store,
@@ -77,6 +79,17 @@ impl Life<'_> {
             self.earn_later(sold_at + 2 * SECOND_MS, total_cents, number, account);
         }
         self.experience(sold_at, 0.03);
+    }
+
+    /// The shop's number, which a clerk typed because the customer gave none.
+    fn phone_of_clerk(&mut self, store: u16, receipt: u64) -> Option<(u64, PhoneStyle)> {
+        let phone = self.world.stores[usize::from(store)].clerks_phone?;
+        // A quarter of their receipts, by the receipt's number: what clerks do is none of the customer's draws.
+        if !mix(receipt).is_multiple_of(4) {
+            return None;
+        }
+        self.note_case(HardCase::StorePhone, Group::Store(u64::from(store)));
+        Some((phone, PhoneStyle::Plain))
     }
 }
 

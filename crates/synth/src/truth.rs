@@ -4,15 +4,17 @@ use crate::behaviour::{Channel, DeviceForm, DeviceNote, push_device, push_kiosk}
 use crate::calendar::{self, push_date};
 use crate::crm::{crm_number, push_crm_id};
 use crate::encode::{Csv, push_number};
+use crate::hard_cases::{Group, HardCase};
 use crate::ids::Kind;
 use crate::life::Life;
-use crate::people::{push_token, push_uuid};
+use crate::people::{PairKind, joint_card, push_token, push_uuid};
 use crate::rows::{Chunk, Source};
 
 pub(crate) const CUSTOMERS_HEADER: &str = "person_id,member_no,second_member_no,joined_at,purchases_a_year,basket_median,price_sensitivity,\
      contentment,satisfaction_at_end,curiosity,responsiveness,outspokenness,night_owl,preferred_channel,household_head,\
      moved_away,purchases,decline_began_on,churned_on,is_churned_by_end\n";
 pub(crate) const IDENTIFIERS_HEADER: &str = "person_id,identifier_type,value,note\n";
+pub(crate) const HARD_CASES_HEADER: &str = "person_id,hard_case,group_id\n";
 pub(crate) const RECORDS_HEADER: &str = "source,record_key,person_id\n";
 pub(crate) const PRODUCTS_HEADER: &str = "product_id,sku_code,listing\n";
 pub(crate) const DIRTY_HEADER: &str = "file,line,defect\n";
@@ -30,11 +32,43 @@ impl Life<'_> {
         }
         self.write_customer(chunk);
         self.write_identifiers(chunk);
+        self.note_cases_of_birth_and_home();
+        self.write_hard_cases(chunk);
         for contact in std::mem::take(&mut self.contacts) {
             let mut key = Vec::with_capacity(11);
             push_crm_id(&mut key, crm_number(self.world, &self.person, contact.account));
             chunk.truth(Source::CrmContacts, &key, Some(self.person.index));
             chunk.contacts.push(contact);
+        }
+    }
+
+    /// Notes the cases that hold whatever happened in the window.
+    fn note_cases_of_birth_and_home(&mut self) {
+        let person = &self.person;
+        let household = person.family_phone.map(|_| person.head.unwrap_or(person.index));
+        let (pair, recycled_from, gives_up) = (person.pair, person.recycled_from, person.moves_away_on.is_some());
+        let new_phone = person.new_phone.is_some();
+        if let Some(head) = household {
+            self.note_case(HardCase::Household, Group::Person(head));
+        }
+        if let Some(pair) = pair {
+            let case = match pair.kind {
+                PairKind::Twins => HardCase::Twins,
+                PairKind::Couple => HardCase::Couple,
+            };
+            self.note_case(case, Group::Person(pair.first));
+        }
+        if let Some(giver) = recycled_from {
+            self.note_case(HardCase::RecycledPhone, Group::Person(giver));
+        }
+        if gives_up {
+            self.note_own_case(HardCase::RecycledPhone);
+        }
+        if new_phone {
+            self.note_own_case(HardCase::NewPhone);
+        }
+        if self.contacts.len() > 1 {
+            self.note_own_case(HardCase::SecondAccount);
         }
     }
 
@@ -106,10 +140,12 @@ impl Life<'_> {
             line("member_id", "", &|out| person.push_member(out, ids, contact.account));
         }
         let heads_family = person.family_phone == Some(person.phone);
-        let note = match (person.recycled_phone, person.moves_away_on, heads_family) {
-            (true, _, _) => "recycled",
+        let twins = person.pair.filter(|pair| pair.kind == PairKind::Twins);
+        let note = match (person.recycled_from, person.moves_away_on, twins) {
+            (Some(_), _, _) => "recycled",
             (_, Some(_), _) => "given_up",
-            (_, _, true) => "family",
+            (_, _, Some(_)) => "twins",
+            _ if heads_family => "family",
             _ => "",
         };
         line("phone", note, &phone(person.phone));
@@ -118,6 +154,10 @@ impl Life<'_> {
         }
         if let Some(number) = person.family_phone.filter(|number| *number != person.phone) {
             line("phone", "family", &phone(number));
+        }
+        // Only the CRM has the telephone at home.
+        if let Some(landline) = person.landline.filter(|_| !self.contacts.is_empty()) {
+            line("phone", "landline", &|out| landline.push_canonical(out));
         }
         if let Some(email) = &person.email {
             line("email", "", &|out| out.extend_from_slice(email.canonical.as_bytes()));
@@ -129,7 +169,14 @@ impl Life<'_> {
         }
         for method in 0..3 {
             let token = ids.wide(Kind::Token, person.index, method);
-            line("payment_token", "", &|out| push_token(out, token));
+            line("payment_token", if heads_family { "family" } else { "" }, &|out| push_token(out, token));
+            if let Some(head) = person.head.filter(|_| self.paid_with_heads_card & (1 << method) != 0) {
+                let token = ids.wide(Kind::Token, head, method);
+                line("payment_token", "family", &|out| push_token(out, token));
+            }
+        }
+        if let Some(pair) = person.pair.filter(|pair| pair.kind == PairKind::Couple) {
+            line("payment_token", "couple", &|out| push_token(out, joint_card(ids, pair)));
         }
         for (id, form, note) in &self.devices {
             let note = if *note == DeviceNote::Family { "family" } else { "" };
@@ -138,8 +185,17 @@ impl Life<'_> {
                 DeviceForm::Ios | DeviceForm::Android => push_device(out, *id, *form == DeviceForm::Ios),
             });
         }
-        if self.used_kiosk {
-            line("device", "kiosk", &|out| push_kiosk(out, u64::from(self.home_store())));
+        for (case, group) in &self.hard_cases {
+            match (case, group) {
+                (HardCase::Kiosk, Group::Store(store)) => line("device", "kiosk", &|out| push_kiosk(out, *store)),
+                (HardCase::StorePhone, Group::Store(store)) => {
+                    let clerks = self.world.stores.get(crate::number::index(*store));
+                    if let Some(number) = clerks.and_then(|store| store.clerks_phone) {
+                        line("phone", "store", &phone(number));
+                    }
+                }
+                _ => {}
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::calendar::{self, DAY_MS, HOUR_MS, LOCAL_OFFSET_MS, MINUTE_MS, Window};
 use crate::catalogue::Listing;
 use crate::dice::{Dice, Stream};
-use crate::ids::{Ids, Kind};
+use crate::ids::{Ids, Kind, mix};
 use crate::number;
 
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl World {
             bits: (64 - (customers * 2).leading_zeros()).max(16),
             seasons: (0..i64::from(window.days)).map(|day| calendar::season(first_day + day)).collect(),
             products: products(&mut dice, seed),
-            stores: stores(&mut dice),
+            stores: stores(&mut dice, seed),
             campaigns: campaigns(&mut dice, window),
         }
     }
@@ -188,6 +188,8 @@ pub(crate) fn product_at(category: usize, share: f64) -> u16 {
 pub(crate) struct City {
     pub(crate) province: &'static str,
     pub(crate) name: &'static str,
+    /// Where fixed numbers have eight digits; elsewhere they have seven, and nobody here has one.
+    pub(crate) area_code: Option<&'static str>,
     pub(crate) districts: [&'static str; 3],
     pub(crate) weight: f64,
     /// Days that a parcel needs, and how much oftener than elsewhere it is late.
@@ -198,47 +200,59 @@ pub(crate) struct City {
 const fn city(
     province: &'static str,
     name: &'static str,
+    area_code: Option<&'static str>,
     districts: [&'static str; 3],
     weight: f64,
     transit_days: i64,
     lateness: f64,
 ) -> City {
-    City { province, name, districts, weight, transit_days, lateness }
+    City { province, name, area_code, districts, weight, transit_days, lateness }
 }
 
 pub(crate) const CITIES: [City; 20] = [
-    city("上海", "上海", ["浦东新区", "徐汇区", "静安区"], 12.0, 2, 0.8),
-    city("北京", "北京", ["朝阳区", "海淀区", "丰台区"], 11.0, 2, 0.8),
-    city("广东", "广州", ["天河区", "越秀区", "番禺区"], 9.0, 2, 0.8),
-    city("广东", "深圳", ["南山区", "福田区", "宝安区"], 10.0, 2, 0.8),
-    city("浙江", "杭州", ["西湖区", "余杭区", "滨江区"], 8.0, 2, 0.7),
-    city("江苏", "南京", ["鼓楼区", "江宁区", "玄武区"], 6.0, 2, 0.9),
-    city("江苏", "苏州", ["姑苏区", "吴中区", "工业园区"], 5.0, 2, 0.8),
-    city("四川", "成都", ["锦江区", "武侯区", "高新区"], 7.0, 3, 1.0),
-    city("重庆", "重庆", ["渝中区", "江北区", "沙坪坝区"], 6.0, 3, 1.1),
-    city("湖北", "武汉", ["武昌区", "江汉区", "洪山区"], 6.0, 3, 1.0),
-    city("陕西", "西安", ["雁塔区", "碑林区", "未央区"], 4.0, 3, 1.1),
-    city("湖南", "长沙", ["岳麓区", "芙蓉区", "雨花区"], 4.0, 3, 1.0),
-    city("山东", "青岛", ["市南区", "崂山区", "黄岛区"], 3.0, 3, 1.0),
-    city("山东", "济南", ["历下区", "市中区", "槐荫区"], 3.0, 3, 1.0),
-    city("福建", "厦门", ["思明区", "湖里区", "集美区"], 3.0, 3, 0.9),
-    city("辽宁", "沈阳", ["和平区", "沈河区", "铁西区"], 3.0, 4, 1.3),
-    city("黑龙江", "哈尔滨", ["南岗区", "道里区", "香坊区"], 2.0, 4, 1.5),
-    city("云南", "昆明", ["五华区", "盘龙区", "官渡区"], 2.0, 4, 1.4),
-    city("甘肃", "兰州", ["城关区", "七里河区", "安宁区"], 1.0, 5, 1.8),
-    city("新疆", "乌鲁木齐", ["天山区", "沙依巴克区", "水磨沟区"], 1.0, 6, 2.2),
+    city("上海", "上海", Some("021"), ["浦东新区", "徐汇区", "静安区"], 12.0, 2, 0.8),
+    city("北京", "北京", Some("010"), ["朝阳区", "海淀区", "丰台区"], 11.0, 2, 0.8),
+    city("广东", "广州", Some("020"), ["天河区", "越秀区", "番禺区"], 9.0, 2, 0.8),
+    city("广东", "深圳", Some("0755"), ["南山区", "福田区", "宝安区"], 10.0, 2, 0.8),
+    city("浙江", "杭州", Some("0571"), ["西湖区", "余杭区", "滨江区"], 8.0, 2, 0.7),
+    city("江苏", "南京", Some("025"), ["鼓楼区", "江宁区", "玄武区"], 6.0, 2, 0.9),
+    city("江苏", "苏州", Some("0512"), ["姑苏区", "吴中区", "工业园区"], 5.0, 2, 0.8),
+    city("四川", "成都", Some("028"), ["锦江区", "武侯区", "高新区"], 7.0, 3, 1.0),
+    city("重庆", "重庆", Some("023"), ["渝中区", "江北区", "沙坪坝区"], 6.0, 3, 1.1),
+    city("湖北", "武汉", Some("027"), ["武昌区", "江汉区", "洪山区"], 6.0, 3, 1.0),
+    city("陕西", "西安", Some("029"), ["雁塔区", "碑林区", "未央区"], 4.0, 3, 1.1),
+    city("湖南", "长沙", Some("0731"), ["岳麓区", "芙蓉区", "雨花区"], 4.0, 3, 1.0),
+    city("山东", "青岛", Some("0532"), ["市南区", "崂山区", "黄岛区"], 3.0, 3, 1.0),
+    city("山东", "济南", Some("0531"), ["历下区", "市中区", "槐荫区"], 3.0, 3, 1.0),
+    city("福建", "厦门", None, ["思明区", "湖里区", "集美区"], 3.0, 3, 0.9),
+    city("辽宁", "沈阳", Some("024"), ["和平区", "沈河区", "铁西区"], 3.0, 4, 1.3),
+    city("黑龙江", "哈尔滨", Some("0451"), ["南岗区", "道里区", "香坊区"], 2.0, 4, 1.5),
+    city("云南", "昆明", Some("0871"), ["五华区", "盘龙区", "官渡区"], 2.0, 4, 1.4),
+    city("甘肃", "兰州", None, ["城关区", "七里河区", "安宁区"], 1.0, 5, 1.8),
+    city("新疆", "乌鲁木齐", None, ["天山区", "沙依巴克区", "水磨沟区"], 1.0, 6, 2.2),
 ];
 
 #[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) tills: i64,
+    /// The shop's own number, where clerks type it in place of the customer's.
+    pub(crate) clerks_phone: Option<u64>,
 }
+
+/// Clerks of every fifth store want to get past the field.
+const STORES_A_CARELESS_ONE: u64 = 5;
 
 /// Stores stand in the order of the cities, so many in each.
 pub(crate) const STORES_IN_CITY: u16 = 3;
 
-fn stores(dice: &mut Dice) -> Vec<Store> {
-    CITIES.iter().flat_map(|_| 0..STORES_IN_CITY).map(|_| Store { tills: dice.range(2, 6) }).collect()
+fn stores(dice: &mut Dice, seed: u64) -> Vec<Store> {
+    let careless = mix(seed) % STORES_A_CARELESS_ONE;
+    (0..CITIES.len() as u64 * u64::from(STORES_IN_CITY))
+        .map(|store| Store {
+            tills: dice.range(2, 6),
+            clerks_phone: (store % STORES_A_CARELESS_ONE == careless).then(|| Ids::new(seed).phone(store, 2)),
+        })
+        .collect()
 }
 
 #[derive(Debug)]
