@@ -113,7 +113,7 @@ def main():
 
 def batch(first, count):
     ids = pyarrow.array(range(first, first + count), pyarrow.int64())
-    amounts = pyarrow.compute.cast(pyarrow.compute.divide(pyarrow.compute.cast(ids, "float64"), 64.0), "decimal128(20, 6)")
+    amounts = pyarrow.compute.cast(pyarrow.compute.divide(pyarrow.compute.cast(ids, "float64"), 64.0), pyarrow.decimal128(20, 6))
     return pyarrow.record_batch(
         {
             "id": ids,

@@ -163,11 +163,11 @@ pub enum IngestError {
         /// What is wrong with it.
         message: String,
     },
-    /// The books of ingestion could not be had from the store.
+    /// A table could not be had from the store.
     #[error("table {table} cannot be read: {message}")]
     Unread {
         /// Which table.
-        table: &'static str,
+        table: String,
         /// The store's answer.
         message: String,
     },
@@ -247,7 +247,7 @@ impl IngestError {
         move |error| {
             let message = error.strip_backtrace();
             if is_store_failure(&error) {
-                Self::Unread { table, message }
+                Self::Unread { table: table.to_owned(), message }
             } else {
                 Self::Ledger { table, message: format!("cannot be read: {message}") }
             }

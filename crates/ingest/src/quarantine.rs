@@ -15,7 +15,7 @@ use datafusion::logical_expr::{Expr, col, lit};
 use datafusion::physical_plan::execute_stream;
 use datafusion::prelude::SessionConfig;
 use futures::{Stream, StreamExt, TryStreamExt};
-use holdfast_lake::{Lake, Table, TableSpec};
+use holdfast_lake::{Lake, Table, TableSpec, is_store_failure};
 use holdfast_types::{COMMENT_KEY, PII_KEY, TableName};
 use serde::Serialize;
 
@@ -444,7 +444,12 @@ pub(crate) async fn scan(
         DataFusionError::ObjectStore(source) => {
             IngestError::Store { what: format!("cannot read table {name}"), source: *source }
         }
-        error => IngestError::Table { table: name.clone(), message: format!("cannot be read: {error}") },
+        error if is_store_failure(&error) => {
+            IngestError::Unread { table: name.clone(), message: error.strip_backtrace() }
+        }
+        error => {
+            IngestError::Table { table: name.clone(), message: format!("cannot be read: {}", error.strip_backtrace()) }
+        }
     };
     let projection: Vec<usize> = columns.iter().filter_map(|column| table.schema().index_of(column).ok()).collect();
     let filters: Vec<Expr> = filters
