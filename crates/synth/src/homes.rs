@@ -154,7 +154,7 @@ impl Landline {
 
     pub(crate) fn push_canonical(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"+86");
-        out.extend_from_slice(self.area_code[1..].as_bytes());
+        out.extend_from_slice(&self.area_code.as_bytes()[1..]);
         push_padded(out, i64::from(self.number), 8);
     }
 }
