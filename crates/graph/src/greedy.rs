@@ -129,7 +129,9 @@ pub(crate) struct Resolver<'a> {
     first_vertex: Vec<u32>,
     /// Pairs of vertices that may not come together.
     forbidden: Vec<(u32, u32)>,
+    /// Of each vertex, the interval of its evidence, and that of the links that speak of it.
     seen: Vec<Option<(i64, i64)>>,
+    linked: Vec<Option<(i64, i64)>>,
     sets: Sets,
     /// Edges that were looked at.
     pub(crate) edges_seen: u64,
@@ -146,6 +148,7 @@ impl<'a> Resolver<'a> {
             first_vertex: Vec::new(),
             forbidden: Vec::new(),
             seen: Vec::new(),
+            linked: Vec::new(),
             sets: Sets::default(),
             edges_seen: 0,
         }
@@ -158,6 +161,7 @@ impl<'a> Resolver<'a> {
         self.first_vertex.clear();
         self.forbidden.clear();
         self.seen.clear();
+        self.linked.clear();
         for &node in nodes {
             self.first_vertex.push(number(self.vertices.len()));
             let rank = self.evidence.ranks[node as usize];
@@ -172,16 +176,17 @@ impl<'a> Resolver<'a> {
                     token: self.evidence.token(node),
                 });
                 self.seen.push(None);
+                self.linked.push(None);
             }
         }
         for (index, &node) in nodes.iter().enumerate() {
             self.load_edges(nodes, index, node);
             self.load_decisions(nodes, index, node);
         }
-        for (vertex, seen) in self.vertices.iter_mut().zip(&self.seen) {
+        for (vertex, (seen, linked)) in self.vertices.iter_mut().zip(self.seen.iter().zip(&self.linked)) {
             let lives = self.states.lives_of(vertex.member.node);
             let life = lives.get(usize::from(vertex.member.life)).map(|life| (life.from, life.to));
-            vertex.seen = seen.or(life).unwrap_or(crate::evidence::UNDATED);
+            vertex.seen = seen.or(*linked).or(life).unwrap_or(crate::evidence::UNDATED);
         }
     }
 
@@ -262,10 +267,8 @@ impl<'a> Resolver<'a> {
                 self.first_vertex[index] + u32::from(life)
             };
             let left = vertex(index, node);
-            let seen = &mut self.seen[left as usize];
-            if seen.is_none() {
-                *seen = Some((link.at, link.at));
-            }
+            let at = link.at;
+            widen(&mut self.linked[left as usize], at, at);
             if node < other {
                 self.candidates.push(Candidate {
                     left,
@@ -273,7 +276,7 @@ impl<'a> Resolver<'a> {
                     tie: Tie::Link(node, other),
                     strength: 0,
                     weight: f32::INFINITY,
-                    first_seen: link.at,
+                    first_seen: at,
                     cut_at: None,
                 });
             }

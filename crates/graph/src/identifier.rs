@@ -68,10 +68,6 @@ impl States {
         if self.lives.is_empty() { &[] } else { self.lives.get(&node).map_or(&[], Vec::as_slice) }
     }
 
-    pub(crate) fn state(&self, node: u32) -> State {
-        State { standing: self.standing[node as usize], lives: self.lives_of(node).to_vec() }
-    }
-
     pub(crate) fn set(&mut self, node: u32, state: State) {
         self.standing[node as usize] = state.standing;
         if state.lives.is_empty() {
@@ -245,4 +241,25 @@ pub(crate) fn widen(interval: &mut Option<(i64, i64)>, first: i64, last: i64) {
         Some(known) if known != UNDATED => Some((known.0.min(first), known.1.max(last))),
         _ => Some((first, last)),
     };
+}
+
+/// The interval of each life of a node: of its evidence; without any, of the links that speak of it; else the life's own.
+pub(crate) fn seen_at(evidence: &Evidence, states: &States, node: u32, edges: &mut u64) -> Vec<(i64, i64)> {
+    let lives = states.lives_of(node);
+    let mut seen = vec![None; lives.len().max(1)];
+    for (_, row) in evidence.rows_of(node) {
+        *edges += 1;
+        if let Some(life) = life_at(lives, row.first_seen, row.last_seen) {
+            widen(&mut seen[usize::from(life)], row.first_seen, row.last_seen);
+        }
+    }
+    let mut linked = vec![None; seen.len()];
+    for link in evidence.linked_with(node).filter_map(|other| evidence.link(node, other)) {
+        if let Some(life) = life_at(lives, link.at, link.at) {
+            widen(&mut linked[usize::from(life)], link.at, link.at);
+        }
+    }
+    let own = |life: usize| lives.get(life).map_or(UNDATED, |life| (life.from, life.to));
+    let seen = seen.into_iter().zip(linked).enumerate();
+    seen.map(|(life, (seen, linked))| seen.or(linked).unwrap_or_else(|| own(life))).collect()
 }

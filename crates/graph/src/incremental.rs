@@ -7,7 +7,7 @@ use crate::components::Sets;
 use crate::error::GraphError;
 use crate::evidence::{Edge, EdgeKey, Evidence, Link, NONE};
 use crate::greedy::{Resolver, Tie};
-use crate::identifier::{Examiner, Life, Member, Standing, State};
+use crate::identifier::{Examiner, Life, Member, Standing, State, States, seen_at};
 use crate::resolution::{Clustered, Resolution, cluster_loaded, connects};
 use crate::rules::{Rules, TypeRule};
 
@@ -82,7 +82,7 @@ pub struct Touched {
 }
 
 /// Clusters before and after, connected by common members.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Group {
     /// The members of each cluster that was, in ascending order.
     pub before: Vec<Vec<Member>>,
@@ -92,6 +92,8 @@ pub struct Group {
     pub joins: Vec<Join>,
     /// What took apart old clusters whose members are not in one cluster any more.
     pub splits: Vec<Split>,
+    /// The likeliest cause of it all.
+    pub cause: Cause,
 }
 
 /// The members of a cluster, the founding one first: the earliest seen, then the one of the strongest type, then by token.
@@ -159,6 +161,8 @@ pub enum Cause {
     Standing(u32),
     /// This type got another rule.
     Rule(u8),
+    /// The whole graph was compared with an earlier one.
+    Compared,
 }
 
 /// An identifier joins again, or no more.
@@ -340,6 +344,36 @@ impl IdentityGraph {
         let batch = self.record(changes)?;
         let states = self.examine(&batch.dirty);
         self.resolve(batch, states)
+    }
+
+    /// Replaces all rules and works out everything again.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+        self.rebuild();
+    }
+
+    /// What became of earlier clusters, given by any number a cluster; from none, every cluster is new. This is how a graph that was built or rebuilt comes to its assignment. The cause is
+    /// always [`Cause::Compared`].
+    #[must_use]
+    pub fn since(&self, earlier: impl IntoIterator<Item = (Member, u32)>) -> Touched {
+        let mut labels: Vec<(Member, u32)> = earlier.into_iter().collect();
+        labels.sort_unstable();
+        let nodes: Vec<u32> = (0..self.evidence.nodes()).filter(|node| !self.fringe.contains(node)).collect();
+        let mut touched = Touched { nodes: nodes.len() as u64, ..Touched::default() };
+        let mut clusters: HashMap<u32, Member> = HashMap::new();
+        let clustered: Clustered =
+            self.assignments().map(|(member, label)| (member, *clusters.entry(label).or_insert(member))).collect();
+        let mut seen = HashMap::with_capacity(clustered.len());
+        for &node in nodes.iter().filter(|&&node| self.resolution.raw[node as usize] != NONE) {
+            touched.edges += members_at(&self.evidence, &self.resolution.states, node, |known| {
+                seen.insert(known.member, known);
+            });
+        }
+        let mut batch = Batch::default();
+        batch.causes.push((0, Cause::Compared));
+        let raw = nodes.iter().map(|&node| (node, self.resolution.raw[node as usize])).collect();
+        touched.groups = groups(&Before { labels, raw }, &clustered, &[], &seen, &batch, &self.resolution);
+        touched
     }
 
     fn check(&self, changes: &[Change]) -> Result<()> {
@@ -606,6 +640,18 @@ impl IdentityGraph {
     }
 }
 
+/// The members that a node is, with their moments. Returns how many edges it has.
+fn members_at(evidence: &Evidence, states: &States, node: u32, mut take: impl FnMut(ClusterMember)) -> u64 {
+    let mut edges = 0;
+    let seen = seen_at(evidence, states, node, &mut edges);
+    for (life, (first_seen, last_seen)) in seen.into_iter().enumerate() {
+        let member = Member { node, life: u16::try_from(life).unwrap_or(u16::MAX) };
+        let rank = evidence.ranks[node as usize];
+        take(ClusterMember { member, rank, token: evidence.token(node), first_seen, last_seen });
+    }
+    edges
+}
+
 /// What a batch of changes did to the evidence.
 #[derive(Debug, Default)]
 struct Batch {
@@ -763,6 +809,9 @@ fn groups(
         }
     }
 
+    let Some(&(_, any_cause)) = batch.causes.first() else { return Vec::new() };
+    let empty =
+        || Group { before: Vec::new(), after: Vec::new(), joins: Vec::new(), splits: Vec::new(), cause: any_cause };
     let mut by_group: HashMap<u32, Group> = HashMap::new();
     let mut same: HashSet<u32> = HashSet::new();
     let by_raw = batch.by_raw(before, resolution);
@@ -772,11 +821,11 @@ fn groups(
             same.insert(root);
             continue;
         }
-        let group = by_group.entry(root).or_default();
+        let group = by_group.entry(root).or_insert_with(empty);
         let members: Vec<Member> = cluster.iter().map(|&(_, member)| member).collect();
         let first = new_of.get(&members[0]);
         if first.is_none() || members.iter().any(|member| new_of.get(member) != first) {
-            let cause = batch.cause_of_split(&members, before, resolution, &by_raw);
+            let cause = batch.cause_at(&members, before, resolution, &by_raw);
             group.splits.extend(cause.map(|cause| Split { before: group.before.len(), cause }));
         }
         group.before.push(members);
@@ -789,7 +838,7 @@ fn groups(
         let mut members: Vec<ClusterMember> =
             cluster.iter().filter_map(|(_, member)| seen.get(member)).copied().collect();
         members.sort_unstable_by_key(ClusterMember::founding_order);
-        by_group.entry(root).or_default().after.push(Cluster { members });
+        by_group.entry(root).or_insert_with(empty).after.push(Cluster { members });
     }
     for (cluster, join) in joins {
         if let Some(&number) = new_of.get(cluster)
@@ -800,6 +849,11 @@ fn groups(
     }
     let mut groups: Vec<(u32, Group)> = by_group.into_iter().collect();
     groups.sort_unstable_by_key(|&(root, _)| root);
+    for (_, group) in &mut groups {
+        let is = group.after.iter().flat_map(|cluster| &cluster.members).map(|member| member.member);
+        let members: Vec<Member> = group.before.iter().flatten().copied().chain(is).collect();
+        group.cause = batch.cause_at(&members, before, resolution, &by_raw).unwrap_or(any_cause);
+    }
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
@@ -819,7 +873,7 @@ impl Batch {
     }
 
     /// A cause at a member; else one in the raw component that was, or in those that are.
-    fn cause_of_split(
+    fn cause_at(
         &self,
         members: &[Member],
         before: &Before,

@@ -6,6 +6,7 @@
 //!
 //! This crate must not know lakes, tables, SQL or files, what an identifier looks like, or the clock: nodes are numbers, tokens are 128 bits, moments are handed in.
 
+mod assign;
 mod components;
 mod dictionary;
 mod error;
@@ -16,6 +17,7 @@ mod incremental;
 mod resolution;
 mod rules;
 
+pub use assign::{Assignment, CustomerId, Event, Founder, Retired};
 pub use components::{ComponentBuilder, Components, components};
 pub use dictionary::Dictionary;
 pub use error::GraphError;
