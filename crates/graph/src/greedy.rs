@@ -8,7 +8,7 @@ use crate::identifier::{Member, Standing, States, life_at, widen};
 use crate::rules::Rules;
 
 /// What ties two members together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Tie {
     /// The row of an edge.
     Row(u32),
@@ -27,6 +27,8 @@ pub enum Refusal {
     Shared(Member),
     /// The evidence meets several lives of this end.
     SpansLives(u32),
+    /// It leads from one life of this identifier to another.
+    OtherLife(u32),
     /// The match weight is below the least.
     BelowBar {
         /// The edge's weight.

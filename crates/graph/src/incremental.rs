@@ -319,19 +319,24 @@ impl IdentityGraph {
     /// # Errors
     /// What [`Edge`]s can be wrong in; those before the wrong one have been added, and clusters are as they were.
     pub fn build(&mut self, edges: impl IntoIterator<Item = Edge>) -> Result<()> {
+        self.check_whole()?;
         let edges = edges.into_iter();
         self.evidence.reserve(edges.size_hint().0);
         for edge in edges {
             self.evidence.check_edge(&edge)?;
             self.evidence.add(&edge)?;
         }
-        self.rebuild();
-        Ok(())
+        self.rebuild()
     }
 
     /// Works out everything again, from the evidence alone.
-    pub fn rebuild(&mut self) {
+    ///
+    /// # Errors
+    /// [`GraphError::NotLoaded`] on a part of a graph.
+    pub fn rebuild(&mut self) -> Result<()> {
+        self.check_whole()?;
         self.resolution = Resolution::of(&self.evidence, &self.rules, self.threads);
+        Ok(())
     }
 
     /// Makes changes, one after the other, then works out again the raw components that they touch, and those alone.
@@ -347,9 +352,13 @@ impl IdentityGraph {
     }
 
     /// Replaces all rules and works out everything again.
-    pub fn set_rules(&mut self, rules: Rules) {
+    ///
+    /// # Errors
+    /// [`GraphError::UnknownType`] when the rules lack a type of the graph, [`GraphError::NotLoaded`] on a part of a graph; nothing has changed then.
+    pub fn set_rules(&mut self, rules: Rules) -> Result<()> {
+        self.resolution = self.under(&rules)?;
         self.rules = rules;
-        self.rebuild();
+        Ok(())
     }
 
     /// What became of earlier clusters, given by any number a cluster; from none, every cluster is new. This is how a graph that was built or rebuilt comes to its assignment. The cause is

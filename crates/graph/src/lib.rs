@@ -7,10 +7,13 @@
 //! This crate must not know lakes, tables, SQL or files, what an identifier looks like, or the clock: nodes are numbers, tokens are 128 bits, moments are handed in.
 
 mod assign;
+mod columns;
+mod compare;
 mod components;
 mod dictionary;
 mod error;
 mod evidence;
+mod explain;
 mod greedy;
 mod identifier;
 mod incremental;
@@ -18,10 +21,13 @@ mod resolution;
 mod rules;
 
 pub use assign::{Assignment, CustomerId, Event, Founder, Retired};
+pub use columns::{Columns, EdgeColumns, LifeColumns, NodeColumns};
+pub use compare::{Difference, GuardPoint};
 pub use components::{ComponentBuilder, Components, components};
 pub use dictionary::Dictionary;
 pub use error::GraphError;
 pub use evidence::{Edge, EdgeKey, Link, UNDATED};
+pub use explain::{Explanation, Step, Support};
 pub use greedy::Refusal;
 pub use identifier::{Life, Member, Standing};
 pub use incremental::{

@@ -44,15 +44,20 @@ pub(crate) type Clustered = Vec<(Member, Member)>;
 impl Resolution {
     /// Works it all out, with so many threads.
     pub(crate) fn of(evidence: &Evidence, rules: &Rules, threads: usize) -> Self {
+        Self::with_cuts(evidence, rules, threads).0
+    }
+
+    /// The same, with the number of edges that the guard has cut.
+    pub(crate) fn with_cuts(evidence: &Evidence, rules: &Rules, threads: usize) -> (Self, u64) {
         let mut resolution = Self { states: states(evidence, rules, threads), ..Self::default() };
         resolution.find_raw(evidence, rules, threads);
         let broken = resolution.find_broken(evidence, rules);
         resolution.labels.first.clone_from(&resolution.raw);
-        let clustered = resolution.cluster_each(evidence, rules, &broken, threads);
+        let (clustered, cut) = resolution.cluster_each(evidence, rules, &broken, threads);
         for (member, cluster) in clustered {
             resolution.labels.set(member, cluster);
         }
-        resolution
+        (resolution, cut)
     }
 
     /// Makes room for nodes that came since.
@@ -207,10 +212,11 @@ impl Resolution {
         (0..evidence.nodes()).filter(|&node| is_broken[node as usize]).collect()
     }
 
-    fn cluster_each(&self, evidence: &Evidence, rules: &Rules, roots: &[u32], threads: usize) -> Clustered {
+    fn cluster_each(&self, evidence: &Evidence, rules: &Rules, roots: &[u32], threads: usize) -> (Clustered, u64) {
         let next = AtomicUsize::new(0);
         let work = || {
             let mut clustered = Vec::new();
+            let mut cut = 0;
             let mut resolver = Resolver::new(evidence, rules, &self.states);
             let mut nodes = Vec::new();
             while let Some(rest) = roots.get(next.fetch_add(CHUNK, Relaxed)..).filter(|rest| !rest.is_empty()) {
@@ -220,20 +226,20 @@ impl Resolution {
                     nodes.sort_unstable();
                     resolver.load(&nodes);
                     cluster_loaded(&mut resolver, &mut clustered);
+                    cut += resolver.candidates.iter().filter(|candidate| !candidate.holds()).count() as u64;
                 }
             }
-            clustered
+            (clustered, cut)
         };
         std::thread::scope(|scope| {
             let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let mut clustered = work();
+            let (mut clustered, mut cut) = work();
             for other in others {
-                match other.join() {
-                    Ok(more) => clustered.extend(more),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
+                let (more, cut_more) = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                clustered.extend(more);
+                cut += cut_more;
             }
-            clustered
+            (clustered, cut)
         })
     }
 }
