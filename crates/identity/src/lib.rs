@@ -12,6 +12,7 @@ mod decisions;
 mod error;
 mod evidence;
 mod identifier;
+mod inquiry;
 mod known;
 mod resolve;
 mod rules;
@@ -22,6 +23,10 @@ pub use decisions::{Decision, DecisionKind, Identifier, decisions, newest_decisi
 pub use error::IdentityError;
 pub use evidence::IdentitySource;
 pub use identifier::{IdentifierTokens, IdentityKey, Reading, normalise};
+pub use inquiry::{
+    Effect, Effects, Explained, ExplainedStep, GuardLine, HistoryLine, Inquiry, LargestCustomer, Quality, Shown,
+    ShownIdentifier, SizeClass, Subject, TypeQuality, Wish,
+};
 pub use resolve::{ResolveReport, Resolver, resolve};
 pub use rules::{Blocked, IdentityRules, TypeRule};
 pub use tables::declared_tables;
