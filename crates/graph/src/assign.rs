@@ -206,6 +206,18 @@ impl<Id: CustomerId> Assignment<Id> {
         self.of.iter().map(|(&member, &id)| (member, id))
     }
 
+    /// The founding identifier of a living customer.
+    #[must_use]
+    pub fn founder(&self, id: Id) -> Option<Founder> {
+        self.customers.get(&id).map(|customer| customer.founder)
+    }
+
+    /// What is kept of a retired id.
+    #[must_use]
+    pub fn retired_id(&self, id: Id) -> Option<Retired<Id>> {
+        self.retired.get(&id).copied()
+    }
+
     /// Every living customer with its founding identifier, in no order.
     pub fn customers(&self) -> impl Iterator<Item = (Id, Founder)> {
         self.customers.iter().map(|(&id, customer)| (id, customer.founder))

@@ -554,16 +554,10 @@ impl Inquiry {
             reason: reason.to_owned(),
             decided_at,
         };
+        let broken = self.broken_links();
         let moved = self.known.decide(decision.clone())?;
-        if let (DecisionKind::Link, Some(right)) = (kind, right)
-            && self.known.customer_of(left) != self.known.customer_of(right)
-        {
-            let why = self.explain(Subject { node: left, id: None }, Subject { node: right, id: None })?;
-            let why = why.steps.into_iter().find_map(|step| step.refused_because);
-            return refused(format!(
-                "these two cannot be linked: {}",
-                why.unwrap_or_else(|| "a decision keeps them apart".to_owned())
-            ));
+        if let Some(link) = self.broken_links().into_iter().find(|link| !broken.contains(link)) {
+            return Err(IdentityError::Refused(self.why_link_fails(link, decision.decision_id)?));
         }
         let effects = effects(&self.known, &moved, usize::MAX);
         Ok((decision, effects))
@@ -575,6 +569,39 @@ impl Inquiry {
     /// [`IdentityError::DecidedMeanwhile`] when somebody else decided something since [`Inquiry::catch_up`]; what the lake answers.
     pub async fn record(lake: &Lake, decision: &Decision) -> Result<()> {
         record(lake, decision).await
+    }
+
+    /// Links that are in force and join nothing, because cannot-links forbid it.
+    fn broken_links(&self) -> Vec<i64> {
+        let ends = |decision: &Decision| {
+            let node = |identifier: &Identifier| self.known.node_of(&identifier.token).ok().flatten();
+            node(&decision.left).zip(decision.right.as_ref().and_then(node))
+        };
+        in_force(&self.known.decisions)
+            .filter(|decision| decision.kind == DecisionKind::Link)
+            .filter(|decision| {
+                ends(decision)
+                    .is_some_and(|(left, right)| self.known.customer_of(left) != self.known.customer_of(right))
+            })
+            .map(|decision| decision.decision_id)
+            .collect()
+    }
+
+    fn why_link_fails(&self, link: i64, new: i64) -> Result<String> {
+        let decision = self.known.decisions.iter().find(|decision| decision.decision_id == link);
+        let Some((decision, right)) = decision.and_then(|known| Some((known, known.right.as_ref()?))) else {
+            return Ok(format!("decision {link} could not hold any more"));
+        };
+        let subject = |identifier: &Identifier| self.find(&format!("token:{}", identifier.token));
+        let explained = self.explain(subject(&decision.left)?, subject(right)?)?;
+        let why = explained.steps.into_iter().find_map(|step| step.refused_because);
+        let why = why.unwrap_or_else(|| "other decisions keep them apart".to_owned());
+        let what = if link == new {
+            "these two cannot be linked".to_owned()
+        } else {
+            format!("{}, could not hold any more", told(decision))
+        };
+        Ok(format!("{what}: {why}"))
     }
 
     fn check_pair(&self, left: Subject, right: Subject, against: DecisionKind, same: DecisionKind) -> Result<()> {

@@ -106,6 +106,8 @@ impl Known {
         let labels = known.restore(lake, settings).await?;
         let touched = known.graph.since(labels);
         let moved = known.assign(&touched)?;
+        let founders: Vec<u32> = known.assignment.customers().map(|(_, founder)| founder.member.node).collect();
+        known.note_earlier_records(founders)?;
         Ok((known, moved))
     }
 
@@ -116,9 +118,12 @@ impl Known {
         decided.retain(|decision| decision.decision_id > taken.decision);
         let mut changes = self.take_decisions(decided)?;
         let edges = self.read_edges(lake, settings, Part::After(&taken)).await?;
+        let seen: HashSet<u32> = edges.iter().flat_map(|edge| [edge.left, edge.right]).collect();
         changes.extend(edges.into_iter().map(Change::Add));
         let touched = self.graph.apply(&changes)?;
-        self.assign(&touched)
+        let moved = self.assign(&touched)?;
+        self.note_earlier_records(seen)?;
+        Ok(moved)
     }
 
     /// What a decision would do, or does: takes it in.
@@ -128,7 +133,7 @@ impl Known {
         self.assign(&touched)
     }
 
-    /// Whether `taken` in the lake leaves nothing to take in, as far as decisions go; evidence is compared by the version of its table.
+    /// The node of a token that is known.
     pub(crate) fn node_of(&self, token: &str) -> Result<Option<u32>> {
         Ok(self.graph.find(parse_token(token)?))
     }
@@ -140,8 +145,8 @@ impl Known {
 
     /// The founding identifier of an id, in use or not.
     pub(crate) fn founder_of(&self, id: CustomerId) -> Option<u32> {
-        let living = self.assignment.customers().find(|(of, _)| *of == id).map(|(_, founder)| founder.member.node);
-        living.or_else(|| self.assignment.retired().find(|(of, _)| *of == id).map(|(_, retired)| retired.founder.node))
+        let living = self.assignment.founder(id).map(|founder| founder.member.node);
+        living.or_else(|| self.assignment.retired_id(id).map(|retired| retired.founder.node))
     }
 
     /// The type and token of a node.
@@ -241,6 +246,22 @@ impl Known {
             }
         })?;
         Ok(Moved { events })
+    }
+
+    /// Files may arrive in any order: the first record of a founding identifier may turn out to be an earlier one, which makes its customer older. The graph tells only of clusters whose
+    /// members changed.
+    fn note_earlier_records(&mut self, nodes: impl IntoIterator<Item = u32>) -> Result<()> {
+        for node in nodes {
+            let Some(id) = self.customer_of(node) else { continue };
+            let Some(founder) = self.assignment.founder(id).filter(|founder| founder.member.node == node) else {
+                continue;
+            };
+            let (Some(first_seen), _, _) = self.seen(node)? else { continue };
+            if founder.first_seen == UNDATED.0 || first_seen < founder.first_seen {
+                self.assignment.replay(&Event::Refounded { id, founder: Founder { first_seen, ..founder } })?;
+            }
+        }
+        Ok(())
     }
 
     /// Values that the rules block join nobody, whenever they came. Those that only an expression tells are known by it as they come.

@@ -1,8 +1,8 @@
 //! Identity: from the identifiers that records carry to customers with stable ids.
 //!
-//! A record with several identifiers is evidence that they belong to one person. [`resolve`] collects that evidence from `raw.*` into `identity.edges`
+//! A record with several identifiers is evidence that they belong to one person. A [`Resolver`] collects that evidence from `raw.*` into `identity.edges`
 //! (each batch once), adds what people have decided, joins identifiers into customers by the rules of the pipeline, and keeps `identity.identifiers`, `identity.customers` and
-//! `identity.history`. A [`Resolver`] does so again and again and reads only what is new. Matching is exact, on normalised values; what is stored are keyed hashes, never the values. The
+//! `identity.history`. One that is kept reads only what is new the next time. Matching is exact, on normalised values; what is stored are keyed hashes, never the values. The
 //! graph itself is in `holdfast-graph`.
 //!
 //! This crate must not know files, formats or stages: it is handed raw tables and SQL expressions for their identifiers.
@@ -27,7 +27,7 @@ pub use inquiry::{
     Effect, Effects, Explained, ExplainedStep, GuardLine, HistoryLine, Inquiry, LargestCustomer, Quality, Shown,
     ShownIdentifier, SizeClass, Subject, TypeQuality, Wish,
 };
-pub use resolve::{ResolveReport, Resolver, resolve};
+pub use resolve::{ResolveReport, Resolver};
 pub use rules::{Blocked, IdentityRules, TypeRule};
 pub use tables::declared_tables;
 

@@ -68,20 +68,6 @@ impl Note {
     }
 }
 
-/// Resolves identity once: everything is read. See [`Resolver::resolve`].
-///
-/// # Errors
-/// As [`Resolver::resolve`].
-pub async fn resolve(
-    lake: &Lake,
-    settings: &SessionSettings,
-    tokens: &IdentifierTokens,
-    sources: &[IdentitySource],
-    progress: &dyn Progress,
-) -> Result<ResolveReport> {
-    Resolver::new(tokens.clone()).resolve(lake, settings, sources, progress).await
-}
-
 /// Resolves identity again and again: keeps the graph in memory from one time to the next, so that only what is new is read and worked out.
 #[derive(Debug)]
 pub struct Resolver {
