@@ -133,6 +133,10 @@ impl Resolver {
             return Ok(());
         }
         report.resolved = true;
+        let step_before = match &identifiers {
+            Some(table) => table.position(RESOLVE_APP).await?.unwrap_or(0),
+            None => 0,
+        };
         // Taken out: what fails or is dropped on the way leaves nothing half done behind.
         let resident = self.resident.take().filter(|resident| Some(&resident.note) == note.as_ref());
         let (mut known, mut events) = match resident {
@@ -146,18 +150,18 @@ impl Resolver {
         events.extend(known.advance(lake, settings).await?.events);
         let taken = known.taken.clone();
         let note = Note { edges: edges_version, rules: self.tokens.fingerprint().to_owned(), taken };
-        write(lake, &mut known, &events, &note, report).await?;
+        write(lake, &mut known, &events, (&note, step_before), report).await?;
         self.resident = Some(Resident { note, known });
         Ok(())
     }
 }
 
-/// Writes what is known to the tables, and what happened to the history.
+/// Writes what is known to the tables, and what happened to the history. It was worked out from what the step before had left.
 async fn write(
     lake: &Lake,
     known: &mut Known,
     events: &[Event<CustomerId>],
-    note: &Note,
+    (note, step_before): (&Note, i64),
     report: &mut ResolveReport,
 ) -> Result<()> {
     let now = lake.clock().now().timestamp_micros();
@@ -168,9 +172,13 @@ async fn write(
     }
     count(known, events, report)?;
 
-    // A step that died on the way has left its number in some of the tables: this one takes the next.
     let history = position(lake, &tables::history()?.name).await?;
     let resolved = position(lake, &tables::identifiers()?.name).await?;
+    if resolved != step_before {
+        // Somebody else has resolved meanwhile.
+        return Err(IdentityError::Concurrent);
+    }
+    // A step that died on the way has left its number in some of the tables: this one takes the next.
     let step = history.max(resolved).max(position(lake, &tables::customers()?.name).await?) + 1;
     let at = || Position { app_id: RESOLVE_APP.to_owned(), version: step };
     let nothing = serde_json::Map::new;
