@@ -18,6 +18,7 @@ mod commit_rule;
 mod commit_times;
 mod contracts;
 mod feeds;
+mod identity;
 mod inbox;
 mod ingest;
 mod kafka;

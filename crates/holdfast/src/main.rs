@@ -15,7 +15,9 @@ use clap::Parser;
 use holdfast_lake::StoreOptions;
 use tracing::Instrument;
 
-use crate::commands::{collect, contracts, demo, generate, ingest, maintain, quarantine, run, serve, sql, test};
+use crate::commands::{
+    collect, contracts, demo, generate, identity, ingest, maintain, quarantine, run, serve, sql, test,
+};
 use crate::error::CliError;
 use crate::progress::Terminal;
 use crate::project::{Project, ProjectArgs};
@@ -46,6 +48,7 @@ enum Command {
     Contracts(contracts::ContractsArgs),
     Demo(demo::DemoArgs),
     Generate(generate::GenerateArgs),
+    Identity(identity::IdentityArgs),
     Ingest(ingest::IngestArgs),
     Run(run::RunArgs),
     Maintain(maintain::MaintainArgs),
@@ -62,6 +65,7 @@ impl Command {
             Self::Contracts(_) => "contracts",
             Self::Demo(_) => "demo",
             Self::Generate(_) => "generate",
+            Self::Identity(_) => "identity",
             Self::Ingest(_) => "ingest",
             Self::Run(_) => "run",
             Self::Maintain(_) => "maintain",
@@ -123,6 +127,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Contracts(args) => contracts::run(&project, args, terminal).await,
         Command::Demo(args) => demo::run(project, args, terminal).await,
         Command::Generate(_) => Ok(()),
+        Command::Identity(args) => identity::run(&project, args, terminal).await,
         Command::Ingest(args) => ingest::run(&project, args, terminal).await,
         Command::Run(args) => run::run(&project, args, terminal).await,
         Command::Maintain(args) => maintain::run(&project, args, terminal).await,

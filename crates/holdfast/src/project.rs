@@ -336,6 +336,11 @@ impl Project {
         Ok(IdentifierTokens::new(rules, &self.key()?))
     }
 
+    /// The same key with the rules of another file: for dry runs.
+    pub(crate) fn tokens_by(&self, rules: &Path) -> Result<IdentifierTokens, CliError> {
+        Ok(IdentifierTokens::new(IdentityRules::load(rules)?, &self.key()?))
+    }
+
     fn key(&self) -> Result<IdentityKey, CliError> {
         if self.key_file.exists() {
             return Ok(IdentityKey::load(&self.key_file)?);
@@ -378,6 +383,13 @@ impl Project {
     pub(crate) fn reader_settings(&self) -> SessionSettings {
         SessionSettings { memory_bytes: self.memory_bytes(), ..SessionSettings::default() }
     }
+}
+
+/// Who is at the keyboard, for what is signed; empty when nobody knows.
+#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
+pub(crate) fn user_name() -> String {
+    let named = ["USER", "LOGNAME", "USERNAME"].into_iter().find_map(|name| std::env::var(name).ok());
+    named.unwrap_or_default()
 }
 
 /// Writes a new file that only its owner may read. Leaves one that is there alone.

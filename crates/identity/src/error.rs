@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use holdfast_engine::EngineError;
+use holdfast_graph::GraphError;
 use holdfast_lake::LakeError;
 use holdfast_types::{BrokenPromise, ErrorKind};
 
@@ -41,6 +42,17 @@ pub enum IdentityError {
     /// Another process resolved identities at the same time.
     #[error("identity was resolved by another process at the same time: run again")]
     Concurrent,
+    /// Somebody else decided something first.
+    #[error(
+        "decision {0} was made by somebody else at the same time: look at it with `holdfast identity decisions`, then decide again"
+    )]
+    DecidedMeanwhile(i64),
+    /// What was asked about does not exist.
+    #[error("{0}")]
+    Unknown(String),
+    /// What was asked for cannot be done.
+    #[error("{0}")]
+    Refused(String),
     /// The engine refused.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -50,6 +62,9 @@ pub enum IdentityError {
     /// A promise did not hold.
     #[error(transparent)]
     Promise(#[from] BrokenPromise),
+    /// What is stored does not make a graph.
+    #[error("identity graph: {0}")]
+    Graph(#[from] GraphError),
     /// Stored tables that are not as this crate writes them.
     #[error("identity tables are damaged: {0}")]
     Damaged(String),
@@ -62,11 +77,14 @@ impl IdentityError {
             Self::Unreadable { .. } | Self::Rules { .. } | Self::Key(_) | Self::Source { .. } => {
                 ErrorKind::InvalidConfig
             }
-            Self::Concurrent => ErrorKind::Conflict,
+            Self::Concurrent | Self::DecidedMeanwhile(_) => ErrorKind::Conflict,
+            Self::Unknown(_) => ErrorKind::NotFound,
+            Self::Refused(_) => ErrorKind::InvalidInput,
             Self::Engine(error) => error.kind(),
             Self::Lake(error) => error.kind(),
             Self::Promise(_) => ErrorKind::Bug,
-            Self::Damaged(_) => ErrorKind::CorruptData,
+            // Identifiers and evidence come from tables that this crate wrote.
+            Self::Graph(_) | Self::Damaged(_) => ErrorKind::CorruptData,
         }
     }
 }

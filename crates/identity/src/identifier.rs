@@ -100,11 +100,32 @@ impl IdentifierTokens {
     }
 
     fn token_with(&self, key: &[u8; 32], identifier_type: &str, value: &str) -> Option<String> {
-        let value = normalise(&self.rules, identifier_type, value)?;
-        if self.rules.blocked.get(identifier_type).is_some_and(|blocked| blocked.contains(&value)) {
-            return None;
+        match self.read_with(key, identifier_type, value) {
+            Reading::Token(token) => Some(token),
+            Reading::Blocked | Reading::NoIdentifier => None,
         }
-        Some(blake3::keyed_hash(key, value.as_bytes()).to_hex()[..32].to_owned())
+    }
+
+    /// What a value is under the rules; `None` when there is no such type.
+    pub fn read(&self, identifier_type: &str, value: &str) -> Option<Reading> {
+        let key = self.key(identifier_type)?;
+        Some(self.read_with(key, identifier_type, value))
+    }
+
+    fn read_with(&self, key: &[u8; 32], identifier_type: &str, value: &str) -> Reading {
+        let Some(normalised) = normalise(&self.rules, identifier_type, value) else { return Reading::NoIdentifier };
+        match self.rules.blocked.get(identifier_type) {
+            Some(blocked) if blocked.holds(value.trim(), &normalised) => Reading::Blocked,
+            _ => Reading::Token(hashed(key, &normalised)),
+        }
+    }
+
+    /// The tokens that values had before the rules blocked them, with the ranks of their types. What expressions block cannot be told from its token.
+    pub(crate) fn blocked_tokens(&self) -> impl Iterator<Item = (u8, String)> {
+        self.rules.blocked.iter().flat_map(|(name, blocked)| {
+            let known = self.rules.rank(name).zip(self.key(name));
+            blocked.values.iter().filter_map(move |value| known.map(|(rank, key)| (rank, hashed(key, value))))
+        })
     }
 
     /// The SQL function `identifier_token(type, value)`.
@@ -124,6 +145,21 @@ impl IdentifierTokens {
             signature: Signature::exact(vec![DataType::Utf8, DataType::Utf8], Volatility::Immutable),
         })
     }
+}
+
+/// What a value is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reading {
+    /// An identifier, by its token: 32 hexadecimal digits.
+    Token(String),
+    /// A value that the rules block.
+    Blocked,
+    /// Empty, malformed, a filler.
+    NoIdentifier,
+}
+
+fn hashed(key: &[u8; 32], normalised: &str) -> String {
+    blake3::keyed_hash(key, normalised.as_bytes()).to_hex()[..32].to_owned()
 }
 
 /// A value as it is compared: two texts that mean the same identifier become equal. `None` when the text cannot be one.
@@ -326,8 +362,7 @@ mod tests {
     use crate::rules::TypeRule;
 
     fn rules() -> IdentityRules {
-        let rule =
-            |country: Option<&str>| TypeRule { unique: false, shared_above: 1, country: country.map(str::to_owned) };
+        let rule = |country: Option<&str>| TypeRule { country: country.map(str::to_owned), ..TypeRule::default() };
         let types: BTreeMap<String, TypeRule> =
             [("phone", Some("CN")), ("email", None), ("member_id", None), ("device", None)]
                 .into_iter()

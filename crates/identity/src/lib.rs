@@ -1,23 +1,34 @@
 //! Identity: from the identifiers that records carry to customers with stable ids.
 //!
-//! A record with several identifiers is evidence that they belong to one person. [`resolve`] collects that evidence from `raw.*` into `identity.edges`
-//! (each batch once), joins identifiers into customers, and keeps `identity.identifiers`, `identity.customers` and `identity.history`. Matching is exact, on
-//! normalised values; what is stored are keyed hashes, never the values.
+//! A record with several identifiers is evidence that they belong to one person. A [`Resolver`] collects that evidence from `raw.*` into `identity.edges`
+//! (each batch once), adds what people have decided, joins identifiers into customers by the rules of the pipeline, and keeps `identity.identifiers`, `identity.customers` and
+//! `identity.history`. One that is kept reads only what is new the next time. Matching is exact, on normalised values; what is stored are keyed hashes, never the values. The
+//! graph itself is in `holdfast-graph`.
 //!
 //! This crate must not know files, formats or stages: it is handed raw tables and SQL expressions for their identifiers.
 
+mod customer;
+mod decisions;
 mod error;
-mod graph;
+mod evidence;
 mod identifier;
+mod inquiry;
+mod known;
 mod resolve;
 mod rules;
 mod tables;
 
+pub use customer::{CustomerId, NoCustomerId};
+pub use decisions::{Decision, DecisionKind, Identifier, decisions, newest_decision};
 pub use error::IdentityError;
-pub use graph::{Cluster, Edge, Member, cluster};
-pub use identifier::{IdentifierTokens, IdentityKey, normalise};
-pub use resolve::{IdentitySource, ResolveReport, resolve};
-pub use rules::{IdentityRules, TypeRule};
+pub use evidence::IdentitySource;
+pub use identifier::{IdentifierTokens, IdentityKey, Reading, normalise};
+pub use inquiry::{
+    Effect, Effects, Explained, ExplainedStep, GuardLine, HistoryLine, Inquiry, LargestCustomer, Quality, Shown,
+    ShownIdentifier, SizeClass, Subject, TypeQuality, Wish,
+};
+pub use resolve::{ResolveReport, Resolver};
+pub use rules::{Blocked, IdentityRules, TypeRule};
 pub use tables::declared_tables;
 
 /// A result of this crate.

@@ -1,13 +1,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use arrow::array::{ArrayRef, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
-use holdfast_engine::DeclaredTable;
-use holdfast_lake::TableSpec;
+use datafusion::error::DataFusionError;
+use holdfast_engine::{DeclaredTable, EngineError, LakeReader, SessionSettings, plan_read_only};
+use holdfast_lake::{Lake, TableSpec};
 use holdfast_types::{COMMENT_KEY, TableName};
 
 use crate::Result;
 use crate::error::IdentityError;
+
+/// The position of the three resolved tables: they take one step together.
+pub(crate) const RESOLVE_APP: &str = "identity/resolve";
 
 fn column(name: &str, data_type: DataType, comment: &str) -> Field {
     Field::new(name, data_type, true).with_metadata(HashMap::from([(COMMENT_KEY.to_owned(), comment.to_owned())]))
@@ -44,6 +49,11 @@ pub(crate) fn edges() -> Result<TableSpec> {
             moment("first_seen_at", "Event time of the first record with both"),
             moment("last_seen_at", "Event time of the last record with both"),
             column("records", DataType::Int64, "How many records carried both"),
+            column(
+                "replay",
+                DataType::Int64,
+                "The replay that brought it out of quarantine; null for what came by itself",
+            ),
         ],
     )
 }
@@ -56,10 +66,15 @@ pub(crate) fn identifiers() -> Result<TableSpec> {
             text("identifier_type", "Such as phone or member_id"),
             text("token", "Keyed hash of the normalised value; unique"),
             text("customer_id", "Unified customer id"),
-            column("is_shared", DataType::Boolean, "Belongs to several people (a family, a kiosk), so it joins nobody"),
+            column(
+                "is_shared",
+                DataType::Boolean,
+                "Belongs to several people (a family, a kiosk) or to nobody, so it joins nobody",
+            ),
             moment("first_seen_at", "Event time of the first record with it"),
             moment("last_seen_at", "Event time of the last record with it"),
             column("records", DataType::Int64, "How many pieces of evidence name it"),
+            text("standing", "joins others, or joins nobody: shared, a hub, or blocked"),
         ],
     )
 }
@@ -70,10 +85,18 @@ pub(crate) fn customers() -> Result<TableSpec> {
         "Every customer id ever given, one row an id; ids are never reused",
         vec![
             text("customer_id", "Unified customer id"),
-            text("founding_type", "Type of the identifier the id was given for"),
+            text("founding_type", "Type of the identifier the customer is known by"),
             text("founding_token", "Keyed hash of that identifier"),
             moment("first_seen_at", "Event time of the first record of the founding identifier"),
-            text("merged_into", "The id that took its place in a merge; null while it is in use"),
+            text(
+                "merged_into",
+                "The id in use that took its place; null while it is in use itself, or when nothing is left of it",
+            ),
+            text(
+                "resolves_to",
+                "The id in use that it answers to, itself while it is in use; null when nothing is left of it",
+            ),
+            moment("retired_at", "When it went out of use; null while it is in use"),
         ],
     )
 }
@@ -84,12 +107,49 @@ pub(crate) fn history() -> Result<TableSpec> {
         "Every change of a customer id with its cause, append-only",
         vec![
             column("step", DataType::Int64, "The resolution that made the change, counting from 1"),
-            text("kind", "minted, merged or split"),
+            text(
+                "kind",
+                "minted, merged, split, moved (some of its identifiers), ended (nothing is left of it), or undone: the step in the column identifiers never took effect",
+            ),
             text("customer_id", "The id that was given, or that went on"),
-            text("other_customer_id", "The id that was merged into it, or that it was split from"),
+            text("other_customer_id", "The id that was merged into it, or that identifiers were split or moved from"),
             text("cause_type", "Type of the identifier that caused it"),
             text("cause_token", "Keyed hash of that identifier"),
             moment("changed_at", "When it was done"),
+            text(
+                "cause",
+                "evidence (of both identifiers), standing (the identifier became shared or a hub, or is so no more), link, unlink, block and their withdrawal, compared (the first time, or after other rules)",
+            ),
+            text("cause_other_type", "Type of the other identifier of the pair that caused it"),
+            text("cause_other_token", "Keyed hash of that identifier"),
+            text("cause_source", "The source of the evidence"),
+            column("decision_id", DataType::Int64, "The decision of a person that caused it"),
+            column(
+                "identifiers",
+                DataType::Int64,
+                "How many identifiers the change is about; of a step that was undone, its number",
+            ),
+        ],
+    )
+}
+
+pub(crate) fn decisions() -> Result<TableSpec> {
+    spec(
+        "decisions",
+        "What people have decided about identity, append-only; a decision holds until another withdraws it",
+        vec![
+            column("decision_id", DataType::Int64, "Counts from 1"),
+            text("kind", "link, unlink (never one customer), block (joins nobody), or withdraw"),
+            text("left_type", "Type of the identifier it is about"),
+            text("left_token", "Keyed hash of that identifier"),
+            text("right_type", "Type of the other identifier of a link or unlink"),
+            text("right_token", "Keyed hash of that identifier"),
+            text("left_customer_id", "The customer that the identifier had then"),
+            text("right_customer_id", "The customer that the other identifier had then"),
+            column("withdraws", DataType::Int64, "The decision that is taken back"),
+            text("decided_by", "Who"),
+            text("reason", "Why"),
+            moment("decided_at", "When"),
         ],
     )
 }
@@ -99,10 +159,37 @@ pub(crate) fn history() -> Result<TableSpec> {
 /// # Errors
 /// None in practice: the names are fixed.
 pub fn declared_tables() -> Result<Vec<DeclaredTable>> {
-    [edges()?, identifiers()?, customers()?, history()?]
+    [edges()?, identifiers()?, customers()?, history()?, decisions()?]
         .into_iter()
         .map(|spec| {
             Ok(DeclaredTable { name: spec.name, schema: SchemaRef::clone(&spec.schema), identifiers: Vec::new() })
         })
         .collect()
+}
+
+/// The rows of a query over the newest version of one table.
+pub(crate) async fn query(
+    lake: &Lake,
+    settings: &SessionSettings,
+    table: &TableName,
+    sql: &str,
+) -> Result<Vec<RecordBatch>> {
+    let session = LakeReader::newest_of(lake, settings, std::slice::from_ref(table)).await?.session()?;
+    let plan = plan_read_only(&session, sql).await?;
+    let frame = session.execute_logical_plan(plan).await.map_err(failed)?;
+    frame.collect().await.map_err(failed)
+}
+
+fn failed(source: DataFusionError) -> IdentityError {
+    IdentityError::Engine(EngineError::Execution { what: "resolving identity".to_owned(), source: Box::new(source) })
+}
+
+pub(crate) fn moments(values: impl Iterator<Item = Option<i64>>) -> ArrayRef {
+    Arc::new(values.collect::<TimestampMicrosecondArray>().with_timezone("UTC"))
+}
+
+/// Rows of one of these tables.
+pub(crate) fn batch(spec: &TableSpec, columns: Vec<ArrayRef>) -> Result<RecordBatch> {
+    RecordBatch::try_new(Arc::clone(&spec.schema), columns)
+        .map_err(|error| IdentityError::Damaged(format!("{}: {error}", spec.name)))
 }

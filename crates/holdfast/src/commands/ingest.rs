@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use holdfast_engine::{Project as Stages, RunOptions, RunReport, Runner, Selection};
-use holdfast_identity::{IdentifierTokens, IdentitySource, ResolveReport, resolve};
+use holdfast_identity::{IdentifierTokens, IdentitySource, ResolveReport, Resolver, newest_decision};
 use holdfast_ingest::{
     IngestError, IngestSettings, IngestStep, Origin, Severity, SourceReader, SourceReport, SourceSpec, ingest_inbox,
     ingest_source, ledger_tables, newest_replay,
@@ -165,7 +165,7 @@ pub(crate) async fn run(project: &Project, args: &IngestArgs, terminal: &Arc<Ter
     if args.watch {
         return rounds.watch().await;
     }
-    let report = rounds.round(Told::All, &mut None, None).await?;
+    let report = rounds.round(Told::All, &mut Unified::new(rounds.tokens.clone()), None).await?;
     rounds.tidy(&report.sources).await?;
     if args.json {
         print_json(&report)?;
@@ -186,6 +186,19 @@ struct Rounds<'a> {
     runner: Option<Runner>,
 }
 
+/// How far what is in raw has come in identity and core, and what the next round need not read again.
+struct Unified {
+    /// What was brought there last, and by which decisions of people; `None` when that is not known.
+    arrived: Option<(Vec<IdentitySource>, i64)>,
+    resolver: Resolver,
+}
+
+impl Unified {
+    fn new(tokens: IdentifierTokens) -> Self {
+        Self { arrived: None, resolver: Resolver::new(tokens) }
+    }
+}
+
 /// What a watching worker has from one round to the next.
 struct Watching {
     shares: Shares,
@@ -193,12 +206,12 @@ struct Watching {
 }
 
 impl Rounds<'_> {
-    /// Everything that is there now, to raw and from there to core. `unified` is what of raw is in core already, so that a
+    /// Everything that is there now, to raw and from there to core. `unified` says what of raw is in core already, so that a
     /// round without news is a short one; whoever wrote to raw, such as `holdfast collect`, makes news. A watching worker does what it holds.
     async fn round(
         &self,
         told: Told,
-        unified: &mut Option<Vec<IdentitySource>>,
+        unified: &mut Unified,
         mut watching: Option<&mut Watching>,
     ) -> Result<IngestReport, CliError> {
         let started = Instant::now();
@@ -218,7 +231,7 @@ impl Rounds<'_> {
         };
         let mut report = IngestReport { sources, customers: None, core: None, seconds: 0.0 };
         if args.raw_only {
-            *unified = Some(Vec::new());
+            // Nothing is unified.
         } else if let Some(watching) = watching {
             watching.shares.settle().await?;
             let work = Box::pin(self.unify(unified, &mut report));
@@ -290,19 +303,15 @@ impl Rounds<'_> {
     }
 
     /// What is in raw, to identity and core.
-    async fn unify(
-        &self,
-        unified: &mut Option<Vec<IdentitySource>>,
-        report: &mut IngestReport,
-    ) -> Result<(), CliError> {
+    async fn unify(&self, unified: &mut Unified, report: &mut IngestReport) -> Result<(), CliError> {
         let (project, args, terminal) = (self.project, self.args, self.terminal);
-        let arrived = identity_sources(project, &self.lake).await?;
-        if unified.as_ref() == Some(&arrived) {
+        let arrived = (identity_sources(project, &self.lake).await?, newest_decision(&self.lake).await?);
+        if unified.arrived.as_ref() == Some(&arrived) {
             return Ok(());
         }
         // Until all of it is done, nothing is known to be.
-        *unified = None;
-        let resolved = resolve_sources(project, &self.lake, &self.tokens, &arrived, terminal).await?;
+        unified.arrived = None;
+        let resolved = resolve_sources(project, &self.lake, &mut unified.resolver, &arrived.0, terminal).await?;
         report.customers = Some(resolved.customers);
         if let Some(runner) = &self.runner {
             let selection = if args.run { Selection::All } else { unified_stages() };
@@ -313,7 +322,7 @@ impl Rounds<'_> {
             super::run::judge(&run)?;
             report.core = Some(run);
         }
-        *unified = Some(arrived);
+        unified.arrived = Some(arrived);
         Ok(())
     }
 
@@ -344,7 +353,7 @@ impl Rounds<'_> {
     async fn rounds_until_stopped(&self, following: &mut Following, watching: &mut Watching) -> Result<(), CliError> {
         let every = Duration::from_secs_f64(self.args.every);
         let mut stop = std::pin::pin!(super::stop_signal());
-        let (mut failures, mut told, mut unified) = (0_u32, Told::All, None);
+        let (mut failures, mut told, mut unified) = (0_u32, Told::All, Unified::new(self.tokens.clone()));
         let place = self.from.as_ref().map_or_else(|| "feeds".to_owned(), |from| from.url.to_string());
         self.terminal.note(&format!(" Watching {place} every {} s, Ctrl-C stops", self.args.every));
         loop {
@@ -539,17 +548,18 @@ pub(crate) async fn resolve_identity(
     tokens: &IdentifierTokens,
     terminal: &Arc<Terminal>,
 ) -> Result<ResolveReport, CliError> {
-    resolve_sources(project, lake, tokens, &identity_sources(project, lake).await?, terminal).await
+    let mut resolver = Resolver::new(tokens.clone());
+    resolve_sources(project, lake, &mut resolver, &identity_sources(project, lake).await?, terminal).await
 }
 
 async fn resolve_sources(
     project: &Project,
     lake: &Lake,
-    tokens: &IdentifierTokens,
+    resolver: &mut Resolver,
     identified: &[IdentitySource],
     terminal: &Arc<Terminal>,
 ) -> Result<ResolveReport, CliError> {
-    let report = resolve(lake, &project.session_settings()?, tokens, identified, terminal.as_ref()).await?;
+    let report = resolver.resolve(lake, &project.session_settings()?, identified, terminal.as_ref()).await?;
     let line = if report.resolved {
         format!(
             " Resolved {} customers from {} identifiers ({} shared), {} new, {} merged, {} split",

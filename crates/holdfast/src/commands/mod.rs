@@ -5,6 +5,7 @@ pub(crate) mod contracts;
 pub(crate) mod demo;
 pub(crate) mod feeds;
 pub(crate) mod generate;
+pub(crate) mod identity;
 pub(crate) mod ingest;
 pub(crate) mod maintain;
 pub(crate) mod quarantine;

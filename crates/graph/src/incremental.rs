@@ -1,0 +1,913 @@
+//! The identity graph, and how a change moves only what it touches.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use crate::Result;
+use crate::components::Sets;
+use crate::error::GraphError;
+use crate::evidence::{Edge, EdgeKey, Evidence, Link, NONE};
+use crate::greedy::{Resolver, Tie};
+use crate::identifier::{Examiner, Life, Member, Standing, State, States, seen_at};
+use crate::resolution::{Clustered, Resolution, cluster_loaded, connects};
+use crate::rules::{Rules, TypeRule};
+
+/// Identifiers, the evidence between them, and the clusters that the rules make of it.
+///
+/// The clusters depend on the set of evidence, decisions and rules alone (promise IDN-1): not on their order, nor on the numbers that identifiers got. Identifiers that nothing speaks
+/// of are in no cluster.
+#[derive(Debug, Clone)]
+pub struct IdentityGraph {
+    pub(crate) evidence: Evidence,
+    pub(crate) rules: Rules,
+    pub(crate) resolution: Resolution,
+    pub(crate) threads: usize,
+    /// Nodes at the rim of a part that was loaded: only some of their evidence is here.
+    pub(crate) fringe: BTreeSet<u32>,
+}
+
+/// One change of what is known.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Change {
+    /// More evidence; see [`Edge`] for what happens when there is an edge of this key.
+    Add(Edge),
+    /// The edge is gone, all of it. Nothing happens when there is none.
+    Remove(EdgeKey),
+    /// This identifier joins nobody.
+    Block(u32),
+    /// It does again.
+    Unblock(u32),
+    /// Two identifiers are one customer's, says a person: comes before all evidence, and obeys cannot-links alone. Takes the place of an earlier link of the pair.
+    Link(Link),
+    /// The link is taken back.
+    WithdrawLink {
+        /// One end.
+        left: u32,
+        /// The other.
+        right: u32,
+    },
+    /// Two identifiers are never one customer's, says a person: a cannot-link, which also takes back a link of the pair.
+    Unlink {
+        /// One end.
+        left: u32,
+        /// The other.
+        right: u32,
+    },
+    /// The cannot-link is taken back.
+    Allow {
+        /// One end.
+        left: u32,
+        /// The other.
+        right: u32,
+    },
+    /// Another rule for one type.
+    Rule {
+        /// The type.
+        rank: u8,
+        /// What holds for it from now on.
+        rule: TypeRule,
+    },
+}
+
+/// What a change moved.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Touched {
+    /// Clusters that are not as they were, together with those they exchanged members with.
+    pub groups: Vec<Group>,
+    /// Identifiers that join again, or no more.
+    pub standings: Vec<StandingChange>,
+    /// How many nodes were gone through: all of the raw components that the change reaches.
+    pub nodes: u64,
+    /// How many edges were looked at, each from both ends.
+    pub edges: u64,
+}
+
+/// Clusters before and after, connected by common members.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// The members of each cluster that was, in ascending order.
+    pub before: Vec<Vec<Member>>,
+    /// Each cluster that is.
+    pub after: Vec<Cluster>,
+    /// What ties together the parts of new clusters that were apart: a tree over these parts.
+    pub joins: Vec<Join>,
+    /// What took apart old clusters whose members are not in one cluster any more.
+    pub splits: Vec<Split>,
+    /// The likeliest cause of it all.
+    pub cause: Cause,
+}
+
+/// The members of a cluster, the founding one first: the earliest seen, then the one of the strongest type, then by token.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cluster {
+    /// Never empty.
+    pub members: Vec<ClusterMember>,
+}
+
+/// A member of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClusterMember {
+    /// Which.
+    pub member: Member,
+    /// Its type.
+    pub rank: u8,
+    /// Its token.
+    pub token: u128,
+    /// When it was first seen, in this life.
+    pub first_seen: i64,
+    /// When it was last seen, in this life.
+    pub last_seen: i64,
+}
+
+/// Two parts became one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Join {
+    /// A member of one part.
+    pub left: Member,
+    /// A member of the other.
+    pub right: Member,
+    /// The edge or link that holds them together.
+    pub cause: Cause,
+}
+
+/// A cluster was taken apart.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Split {
+    /// Its place in [`Group::before`].
+    pub before: usize,
+    /// The change that did it; of several in one batch, the one nearest to the cluster and most likely.
+    pub cause: Cause,
+}
+
+/// What made clusters change.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Cause {
+    /// This evidence: it joins, or it is stronger than what joined before.
+    Edge(Edge),
+    /// This evidence went.
+    Removed(Edge),
+    /// A person has linked the two.
+    Linked(Link),
+    /// A person took this link back.
+    LinkWithdrawn(Link),
+    /// A person has declared these to be two.
+    Unlinked(u32, u32),
+    /// A person took that back.
+    Allowed(u32, u32),
+    /// The caller has blocked this identifier.
+    Blocked(u32),
+    /// The caller blocks it no more.
+    Unblocked(u32),
+    /// Evidence has changed what this identifier is: shared, a hub, of several lives, or no longer so.
+    Standing(u32),
+    /// This type got another rule.
+    Rule(u8),
+    /// The whole graph was compared with an earlier one.
+    Compared,
+}
+
+/// An identifier joins again, or no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StandingChange {
+    /// Which.
+    pub node: u32,
+    /// What it was.
+    pub was: Standing,
+    /// What it is.
+    pub is: Standing,
+}
+
+impl IdentityGraph {
+    /// An empty graph. Whole-graph work is done by one thread until [`IdentityGraph::with_threads`].
+    #[must_use]
+    pub fn new(rules: Rules) -> Self {
+        Self {
+            evidence: Evidence::default(),
+            rules,
+            resolution: Resolution::default(),
+            threads: 1,
+            fringe: BTreeSet::new(),
+        }
+    }
+
+    /// Sets how many threads do the work on the whole graph. The result does not depend on it.
+    #[must_use]
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads.max(1);
+        self
+    }
+
+    /// The node of an identifier, a new one if it has none. In no cluster until evidence or a link speaks of it.
+    ///
+    /// # Errors
+    /// [`GraphError::UnknownType`], [`GraphError::TypeDiffers`], [`GraphError::Full`].
+    pub fn node(&mut self, token: u128, rank: u8) -> Result<u32> {
+        let types = self.rules.types().len();
+        if usize::from(rank) >= types {
+            return Err(GraphError::UnknownType { rank, types });
+        }
+        let node = self.evidence.node(token, rank)?;
+        self.resolution.extend(self.evidence.nodes());
+        Ok(node)
+    }
+
+    /// The node of a token, `None` when it has none.
+    #[must_use]
+    pub fn find(&self, token: u128) -> Option<u32> {
+        self.evidence.dictionary.get(token)
+    }
+
+    /// The token of a node, `None` when there is no such.
+    #[must_use]
+    pub fn token(&self, node: u32) -> Option<u128> {
+        self.evidence.dictionary.token(node)
+    }
+
+    /// The type of a node, `None` when there is no such.
+    #[must_use]
+    pub fn rank(&self, node: u32) -> Option<u8> {
+        self.evidence.ranks.get(node as usize).copied()
+    }
+
+    /// How many nodes there are, those that nothing speaks of among them.
+    #[must_use]
+    pub fn nodes(&self) -> u32 {
+        self.evidence.nodes()
+    }
+
+    /// How many edges there are.
+    #[must_use]
+    pub fn edges(&self) -> usize {
+        self.evidence.edges()
+    }
+
+    /// The rules in force.
+    #[must_use]
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// The edges at a node, an edge to itself once.
+    ///
+    /// # Errors
+    /// [`GraphError::NodeOutOfRange`].
+    pub fn edges_of(&self, node: u32) -> Result<impl Iterator<Item = Edge>> {
+        self.evidence.check_node(node)?;
+        Ok(self.evidence.rows_of(node).map(|(_, row)| row.edge()))
+    }
+
+    /// Whether a node joins others.
+    ///
+    /// # Errors
+    /// [`GraphError::NodeOutOfRange`].
+    pub fn standing(&self, node: u32) -> Result<Standing> {
+        self.evidence.check_node(node)?;
+        Ok(self.resolution.states.standing[node as usize])
+    }
+
+    /// The lives of a node; empty when it has one.
+    ///
+    /// # Errors
+    /// [`GraphError::NodeOutOfRange`].
+    pub fn lives(&self, node: u32) -> Result<&[Life]> {
+        self.evidence.check_node(node)?;
+        Ok(self.resolution.states.lives_of(node))
+    }
+
+    /// A number that the members of one cluster have in common, for as long as nothing changes; `None` when there is no such member.
+    #[must_use]
+    pub fn cluster_of(&self, member: Member) -> Option<u32> {
+        self.resolution.label(member)
+    }
+
+    /// The members of the cluster that a member is in, in ascending order; empty when there is no such member.
+    #[must_use]
+    pub fn cluster(&self, member: Member) -> Vec<Member> {
+        let Some(label) = self.cluster_of(member) else { return Vec::new() };
+        let nodes = self.resolution.raw_nodes(member.node);
+        let members = nodes.flat_map(|node| self.resolution.members_of(node));
+        let mut members: Vec<Member> = members.filter(|&member| self.resolution.label(member) == Some(label)).collect();
+        members.sort_unstable();
+        members
+    }
+
+    /// Every member with the number of its cluster, in ascending order.
+    pub fn assignments(&self) -> impl Iterator<Item = (Member, u32)> {
+        let nodes = (0..self.evidence.nodes()).filter(|node| !self.fringe.contains(node));
+        let members = nodes.flat_map(|node| self.resolution.members_of(node));
+        members.filter_map(|member| Some((member, self.resolution.label(member)?)))
+    }
+
+    /// Every cluster, each with its members in ascending order.
+    #[must_use]
+    pub fn clusters(&self) -> Vec<Vec<Member>> {
+        let mut assigned: Vec<(u32, Member)> = self.assignments().map(|(member, label)| (label, member)).collect();
+        assigned.sort_unstable();
+        assigned
+            .chunk_by(|one, two| one.0 == two.0)
+            .map(|cluster| cluster.iter().map(|&(_, member)| member).collect())
+            .collect()
+    }
+
+    /// Bytes on the heap.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.evidence.memory_bytes() + self.resolution.memory_bytes()
+    }
+
+    /// Adds evidence and works out everything again: the way to build a graph. For what changes later, [`IdentityGraph::apply`].
+    ///
+    /// # Errors
+    /// What [`Edge`]s can be wrong in; those before the wrong one have been added, and clusters are as they were.
+    pub fn build(&mut self, edges: impl IntoIterator<Item = Edge>) -> Result<()> {
+        self.check_whole()?;
+        let edges = edges.into_iter();
+        self.evidence.reserve(edges.size_hint().0);
+        for edge in edges {
+            self.evidence.check_edge(&edge)?;
+            self.evidence.add(&edge)?;
+        }
+        self.rebuild()
+    }
+
+    /// Works out everything again, from the evidence alone.
+    ///
+    /// # Errors
+    /// [`GraphError::NotLoaded`] on a part of a graph.
+    pub fn rebuild(&mut self) -> Result<()> {
+        self.check_whole()?;
+        self.resolution = Resolution::of(&self.evidence, &self.rules, self.threads);
+        Ok(())
+    }
+
+    /// Makes changes, one after the other, then works out again the raw components that they touch, and those alone.
+    ///
+    /// # Errors
+    /// [`GraphError::NodeOutOfRange`], [`GraphError::Weight`], [`GraphError::IntervalReversed`], [`GraphError::Forbidden`], [`GraphError::SamePair`], those of rules: nothing has changed
+    /// then. [`GraphError::NotLoaded`] and [`GraphError::Full`]: the graph is to be dropped.
+    pub fn apply(&mut self, changes: &[Change]) -> Result<Touched> {
+        self.check(changes)?;
+        let batch = self.record(changes)?;
+        let states = self.examine(&batch.dirty);
+        self.resolve(batch, states)
+    }
+
+    /// Replaces all rules and works out everything again.
+    ///
+    /// # Errors
+    /// [`GraphError::UnknownType`] when the rules lack a type of the graph, [`GraphError::NotLoaded`] on a part of a graph; nothing has changed then.
+    pub fn set_rules(&mut self, rules: Rules) -> Result<()> {
+        self.resolution = self.under(&rules)?;
+        self.rules = rules;
+        Ok(())
+    }
+
+    /// What became of earlier clusters, given by any number a cluster; from none, every cluster is new. This is how a graph that was built or rebuilt comes to its assignment. The cause is
+    /// always [`Cause::Compared`].
+    #[must_use]
+    pub fn since(&self, earlier: impl IntoIterator<Item = (Member, u32)>) -> Touched {
+        let mut labels: Vec<(Member, u32)> = earlier.into_iter().collect();
+        labels.sort_unstable();
+        let nodes: Vec<u32> = (0..self.evidence.nodes()).filter(|node| !self.fringe.contains(node)).collect();
+        let mut touched = Touched { nodes: nodes.len() as u64, ..Touched::default() };
+        let mut clusters: HashMap<u32, Member> = HashMap::new();
+        let clustered: Clustered =
+            self.assignments().map(|(member, label)| (member, *clusters.entry(label).or_insert(member))).collect();
+        let mut seen = HashMap::with_capacity(clustered.len());
+        for &node in nodes.iter().filter(|&&node| self.resolution.raw[node as usize] != NONE) {
+            touched.edges += members_at(&self.evidence, &self.resolution.states, node, |known| {
+                seen.insert(known.member, known);
+            });
+        }
+        let mut batch = Batch::default();
+        batch.causes.push((0, Cause::Compared));
+        let raw = nodes.iter().map(|&node| (node, self.resolution.raw[node as usize])).collect();
+        touched.groups = groups(&Before { labels, raw }, &clustered, &[], &seen, &batch, &self.resolution);
+        touched
+    }
+
+    fn check(&self, changes: &[Change]) -> Result<()> {
+        // What earlier changes of the batch allow or forbid.
+        let mut decided: HashMap<(u32, u32), bool> = HashMap::new();
+        let mut rules = None;
+        for change in changes {
+            match *change {
+                Change::Add(edge) => self.evidence.check_edge(&edge)?,
+                Change::Remove(EdgeKey { left, right, .. }) => {
+                    self.evidence.check_node(left)?;
+                    self.evidence.check_node(right)?;
+                }
+                Change::Block(node) | Change::Unblock(node) => self.evidence.check_node(node)?,
+                Change::Link(Link { left, right, .. })
+                | Change::WithdrawLink { left, right }
+                | Change::Unlink { left, right }
+                | Change::Allow { left, right } => {
+                    self.evidence.check_node(left)?;
+                    self.evidence.check_node(right)?;
+                    if left == right {
+                        return Err(GraphError::SamePair(left));
+                    }
+                    let pair = (left.min(right), left.max(right));
+                    match change {
+                        Change::Unlink { .. } => _ = decided.insert(pair, true),
+                        Change::Allow { .. } => _ = decided.insert(pair, false),
+                        Change::Link(_) => {
+                            let known = decided.get(&pair).copied();
+                            if known.unwrap_or_else(|| self.evidence.is_forbidden(left, right)) {
+                                return Err(GraphError::Forbidden { left, right });
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+                Change::Rule { rank, rule } => {
+                    rules = Some(rules.as_ref().unwrap_or(&self.rules).with_type(rank, rule)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the changes in the evidence and the rules; says which nodes' own evidence they concern.
+    fn record(&mut self, changes: &[Change]) -> Result<Batch> {
+        let mut batch = Batch::default();
+        let mut swept = Vec::new();
+        for change in changes {
+            match *change {
+                Change::Add(edge) => {
+                    self.evidence.add(&edge)?;
+                    let (left, right) = (edge.left.min(edge.right), edge.left.max(edge.right));
+                    batch.added.extend(self.evidence.find(EdgeKey { left, right, strength: edge.strength }));
+                    batch.blame(6, Cause::Edge(edge), &[left, right]);
+                }
+                Change::Remove(key) => {
+                    if let Some(edge) = self.evidence.remove(key) {
+                        swept.extend([edge.left, edge.right]);
+                        batch.blame(4, Cause::Removed(edge), &[edge.left, edge.right]);
+                    }
+                }
+                Change::Block(node) => {
+                    if self.evidence.blocked.insert(node) {
+                        batch.blame(2, Cause::Blocked(node), &[node]);
+                        self.add_counting_partners(node, &mut batch.dirty);
+                    }
+                }
+                Change::Unblock(node) => {
+                    if self.evidence.blocked.remove(&node) {
+                        batch.blame(6, Cause::Unblocked(node), &[node]);
+                        self.add_counting_partners(node, &mut batch.dirty);
+                    }
+                }
+                Change::Link(link) => {
+                    self.evidence.set_link(link);
+                    batch.linked.insert((link.left.min(link.right), link.left.max(link.right)));
+                    batch.blame(6, Cause::Linked(link), &[link.left, link.right]);
+                }
+                Change::WithdrawLink { left, right } => {
+                    if let Some(link) = self.evidence.withdraw_link(left, right) {
+                        batch.blame(1, Cause::LinkWithdrawn(link), &[left, right]);
+                    }
+                }
+                Change::Unlink { left, right } => {
+                    let had_link = self.evidence.withdraw_link(left, right).is_some();
+                    if self.evidence.forbid(left, right) || had_link {
+                        batch.blame(0, Cause::Unlinked(left, right), &[left, right]);
+                    }
+                }
+                Change::Allow { left, right } => {
+                    if self.evidence.allow(left, right) {
+                        batch.blame(6, Cause::Allowed(left, right), &[left, right]);
+                    }
+                }
+                Change::Rule { rank, rule } => {
+                    let was_unique = self.rules.of(rank).unique;
+                    self.rules = self.rules.with_type(rank, rule)?;
+                    let nodes: Vec<u32> = self.nodes_of_type(rank).collect();
+                    if was_unique != rule.unique {
+                        for &node in &nodes {
+                            batch.dirty.extend(self.evidence.rows_of(node).map(|(_, row)| row.other(node)));
+                        }
+                    }
+                    batch.blame(5, Cause::Rule(rank), &nodes);
+                }
+            }
+        }
+        swept.sort_unstable();
+        swept.dedup();
+        self.evidence.sweep(&swept);
+        batch.dirty.sort_unstable();
+        batch.dirty.dedup();
+        Ok(batch)
+    }
+
+    fn nodes_of_type(&self, rank: u8) -> impl Iterator<Item = u32> {
+        self.evidence.ranks.iter().zip(0..).filter(move |(of, _)| **of == rank).map(|(_, node)| node)
+    }
+
+    /// A blocked value of a unique type does not count among those its partners were seen with.
+    fn add_counting_partners(&self, node: u32, dirty: &mut Vec<u32>) {
+        if self.rules.unique_bit(self.evidence.ranks[node as usize]) != 0 {
+            dirty.extend(self.evidence.rows_of(node).map(|(_, row)| row.other(node)));
+        }
+    }
+
+    /// The states of these nodes where they are not what they were.
+    fn examine(&self, dirty: &[u32]) -> Vec<(u32, State)> {
+        let mut examiner = Examiner::default();
+        let mut changed = Vec::new();
+        for &node in dirty.iter().filter(|node| !self.fringe.contains(node)) {
+            let state = examiner.examine(&self.evidence, &self.rules, node);
+            let states = &self.resolution.states;
+            if state.standing != states.standing[node as usize] || state.lives != states.lives_of(node) {
+                changed.push((node, state));
+            }
+        }
+        changed
+    }
+
+    fn resolve(&mut self, mut batch: Batch, states: Vec<(u32, State)>) -> Result<Touched> {
+        let mut touched = Touched::default();
+        let nodes = self.reached(&batch, &states)?;
+        touched.nodes = nodes.len() as u64;
+
+        // What was, before anything is overwritten.
+        let before = Before::of(&self.resolution, &nodes);
+        for &(node, ref state) in &states {
+            let was = self.resolution.states.standing[node as usize];
+            if was != state.standing {
+                touched.standings.push(StandingChange { node, was, is: state.standing });
+            }
+            let is_blocking = was == Standing::Blocked || state.standing == Standing::Blocked;
+            if !is_blocking {
+                batch.blame(3, Cause::Standing(node), &[node]);
+            }
+        }
+        for (node, state) in states {
+            self.resolution.set_state(node, state);
+        }
+
+        let components = self.connect(&nodes, &mut touched.edges);
+        let mut clustered: Clustered = Vec::new();
+        let mut joins: Vec<(Member, Join)> = Vec::new();
+        let mut seen: HashMap<Member, ClusterMember> = HashMap::new();
+        {
+            let mut resolver = Resolver::new(&self.evidence, &self.rules, &self.resolution.states);
+            for component in &components {
+                resolver.load(component);
+                let from = clustered.len();
+                cluster_loaded(&mut resolver, &mut clustered);
+                batch.find_joins(&mut resolver, &clustered[from..], &before, &self.evidence, &mut joins);
+                for vertex in &resolver.vertices {
+                    let Member { node, .. } = vertex.member;
+                    let known = ClusterMember {
+                        member: vertex.member,
+                        rank: vertex.rank,
+                        token: self.evidence.token(node),
+                        first_seen: vertex.seen.0,
+                        last_seen: vertex.seen.1,
+                    };
+                    seen.insert(vertex.member, known);
+                }
+            }
+            touched.edges += resolver.edges_seen;
+        }
+        for component in &components {
+            self.resolution.set_raw(component);
+        }
+        for &(member, cluster) in &clustered {
+            self.resolution.set_label(member, cluster);
+        }
+        touched.groups = groups(&before, &clustered, &joins, &seen, &batch, &self.resolution);
+        Ok(touched)
+    }
+
+    /// All nodes of the raw components that a batch reaches, in ascending order.
+    fn reached(&self, batch: &Batch, states: &[(u32, State)]) -> Result<Vec<u32>> {
+        let mut starts: Vec<u32> = batch.dirty.clone();
+        for (node, state) in states {
+            // What begins to join reaches the components of those it joins.
+            if state.standing == Standing::Joins && !self.resolution.states.joins(*node) {
+                starts.extend(self.evidence.rows_of(*node).map(|(_, row)| row.other(*node)));
+            }
+        }
+        let mut roots = BTreeSet::new();
+        let mut nodes = Vec::new();
+        for node in starts {
+            match self.resolution.raw[node as usize] {
+                NONE => _ = roots.insert(node),
+                root => _ = roots.insert(root),
+            }
+        }
+        for root in roots {
+            nodes.extend(self.resolution.raw_nodes(root));
+        }
+        nodes.sort_unstable();
+        let missing: Vec<u32> = nodes.iter().copied().filter(|node| self.fringe.contains(node)).collect();
+        if missing.is_empty() { Ok(nodes) } else { Err(GraphError::NotLoaded(missing)) }
+    }
+
+    /// The raw components that these nodes are now, each in ascending order. Nodes that nothing speaks of any more are taken out.
+    fn connect(&mut self, nodes: &[u32], edges_seen: &mut u64) -> Vec<Vec<u32>> {
+        let mut sets = Sets::default();
+        sets.reset(nodes.len());
+        let place = |node: u32| nodes.binary_search(&node).ok().and_then(|place| u32::try_from(place).ok());
+        let mut absent = Vec::new();
+        for (&node, own) in nodes.iter().zip(0_u32..) {
+            let mut is_present = false;
+            for (_, row) in self.evidence.rows_of(node) {
+                *edges_seen += 1;
+                is_present = true;
+                // Each edge once. What connects has both ends among these nodes.
+                if row.left == node
+                    && connects(&self.rules, &self.resolution.states, row)
+                    && let Some(other) = place(row.right)
+                {
+                    sets.union(own, other);
+                }
+            }
+            for other in self.evidence.linked_with(node) {
+                is_present = true;
+                if let Some(other) = place(other) {
+                    sets.union(own, other);
+                }
+            }
+            if !is_present {
+                absent.push(node);
+            }
+        }
+        let mut by_root: Vec<(u32, u32)> =
+            nodes.iter().zip(0_u32..).map(|(&node, place)| (sets.root(place), node)).collect();
+        by_root.sort_unstable();
+        for &node in &absent {
+            self.resolution.clear(node);
+        }
+        by_root
+            .chunk_by(|one, two| one.0 == two.0)
+            .map(|component| component.iter().map(|&(_, node)| node).collect::<Vec<u32>>())
+            // A node that is absent has no edges: it is alone.
+            .filter(|component| absent.binary_search(&component[0]).is_err())
+            .collect()
+    }
+}
+
+/// The members that a node is, with their moments. Returns how many edges it has.
+fn members_at(evidence: &Evidence, states: &States, node: u32, mut take: impl FnMut(ClusterMember)) -> u64 {
+    let mut edges = 0;
+    let seen = seen_at(evidence, states, node, &mut edges);
+    for (life, (first_seen, last_seen)) in seen.into_iter().enumerate() {
+        let member = Member { node, life: u16::try_from(life).unwrap_or(u16::MAX) };
+        let rank = evidence.ranks[node as usize];
+        take(ClusterMember { member, rank, token: evidence.token(node), first_seen, last_seen });
+    }
+    edges
+}
+
+/// What a batch of changes did to the evidence.
+#[derive(Debug, Default)]
+struct Batch {
+    /// Nodes whose state may have changed, or whose component has; in the end in ascending order.
+    dirty: Vec<u32>,
+    /// Rows that are new or have grown.
+    added: HashSet<u32>,
+    /// Links that are new.
+    linked: HashSet<(u32, u32)>,
+    causes: Vec<(u8, Cause)>,
+    /// For each node the first of the most likely causes of a split.
+    blamed: HashMap<u32, usize>,
+}
+
+impl Batch {
+    /// Notes a cause at nodes; the lower `unlikeliness` goes first.
+    fn blame(&mut self, unlikeliness: u8, cause: Cause, nodes: &[u32]) {
+        let number = self.causes.len();
+        self.causes.push((unlikeliness, cause));
+        for &node in nodes {
+            let known = self.blamed.entry(node).or_insert(number);
+            if self.causes[*known].0 > unlikeliness {
+                *known = number;
+            }
+        }
+        self.dirty.extend(nodes);
+    }
+
+    /// What ties together the parts of each new cluster that were in different clusters, or in none. New evidence is asked first.
+    fn find_joins(
+        &self,
+        resolver: &mut Resolver<'_>,
+        clustered: &[(Member, Member)],
+        before: &Before,
+        evidence: &Evidence,
+        joins: &mut Vec<(Member, Join)>,
+    ) {
+        // The part each vertex comes from: the first vertex of the same old and the same new cluster.
+        let mut parts: Vec<(Member, Option<u32>, u32)> = clustered
+            .iter()
+            .zip(0_u32..)
+            .map(|(&(member, cluster), vertex)| (cluster, before.label(member), vertex))
+            .collect();
+        parts.sort_unstable();
+        let is_one_part = |one: &(Member, Option<u32>, u32), two: &(Member, Option<u32>, u32)| {
+            one.0 == two.0 && one.1 == two.1 && one.1.is_some()
+        };
+        let mut left_over = parts.chunk_by(is_one_part).count() - parts.chunk_by(|one, two| one.0 == two.0).count();
+        if left_over == 0 {
+            return;
+        }
+        let mut sets = Sets::default();
+        sets.reset(clustered.len());
+        for part in parts.chunk_by(is_one_part) {
+            for vertex in part {
+                sets.union(part[0].2, vertex.2);
+            }
+        }
+        let is_new = |tie: Tie| match tie {
+            Tie::Row(row) => self.added.contains(&row),
+            Tie::Link(left, right) => self.linked.contains(&(left, right)),
+        };
+        for wanted in [true, false] {
+            let mut candidates: Vec<_> = resolver
+                .candidates
+                .iter()
+                .filter(|candidate| clustered[candidate.left as usize].1 == clustered[candidate.right as usize].1)
+                .filter(|candidate| candidate.holds() && is_new(candidate.tie) == wanted)
+                .copied()
+                .collect();
+            candidates.sort_unstable_by(|one, two| resolver.order(one, two));
+            for candidate in candidates {
+                if sets.union(candidate.left, candidate.right).is_none() {
+                    continue;
+                }
+                let cause = match candidate.tie {
+                    Tie::Row(row) => Cause::Edge(evidence.row(row).edge()),
+                    Tie::Link(left, right) => match evidence.link(left, right) {
+                        Some(link) => Cause::Linked(*link),
+                        None => continue,
+                    },
+                };
+                let (left, right) = (clustered[candidate.left as usize], clustered[candidate.right as usize].0);
+                joins.push((left.1, Join { left: left.0, right, cause }));
+                left_over -= 1;
+                if left_over == 0 {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// What the touched members were.
+#[derive(Debug)]
+struct Before {
+    /// Members with the number of their cluster, in ascending order.
+    labels: Vec<(Member, u32)>,
+    /// Nodes with their raw component, in ascending order.
+    raw: Vec<(u32, u32)>,
+}
+
+impl Before {
+    fn of(resolution: &Resolution, nodes: &[u32]) -> Self {
+        let members = nodes.iter().flat_map(|&node| resolution.members_of(node));
+        Self {
+            labels: members.filter_map(|member| Some((member, resolution.label(member)?))).collect(),
+            raw: nodes.iter().map(|&node| (node, resolution.raw[node as usize])).collect(),
+        }
+    }
+
+    fn label(&self, member: Member) -> Option<u32> {
+        let place = self.labels.binary_search_by_key(&member, |&(member, _)| member).ok()?;
+        Some(self.labels[place].1)
+    }
+
+    fn raw(&self, node: u32) -> u32 {
+        self.raw.binary_search_by_key(&node, |&(node, _)| node).map_or(NONE, |place| self.raw[place].1)
+    }
+}
+
+/// Brings together what was and what is, and leaves out clusters that are as they were.
+fn groups(
+    before: &Before,
+    clustered: &Clustered,
+    joins: &[(Member, Join)],
+    seen: &HashMap<Member, ClusterMember>,
+    batch: &Batch,
+    resolution: &Resolution,
+) -> Vec<Group> {
+    let mut old: Vec<(u32, Member)> = before.labels.iter().map(|&(member, label)| (label, member)).collect();
+    old.sort_unstable();
+    let mut new: Vec<(Member, Member)> = clustered.iter().map(|&(member, cluster)| (cluster, member)).collect();
+    new.sort_unstable();
+    let old: Vec<&[(u32, Member)]> = old.chunk_by(|one, two| one.0 == two.0).collect();
+    let new: Vec<&[(Member, Member)]> = new.chunk_by(|one, two| one.0 == two.0).collect();
+    let new_of: HashMap<Member, u32> =
+        new.iter().zip(0_u32..).flat_map(|(cluster, number)| cluster.iter().map(move |&(_, m)| (m, number))).collect();
+
+    // Old clusters come after the new ones.
+    let mut sets = Sets::default();
+    sets.reset(new.len() + old.len());
+    let place_of_old = |number: usize| u32::try_from(new.len() + number).unwrap_or(NONE);
+    let mut is_same = vec![false; old.len()];
+    for (number, cluster) in old.iter().enumerate() {
+        let first = new_of.get(&cluster[0].1);
+        is_same[number] = first.is_some_and(|&first| {
+            new[first as usize].len() == cluster.len()
+                && cluster.iter().all(|(_, member)| new_of.get(member) == Some(&first))
+        });
+        for (_, member) in *cluster {
+            if let Some(&at) = new_of.get(member) {
+                sets.union(at, place_of_old(number));
+            }
+        }
+    }
+
+    let Some(&(_, any_cause)) = batch.causes.first() else { return Vec::new() };
+    let empty =
+        || Group { before: Vec::new(), after: Vec::new(), joins: Vec::new(), splits: Vec::new(), cause: any_cause };
+    let mut by_group: HashMap<u32, Group> = HashMap::new();
+    let mut same: HashSet<u32> = HashSet::new();
+    let by_raw = batch.by_raw(before, resolution);
+    for (number, cluster) in old.iter().enumerate() {
+        let root = sets.root(place_of_old(number));
+        if is_same[number] {
+            same.insert(root);
+            continue;
+        }
+        let group = by_group.entry(root).or_insert_with(empty);
+        let members: Vec<Member> = cluster.iter().map(|&(_, member)| member).collect();
+        let first = new_of.get(&members[0]);
+        if first.is_none() || members.iter().any(|member| new_of.get(member) != first) {
+            let cause = batch.cause_at(&members, before, resolution, &by_raw);
+            group.splits.extend(cause.map(|cause| Split { before: group.before.len(), cause }));
+        }
+        group.before.push(members);
+    }
+    for (cluster, number) in new.iter().zip(0_u32..) {
+        let root = sets.root(number);
+        if same.contains(&root) {
+            continue;
+        }
+        let mut members: Vec<ClusterMember> =
+            cluster.iter().filter_map(|(_, member)| seen.get(member)).copied().collect();
+        members.sort_unstable_by_key(ClusterMember::founding_order);
+        by_group.entry(root).or_insert_with(empty).after.push(Cluster { members });
+    }
+    for (cluster, join) in joins {
+        if let Some(&number) = new_of.get(cluster)
+            && let Some(group) = by_group.get_mut(&sets.root(number))
+        {
+            group.joins.push(*join);
+        }
+    }
+    let mut groups: Vec<(u32, Group)> = by_group.into_iter().collect();
+    groups.sort_unstable_by_key(|&(root, _)| root);
+    for (_, group) in &mut groups {
+        let is = group.after.iter().flat_map(|cluster| &cluster.members).map(|member| member.member);
+        let members: Vec<Member> = group.before.iter().flatten().copied().chain(is).collect();
+        group.cause = batch.cause_at(&members, before, resolution, &by_raw).unwrap_or(any_cause);
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+impl Batch {
+    /// The first of the most likely causes in each raw component, as it was (`false`) and as it is (`true`).
+    fn by_raw(&self, before: &Before, resolution: &Resolution) -> HashMap<(bool, u32), usize> {
+        let mut by_raw: HashMap<(bool, u32), usize> = HashMap::new();
+        for (&node, &number) in &self.blamed {
+            for key in [(false, before.raw(node)), (true, resolution.raw[node as usize])] {
+                let known = by_raw.entry(key).or_insert(number);
+                if (self.causes[number].0, number) < (self.causes[*known].0, *known) {
+                    *known = number;
+                }
+            }
+        }
+        by_raw
+    }
+
+    /// A cause at a member; else one in the raw component that was, or in those that are.
+    fn cause_at(
+        &self,
+        members: &[Member],
+        before: &Before,
+        resolution: &Resolution,
+        by_raw: &HashMap<(bool, u32), usize>,
+    ) -> Option<Cause> {
+        let likeliest = |numbers: &mut dyn Iterator<Item = usize>| {
+            numbers.min_by_key(|&number| (self.causes[number].0, number)).map(|number| self.causes[number].1)
+        };
+        let nodes = || members.iter().map(|member| member.node);
+        likeliest(&mut nodes().filter_map(|node| self.blamed.get(&node).copied()))
+            .or_else(|| likeliest(&mut nodes().filter_map(|node| by_raw.get(&(false, before.raw(node))).copied())))
+            .or_else(|| {
+                let is = |node: u32| (true, resolution.raw[node as usize]);
+                likeliest(&mut nodes().filter_map(|node| by_raw.get(&is(node)).copied()))
+            })
+    }
+}
+
+impl ClusterMember {
+    /// What decides which member is the founding one.
+    #[must_use]
+    pub fn founding_order(&self) -> (i64, u8, u128, Member) {
+        // What carries no date comes last.
+        let first_seen = if self.first_seen == crate::UNDATED.0 { i64::MAX } else { self.first_seen };
+        (first_seen, self.rank, self.token, self.member)
+    }
+}

@@ -1,0 +1,531 @@
+//! Identity in memory: the graph of all evidence and decisions, and which customer each identifier is.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
+use holdfast_engine::SessionSettings;
+use holdfast_graph::{
+    Assignment, Cause, Change, Edge, Event, Founder, IdentityGraph, Link, Member, Retired, Touched, UNDATED,
+};
+use holdfast_lake::Lake;
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::customer::CustomerId;
+use crate::decisions::{Decision, DecisionKind, Identifier, decisions, in_force};
+use crate::error::IdentityError;
+use crate::identifier::IdentifierTokens;
+use crate::tables::{self, query};
+
+/// Evidence whose records say when they happened goes before evidence whose records do not. Kept apart, because one without a date would make the other undated as well.
+const DATED: u8 = 0;
+const WITHOUT_DATE: u8 = 1;
+
+/// How much of the evidence and the decisions has been taken in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Taken {
+    /// For each source the newest batch and the newest replay.
+    pub(crate) sources: BTreeMap<String, (i64, i64)>,
+    /// The newest decision.
+    pub(crate) decision: i64,
+}
+
+/// What is known.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) tokens: IdentifierTokens,
+    pub(crate) graph: IdentityGraph,
+    pub(crate) assignment: Assignment<CustomerId>,
+    /// When ids went out of use, in microseconds since 1970; without those of older versions, which did not note it.
+    pub(crate) retired_at: HashMap<CustomerId, i64>,
+    pub(crate) decisions: Vec<Decision>,
+    pub(crate) taken: Taken,
+    /// Every id that was ever given.
+    ids: HashSet<CustomerId>,
+    /// The names of sources, by the number that edges have.
+    sources: Vec<String>,
+    /// Types that the rules no longer know, of identifiers that are kept.
+    resting: HashMap<u32, String>,
+}
+
+/// What a change did.
+#[derive(Debug, Default)]
+pub(crate) struct Moved {
+    pub(crate) events: Vec<Event<CustomerId>>,
+}
+
+/// What an event is due to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Reason<'a> {
+    pub(crate) kind: &'static str,
+    pub(crate) left: Option<u32>,
+    pub(crate) right: Option<u32>,
+    pub(crate) source: Option<&'a str>,
+    pub(crate) decision: Option<i64>,
+}
+
+/// A part of the evidence.
+#[derive(Debug, Clone, Copy)]
+enum Part<'a> {
+    All,
+    Until(&'a Taken),
+    After(&'a Taken),
+}
+
+impl Known {
+    /// Identity as it was resolved last: the evidence and the decisions up to `taken`, under today's rules, and the customers of the tables. Without `taken`, all evidence and decisions.
+    /// Where other rules, or no resolution before, make other clusters, the customers are brought in line; what that changed is the second part of the answer.
+    pub(crate) async fn load(
+        lake: &Lake,
+        settings: &SessionSettings,
+        tokens: &IdentifierTokens,
+        taken: Option<&Taken>,
+    ) -> Result<(Self, Moved)> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let graph = IdentityGraph::new(tokens.rules().graph_rules()?).with_threads(threads);
+        let mut known = Self {
+            tokens: tokens.clone(),
+            graph,
+            assignment: Assignment::default(),
+            retired_at: HashMap::new(),
+            decisions: Vec::new(),
+            taken: Taken::default(),
+            ids: HashSet::new(),
+            sources: Vec::new(),
+            resting: HashMap::new(),
+        };
+        known.block_by_rule()?;
+        let mut decided = decisions(lake, settings).await?;
+        decided.retain(|decision| taken.is_none_or(|taken| decision.decision_id <= taken.decision));
+        let changes = known.take_decisions(decided)?;
+        known.graph.apply(&changes)?;
+        let part = taken.map_or(Part::All, Part::Until);
+        let edges = known.read_edges(lake, settings, part).await?;
+        known.graph.build(edges)?;
+        let labels = known.restore(lake, settings).await?;
+        let touched = known.graph.since(labels);
+        let moved = known.assign(&touched)?;
+        let founders: Vec<u32> = known.assignment.customers().map(|(_, founder)| founder.member.node).collect();
+        known.note_earlier_records(founders)?;
+        Ok((known, moved))
+    }
+
+    /// Takes in what came since: evidence and decisions. Works out again only what they touch.
+    pub(crate) async fn advance(&mut self, lake: &Lake, settings: &SessionSettings) -> Result<Moved> {
+        let taken = self.taken.clone();
+        let mut decided = decisions(lake, settings).await?;
+        decided.retain(|decision| decision.decision_id > taken.decision);
+        let mut changes = self.take_decisions(decided)?;
+        let edges = self.read_edges(lake, settings, Part::After(&taken)).await?;
+        let seen: HashSet<u32> = edges.iter().flat_map(|edge| [edge.left, edge.right]).collect();
+        changes.extend(edges.into_iter().map(Change::Add));
+        let touched = self.graph.apply(&changes)?;
+        let moved = self.assign(&touched)?;
+        self.note_earlier_records(seen)?;
+        Ok(moved)
+    }
+
+    /// What a decision would do, or does: takes it in.
+    pub(crate) fn decide(&mut self, decision: Decision) -> Result<Moved> {
+        let changes = self.take_decisions(vec![decision])?;
+        let touched = self.graph.apply(&changes)?;
+        self.assign(&touched)
+    }
+
+    /// The node of a token that is known.
+    pub(crate) fn node_of(&self, token: &str) -> Result<Option<u32>> {
+        Ok(self.graph.find(parse_token(token)?))
+    }
+
+    /// The customer of an identifier.
+    pub(crate) fn customer_of(&self, node: u32) -> Option<CustomerId> {
+        self.assignment.customer_of(Member { node, life: 0 })
+    }
+
+    /// The founding identifier of an id, in use or not.
+    pub(crate) fn founder_of(&self, id: CustomerId) -> Option<u32> {
+        let living = self.assignment.founder(id).map(|founder| founder.member.node);
+        living.or_else(|| self.assignment.retired_id(id).map(|retired| retired.founder.node))
+    }
+
+    /// The type and token of a node.
+    pub(crate) fn identifier(&self, node: u32) -> Identifier {
+        let rank = self.graph.rank(node).unwrap_or_else(|| self.tokens.rules().resting_rank());
+        let identifier_type = match self.resting.get(&node) {
+            Some(name) => name.clone(),
+            None => self.tokens.rules().type_of(rank).to_owned(),
+        };
+        Identifier { identifier_type, token: format!("{:032x}", self.graph.token(node).unwrap_or_default()) }
+    }
+
+    /// The name of an edge's source.
+    pub(crate) fn source(&self, number: u32) -> &str {
+        self.sources.get(number as usize).map(String::as_str).unwrap_or_default()
+    }
+
+    /// First and last moment and number of records of an identifier's evidence.
+    pub(crate) fn seen(&self, node: u32) -> Result<(Option<i64>, Option<i64>, i64)> {
+        let (mut first, mut last, mut records) = (None, None, 0);
+        for edge in self.graph.edges_of(node)? {
+            records += i64::from(edge.records);
+            if (edge.first_seen, edge.last_seen) != UNDATED {
+                first = Some(first.map_or(edge.first_seen, |first: i64| first.min(edge.first_seen)));
+                last = last.max(Some(edge.last_seen));
+            }
+        }
+        Ok((first, last, records))
+    }
+
+    /// What an event is due to.
+    pub(crate) fn reason(&self, cause: &Cause) -> Reason<'_> {
+        let plain = |kind| Reason { kind, left: None, right: None, source: None, decision: None };
+        // The stronger type speaks first, as it does for records.
+        let pair = |kind, one: u32, two: u32| {
+            let rank = |node| (self.graph.rank(node), self.graph.token(node));
+            let (left, right) = if rank(one) <= rank(two) { (one, two) } else { (two, one) };
+            Reason { left: Some(left), right: (left != right).then_some(right), ..plain(kind) }
+        };
+        let decided = |kind: DecisionKind, one: u32, two: Option<u32>| self.newest_about(kind, one, two);
+        match *cause {
+            Cause::Edge(edge) => {
+                Reason { source: Some(self.source(edge.source)), ..pair("evidence", edge.left, edge.right) }
+            }
+            Cause::Removed(edge) => {
+                Reason { source: Some(self.source(edge.source)), ..pair("evidence removed", edge.left, edge.right) }
+            }
+            Cause::Linked(link) => {
+                Reason { decision: Some(i64::from(link.source)), ..pair("link", link.left, link.right) }
+            }
+            Cause::LinkWithdrawn(link) => Reason {
+                decision: decided(DecisionKind::Withdraw, link.left, Some(link.right)),
+                ..pair("link withdrawn", link.left, link.right)
+            },
+            Cause::Unlinked(left, right) => {
+                Reason { decision: decided(DecisionKind::Unlink, left, Some(right)), ..pair("unlink", left, right) }
+            }
+            Cause::Allowed(left, right) => Reason {
+                decision: decided(DecisionKind::Withdraw, left, Some(right)),
+                ..pair("unlink withdrawn", left, right)
+            },
+            Cause::Blocked(node) => {
+                Reason { decision: decided(DecisionKind::Block, node, None), ..pair("block", node, node) }
+            }
+            Cause::Unblocked(node) => {
+                Reason { decision: decided(DecisionKind::Withdraw, node, None), ..pair("block withdrawn", node, node) }
+            }
+            Cause::Standing(node) => pair("standing", node, node),
+            Cause::Rule(_) | Cause::Compared => plain("compared"),
+        }
+    }
+
+    fn newest_about(&self, kind: DecisionKind, one: u32, two: Option<u32>) -> Option<i64> {
+        let token = |node| format!("{:032x}", self.graph.token(node).unwrap_or_default());
+        let (one, two) = (token(one), two.map(token));
+        let is_it = |decision: &&Decision| {
+            decision.kind == kind
+                && match &two {
+                    Some(two) => decision.is_about(&one, two),
+                    None => decision.left.token == one && decision.right.is_none(),
+                }
+        };
+        self.decisions.iter().rev().find(is_it).map(|decision| decision.decision_id)
+    }
+
+    /// Gives what a change touched to customers.
+    fn assign(&mut self, touched: &Touched) -> Result<Moved> {
+        let Self { assignment, ids, .. } = self;
+        let events = assignment.assign(touched, |founder| {
+            let mut attempt = 0;
+            loop {
+                let id = CustomerId::from_founder(founder.token, attempt);
+                if ids.insert(id) {
+                    return id;
+                }
+                attempt += 1;
+            }
+        })?;
+        Ok(Moved { events })
+    }
+
+    /// Files may arrive in any order: the first record of a founding identifier may turn out to be an earlier one, which makes its customer older. The graph tells only of clusters whose
+    /// members changed.
+    fn note_earlier_records(&mut self, nodes: impl IntoIterator<Item = u32>) -> Result<()> {
+        for node in nodes {
+            let Some(id) = self.customer_of(node) else { continue };
+            let Some(founder) = self.assignment.founder(id).filter(|founder| founder.member.node == node) else {
+                continue;
+            };
+            let (Some(first_seen), _, _) = self.seen(node)? else { continue };
+            if founder.first_seen == UNDATED.0 || first_seen < founder.first_seen {
+                self.assignment.replay(&Event::Refounded { id, founder: Founder { first_seen, ..founder } })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Values that the rules block join nobody, whenever they came. Those that only an expression tells are known by it as they come.
+    fn block_by_rule(&mut self) -> Result<()> {
+        let blocked: Vec<(u8, String)> = self.tokens.blocked_tokens().collect();
+        let mut changes = Vec::with_capacity(blocked.len());
+        for (rank, token) in blocked {
+            changes.push(Change::Block(self.graph.node(parse_token(&token)?, rank)?));
+        }
+        self.graph.apply(&changes)?;
+        Ok(())
+    }
+
+    /// Notes decisions, which must follow those that are noted; answers what they change.
+    fn take_decisions(&mut self, decided: Vec<Decision>) -> Result<Vec<Change>> {
+        let mut changes = Vec::with_capacity(decided.len());
+        let by_rule: HashSet<String> = self.tokens.blocked_tokens().map(|(_, token)| token).collect();
+        for decision in decided {
+            let left = self.node_for(&decision.left)?;
+            let right = decision.right.as_ref().map(|right| self.node_for(right)).transpose()?;
+            self.taken.decision = self.taken.decision.max(decision.decision_id);
+            let earlier = |id| self.decisions.iter().find(|known| Some(known.decision_id) == id);
+            let source = u32::try_from(decision.decision_id).unwrap_or(u32::MAX);
+            let at = decision.decided_at.timestamp_micros();
+            changes.extend(match (decision.kind, right) {
+                (DecisionKind::Link, Some(right)) => Some(Change::Link(Link { left, right, at, source })),
+                (DecisionKind::Unlink, Some(right)) => Some(Change::Unlink { left, right }),
+                (DecisionKind::Block, _) => Some(Change::Block(left)),
+                (DecisionKind::Withdraw, right) => match (earlier(decision.withdraws).map(|known| known.kind), right) {
+                    (Some(DecisionKind::Link), Some(right)) => Some(Change::WithdrawLink { left, right }),
+                    (Some(DecisionKind::Unlink), Some(right)) => Some(Change::Allow { left, right }),
+                    (Some(DecisionKind::Block), _) if !by_rule.contains(&decision.left.token) => {
+                        Some(Change::Unblock(left))
+                    }
+                    _ => None,
+                },
+                _ => None,
+            });
+            self.decisions.push(decision);
+        }
+        Ok(changes)
+    }
+
+    /// The decision in force that is about these tokens.
+    pub(crate) fn decision_about(&self, kind: DecisionKind, one: &str, two: Option<&str>) -> Option<&Decision> {
+        in_force(&self.decisions).find(|decision| {
+            decision.kind == kind
+                && match two {
+                    Some(two) => decision.is_about(one, two),
+                    None => decision.left.token == one,
+                }
+        })
+    }
+
+    fn node_for(&mut self, identifier: &Identifier) -> Result<u32> {
+        let rank = self.tokens.rules().rank(&identifier.identifier_type);
+        let token = parse_token(&identifier.token)?;
+        let node = self.graph.node(token, rank.unwrap_or_else(|| self.tokens.rules().resting_rank()))?;
+        if rank.is_none() {
+            self.resting.insert(node, identifier.identifier_type.clone());
+        }
+        Ok(node)
+    }
+
+    /// Customers and identifiers as the tables have them. Answers the cluster of each identifier, by a number.
+    async fn restore(&mut self, lake: &Lake, settings: &SessionSettings) -> Result<Vec<(Member, u32)>> {
+        let identifiers = tables::identifiers()?.name;
+        let customers = tables::customers()?.name;
+        let (Some(resolved), Some(given)) = (lake.table(&identifiers).await?, lake.table(&customers).await?) else {
+            return Ok(Vec::new());
+        };
+        // A resolution that died between the two tables has not happened: identifiers say what is so.
+        let is_unfinished = given.position(tables::RESOLVE_APP).await? > resolved.position(tables::RESOLVE_APP).await?;
+        let has_moments = given.schema().field_with_name("retired_at").is_ok();
+
+        let mut members: Vec<(Member, CustomerId)> = Vec::new();
+        for rows in
+            query(lake, settings, &identifiers, "select identifier_type, token, customer_id from identity.identifiers")
+                .await?
+        {
+            for row in 0..rows.num_rows() {
+                let text = |column: usize| rows.column(column).as_string::<i32>().value(row);
+                let identifier = Identifier { identifier_type: text(0).to_owned(), token: text(1).to_owned() };
+                let node = self.node_for(&identifier)?;
+                members.push((Member { node, life: 0 }, parse_id(text(2))?));
+            }
+        }
+        let by_node: HashMap<Member, CustomerId> = members.iter().copied().collect();
+        let living: HashSet<CustomerId> = by_node.values().copied().collect();
+
+        let retired_at = if has_moments { "retired_at" } else { "cast(null as timestamp)" };
+        let sql = format!(
+            "select customer_id, founding_type, founding_token, first_seen_at, merged_into, {retired_at} from identity.customers"
+        );
+        let mut founders = Vec::new();
+        let mut gone: Vec<(CustomerId, Member, Option<CustomerId>)> = Vec::new();
+        for rows in query(lake, settings, &customers, &sql).await? {
+            let first = rows.column(3).as_primitive::<TimestampMicrosecondType>();
+            let merged_into = rows.column(4).as_string::<i32>();
+            let retired_at = moments_of(&rows, 5)?;
+            for row in 0..rows.num_rows() {
+                let text = |column: usize| rows.column(column).as_string::<i32>().value(row);
+                let id = parse_id(text(0))?;
+                let founding = Identifier { identifier_type: text(1).to_owned(), token: text(2).to_owned() };
+                let member = Member { node: self.node_for(&founding)?, life: 0 };
+                if living.contains(&id) {
+                    let first_seen = if first.is_valid(row) { first.value(row) } else { UNDATED.0 };
+                    let rank = self.graph.rank(member.node).unwrap_or_default();
+                    let token = self.graph.token(member.node).unwrap_or_default();
+                    founders.push((id, Founder { member, rank, token, first_seen }));
+                } else {
+                    let into = merged_into.is_valid(row).then(|| parse_id(merged_into.value(row))).transpose()?;
+                    if is_unfinished && into.is_none() && retired_at[row].is_none() {
+                        // Given by the resolution that has not happened.
+                        continue;
+                    }
+                    self.retired_at.extend(retired_at[row].map(|at| (id, at)));
+                    gone.push((id, member, into));
+                }
+                self.ids.insert(id);
+            }
+        }
+        let is_known: HashSet<CustomerId> = self.ids.iter().copied().collect();
+        let retired = gone.into_iter().map(|(id, founder, into)| {
+            let into = by_node.get(&founder).copied().or_else(|| into.filter(|into| is_known.contains(into)));
+            (id, Retired { founder, into })
+        });
+        self.assignment = Assignment::restore(members.iter().copied(), founders, retired)?;
+
+        let mut numbers: HashMap<CustomerId, u32> = HashMap::new();
+        let labels = members.into_iter().map(|(member, id)| {
+            let next = u32::try_from(numbers.len()).unwrap_or(u32::MAX);
+            (member, *numbers.entry(id).or_insert(next))
+        });
+        Ok(labels.collect())
+    }
+
+    /// A part of the evidence, each source and pair once; notes how far it goes.
+    async fn read_edges(&mut self, lake: &Lake, settings: &SessionSettings, part: Part<'_>) -> Result<Vec<Edge>> {
+        let spec = tables::edges()?;
+        let Some(table) = lake.table(&spec.name).await? else { return Ok(Vec::new()) };
+        let has_replays = table.schema().field_with_name("replay").is_ok();
+        let sql = edges_sql(part, has_replays);
+        let batches = query(lake, settings, &spec.name, &sql).await?;
+
+        let mut names: BTreeSet<&str> = BTreeSet::new();
+        for batch in &batches {
+            names.extend(batch.column(0).as_string::<i32>().iter().flatten());
+        }
+        for name in names {
+            if !self.sources.iter().any(|known| known == name) {
+                self.sources.push(name.to_owned());
+            }
+        }
+        let mut edges = Vec::new();
+        for batch in &batches {
+            self.read_batch(batch, &mut edges)?;
+        }
+        Ok(edges)
+    }
+
+    fn read_batch(&mut self, batch: &RecordBatch, edges: &mut Vec<Edge>) -> Result<()> {
+        let text = |index: usize| batch.column(index).as_string::<i32>();
+        let first = batch.column(5).as_primitive::<TimestampMicrosecondType>();
+        let last = batch.column(6).as_primitive::<TimestampMicrosecondType>();
+        let number = |index: usize| batch.column(index).as_primitive::<Int64Type>();
+        let numbers: HashMap<String, u32> = self.sources.iter().cloned().zip(0..).collect();
+        for row in 0..batch.num_rows() {
+            let source = text(0).value(row);
+            let taken = match self.taken.sources.get_mut(source) {
+                Some(taken) => taken,
+                None => self.taken.sources.entry(source.to_owned()).or_default(),
+            };
+            for (newest, index) in [(&mut taken.0, 8), (&mut taken.1, 9)] {
+                if number(index).is_valid(row) {
+                    *newest = (*newest).max(number(index).value(row));
+                }
+            }
+            let rank = |index: usize| self.tokens.rules().rank(text(index).value(row));
+            // Evidence of a type that the rules no longer know is kept, and rests.
+            let (Some(left), Some(right)) = (rank(1), rank(3)) else { continue };
+            let is_dated = first.is_valid(row) && last.is_valid(row);
+            let (first_seen, last_seen) = if is_dated { (first.value(row), last.value(row)) } else { UNDATED };
+            edges.push(Edge {
+                left: self.graph.node(parse_token(text(2).value(row))?, left)?,
+                right: self.graph.node(parse_token(text(4).value(row))?, right)?,
+                strength: if is_dated { DATED } else { WITHOUT_DATE },
+                weight: None,
+                first_seen,
+                last_seen,
+                records: u32::try_from(number(7).value(row)).unwrap_or(u32::MAX),
+                source: numbers.get(source).copied().unwrap_or_default(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Reads the evidence of a part. Conditions are such that files can be left out by what the log says of them.
+fn edges_sql(part: Part<'_>, has_replays: bool) -> String {
+    let replay = if has_replays { "replay" } else { "cast(null as bigint)" };
+    let quoted = |name: &String| format!("'{}'", name.replace('\'', "''"));
+    let of_sources = |taken: &Taken, condition: &dyn Fn(i64, i64) -> String| -> Vec<String> {
+        let of = |(name, (batch, replay)): (&String, &(i64, i64))| {
+            format!("source = {} and ({})", quoted(name), condition(*batch, *replay))
+        };
+        taken.sources.iter().map(of).collect()
+    };
+    let conditions = match part {
+        Part::All => vec!["true".to_owned()],
+        Part::Until(taken) => {
+            let mut parts = of_sources(taken, &|batch, newest| {
+                if has_replays {
+                    format!("(replay is null and batch <= {batch}) or replay <= {newest}")
+                } else {
+                    format!("batch <= {batch}")
+                }
+            });
+            parts.push("false".to_owned());
+            parts
+        }
+        Part::After(taken) => {
+            let mut parts = of_sources(taken, &|batch, newest| {
+                if has_replays {
+                    format!("(replay is null and batch > {batch}) or replay > {newest}")
+                } else {
+                    format!("batch > {batch}")
+                }
+            });
+            let names: Vec<String> = taken.sources.keys().map(quoted).collect();
+            parts.push(if names.is_empty() {
+                "true".to_owned()
+            } else {
+                format!("source not in ({})", names.join(", "))
+            });
+            parts
+        }
+    };
+    let conditions: Vec<String> = conditions.into_iter().map(|condition| format!("({condition})")).collect();
+    format!(
+        "select source, left_type, left_token, right_type, right_token, min(first_seen_at), max(last_seen_at), \
+         sum(records), max(batch) filter (where {replay} is null), max({replay}) from identity.edges where {} \
+         group by source, left_type, left_token, right_type, right_token, first_seen_at is null",
+        conditions.join(" or ")
+    )
+}
+
+/// The moments of a column that may be of another unit, as a null is that older tables lack.
+fn moments_of(rows: &RecordBatch, column: usize) -> Result<Vec<Option<i64>>> {
+    match rows.column(column).as_primitive_opt::<TimestampMicrosecondType>() {
+        Some(moments) => Ok(moments.iter().collect()),
+        None if rows.column(column).null_count() == rows.num_rows() => Ok(vec![None; rows.num_rows()]),
+        None => Err(IdentityError::Damaged("identity.customers: retired_at is no moment".to_owned())),
+    }
+}
+
+pub(crate) fn parse_token(text: &str) -> Result<u128> {
+    let is_token = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    u128::from_str_radix(text, 16)
+        .ok()
+        .filter(|_| is_token)
+        .ok_or_else(|| IdentityError::Damaged("a token is not 32 hexadecimal digits".to_owned()))
+}
+
+fn parse_id(text: &str) -> Result<CustomerId> {
+    text.parse().map_err(|_| IdentityError::Damaged(format!("`{text}` is no customer id")))
+}

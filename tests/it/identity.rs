@@ -1,0 +1,531 @@
+//! Identity through the command line: records come in batches, people decide, and every answer is read back from the tables or from what a command prints.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::{commits, holdfast_binary, succeed};
+
+const RULES: &str = r#"priority = ["member_id", "email", "phone", "device"]
+[types.member_id]
+unique = true
+[types.email]
+limit = { values = 2 }
+[types.phone]
+country = "CN"
+hub_above = 8
+[types.device]
+[blocked]
+phone = ["13800138000", "/^1700000/"]
+"#;
+
+const VISITS: &str = r#"kind = "events"
+path = "visits/*.csv"
+format = "csv"
+event_time = "at"
+[columns]
+visit_id = "string"
+member = "string"
+email = { type = "string", pii = true }
+phone = { type = "string", pii = true }
+device = "string"
+at = "timestamp"
+[[identifiers]]
+type = "member_id"
+value = "member"
+[[identifiers]]
+type = "email"
+value = "email"
+[[identifiers]]
+type = "phone"
+value = "phone"
+[[identifiers]]
+type = "device"
+value = "device"
+"#;
+
+const CORE: &str = "-- One row a visit.\n-- @expect fail has_id: visit_id is not null\n\
+    with visits as (\n    select *, coalesce(identifier_token('member_id', member), identifier_token('email', email), \
+    identifier_token('phone', phone), identifier_token('device', device)) as token\n    from raw.visits\n)\n\
+    select i.customer_id, v.visit_id, v.at as visited_at\nfrom visits v\n\
+    left join identity.identifiers i on i.token = v.token\n";
+
+/// A shop with one source, whose records carry up to four identifiers.
+struct Shop {
+    folder: tempfile::TempDir,
+}
+
+impl Shop {
+    fn new() -> Self {
+        let shop = Self { folder: tempfile::tempdir().unwrap() };
+        shop.write("holdfast.toml", "");
+        shop.write("pipelines/churn/pipeline.toml", "stages = \"sql\"\n");
+        shop.write("pipelines/churn/identity.toml", RULES);
+        shop.write("pipelines/churn/sources/visits.toml", VISITS);
+        shop.write("sql/core/visits.sql", CORE);
+        // Tokens of several shops can be compared.
+        shop.write("identity.key", &"5".repeat(64));
+        std::fs::create_dir_all(shop.folder.path().join("in/visits")).unwrap();
+        shop
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    /// A file of visits: `member,email,phone,device,day of January`.
+    fn put(&self, file: &str, visits: &[&str]) {
+        let mut text = "visit_id,member,email,phone,device,at\n".to_owned();
+        for (row, visit) in visits.iter().enumerate() {
+            let (identifiers, day) = visit.rsplit_once(',').unwrap();
+            text.push_str(&format!("{file}-{row},{identifiers},2026-01-{day:0>2}T08:00:00Z\n"));
+        }
+        // Another process may be watching: the file is there at once.
+        self.write(&format!("in/{file}.part"), &text);
+        let folder = self.path().join("in");
+        std::fs::rename(folder.join(format!("{file}.part")), folder.join(format!("visits/{file}.csv"))).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(holdfast_binary());
+        command.arg("--project").arg(self.path()).current_dir(self.path()).args(arguments);
+        command.env_remove("HOLDFAST_ABORT_AFTER");
+        command
+    }
+
+    fn ingest(&self) {
+        succeed(&mut self.command(&["ingest", "--from", "in"]));
+    }
+
+    fn bring(&self, file: &str, visits: &[&str]) {
+        self.put(file, visits);
+        self.ingest();
+    }
+
+    fn identity(&self, arguments: &[&str]) -> Value {
+        let output = succeed(self.command(&["identity"]).args(arguments).arg("--json"));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// What a command says when it is refused, and its exit code.
+    fn refused(&self, arguments: &[&str]) -> (i32, String) {
+        let output = self.command(&["identity"]).args(arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && output.stdout.is_empty(), "{arguments:?}: {said}");
+        assert!(!said.contains("panicked"), "{said}");
+        (output.status.code().unwrap(), said)
+    }
+
+    fn rows(&self, query: &str) -> Vec<Value> {
+        let output = succeed(&mut self.command(&["sql", query, "--output", "json"]));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// The customer of an identifier.
+    fn customer(&self, identifier: &str) -> String {
+        self.identity(&["show", identifier])["customer_id"].as_str().unwrap().to_owned()
+    }
+
+    /// The customers of core, by visit.
+    fn core(&self) -> BTreeMap<String, String> {
+        let text = |row: &Value, column: &str| row[column].as_str().unwrap_or_default().to_owned();
+        let rows = self.rows("select visit_id, customer_id from core.visits");
+        rows.iter().map(|row| (text(row, "visit_id"), text(row, "customer_id"))).collect()
+    }
+
+    /// Who is together with whom, whatever the ids, and all else that is known of identifiers.
+    fn clusters(&self) -> BTreeSet<String> {
+        let rows = self.rows(
+            "select token, min(token) over (partition by customer_id) as cluster, standing, is_shared, records, \
+             first_seen_at, last_seen_at from identity.identifiers",
+        );
+        assert!(!rows.is_empty());
+        rows.iter().map(Value::to_string).collect()
+    }
+}
+
+#[test]
+fn idn_2_on_a_merge_the_older_id_stays_and_history_says_why() {
+    let shop = Shop::new();
+    shop.bring("1", &["M1,,13912340001,,3"]);
+    shop.bring("2", &[",,,D1,5"]);
+    let (older, younger) = (shop.customer("member_id:M1"), shop.customer("device:D1"));
+    assert_ne!(older, younger);
+    assert_eq!(shop.core()["2-0"], younger);
+
+    shop.bring("3", &["M1,,,D1,7"]);
+    assert_eq!(shop.customer("device:D1"), older);
+    assert_eq!(shop.core().values().collect::<BTreeSet<_>>(), BTreeSet::from([&older]), "core moves in the same round");
+    let merged = shop.rows("select * from identity.history where kind = 'merged'");
+    let [merged] = merged.as_slice() else { panic!("{merged:?}") };
+    for (column, expected) in [
+        ("customer_id", older.as_str()),
+        ("other_customer_id", younger.as_str()),
+        ("cause", "evidence"),
+        ("cause_type", "member_id"),
+        ("cause_other_type", "device"),
+        ("cause_source", "visits"),
+    ] {
+        assert_eq!(merged[column], expected, "{column}: {merged}");
+    }
+
+    // A retired id is found, in the tables and by the command.
+    let retired = shop.rows("select * from identity.customers where retired_at is not null");
+    assert_eq!(retired.len(), 1);
+    assert_eq!((&retired[0]["customer_id"], &retired[0]["resolves_to"]), (&younger.into(), &older.clone().into()));
+    let shown = shop.identity(&["show", retired[0]["customer_id"].as_str().unwrap()]);
+    assert_eq!(shown["customer_id"], older.as_str());
+    assert_eq!(shown["identifiers"].as_array().unwrap().len(), 3);
+    assert!(shown["history"].as_array().unwrap().iter().any(|past| past["kind"] == "merged"), "{shown}");
+    let living = shop.rows("select count(*) as n from identity.customers where resolves_to = customer_id");
+    assert_eq!(living[0]["n"], 1);
+
+    // With nothing new nothing is committed.
+    let before = commits(shop.path());
+    shop.ingest();
+    assert_eq!(commits(shop.path()), before);
+}
+
+#[test]
+fn an_unlink_splits_and_every_later_run_keeps_to_it_until_it_is_withdrawn() {
+    let shop = Shop::new();
+    shop.bring("1", &["M1,,13912340001,,3", ",,13912340001,D1,4"]);
+    let together = shop.customer("member_id:M1");
+    assert_eq!(shop.customer("device:D1"), together);
+    let explained = shop.identity(&["explain", "member_id:M1", "device:D1"]);
+    assert_eq!(explained["together"], true);
+    let steps = explained["steps"].as_array().unwrap();
+    assert_eq!(steps.len(), 2, "by way of the phone: {explained}");
+    assert_eq!((&steps[0]["source"], &steps[0]["records"]), (&"visits".into(), &1.into()));
+
+    // A dry run tells and writes nothing.
+    let before = commits(shop.path());
+    let pair = ["member_id:M1", "device:D1", "--why", "a lent phone", "--by", "ann"];
+    let told = shop.identity(&[&["unlink", "--dry-run"][..], &pair].concat());
+    assert_eq!((&told["effects"]["split"], &told["applied"]), (&1.into(), &false.into()), "{told}");
+    assert_eq!(commits(shop.path()), before);
+
+    let decided = shop.identity(&[&["unlink"][..], &pair].concat());
+    assert_eq!((&decided["decision"]["decision_id"], &decided["applied"]), (&1.into(), &true.into()));
+    let apart = shop.customer("device:D1");
+    assert_eq!(shop.customer("member_id:M1"), together, "the founding identifier's part keeps the id");
+    assert_ne!(apart, together);
+    assert_eq!(shop.customer("phone:13912340001"), together);
+    let split = shop.rows("select * from identity.history where kind = 'split'");
+    let [split] = split.as_slice() else { panic!("{split:?}") };
+    assert_eq!((&split["customer_id"], &split["other_customer_id"]), (&apart.clone().into(), &together.clone().into()));
+    assert_eq!((&split["cause"], &split["decision_id"]), (&"unlink".into(), &1.into()));
+
+    // More evidence that they are one, even in one record.
+    shop.bring("2", &["M1,,13912340001,D1,9", ",,13912340001,D1,9"]);
+    assert_eq!((shop.customer("member_id:M1"), shop.customer("device:D1")), (together.clone(), apart.clone()));
+    let explained = shop.identity(&["explain", "member_id:M1", "device:D1"]);
+    let why = explained["steps"].to_string();
+    assert!(explained["together"] == false && why.contains("decision 1, unlinked by ann"), "{explained}");
+    assert_eq!(shop.core()["2-1"], together, "the phone speaks for it");
+
+    let (code, said) = shop.refused(&[&["link"][..], &pair].concat());
+    assert!(code == 2 && said.contains("identity withdraw 1"), "{said}");
+    shop.identity(&["withdraw", "1", "--why", "it was hers", "--by", "ben"]);
+    assert_eq!(shop.customer("device:D1"), together);
+    let merged = shop.rows("select cause, decision_id from identity.history where kind = 'merged'");
+    assert_eq!(merged.len(), 1, "{merged:?}");
+    let kept = shop.rows("select kind, decided_by, reason, withdraws from identity.decisions order by decision_id");
+    assert_eq!(kept.len(), 2, "every decision stays");
+    assert_eq!((&kept[1]["kind"], &kept[1]["withdraws"]), (&"withdraw".into(), &1.into()));
+    let (code, said) = shop.refused(&["withdraw", "1", "--why", "again", "--by", "ben"]);
+    assert!(code == 2 && said.contains("taken back already"), "{said}");
+
+    // An id that went up in another and is split from it again is a new one: the old one never lives again.
+    shop.identity(&[&["unlink"][..], &pair].concat());
+    let anew = shop.customer("device:D1");
+    assert!(anew != together && anew != apart, "{anew}");
+    assert_eq!(shop.customer(&apart), anew, "but it answers to the customer with its founding identifier");
+}
+
+#[test]
+fn a_link_joins_what_no_record_does_and_a_block_undoes_what_an_identifier_joined() {
+    let shop = Shop::new();
+    shop.bring("1", &["M1,,,,3", ",,,D1,5", ",,13912340001,D2,6", ",,13912340001,D3,7"]);
+    let (member, device) = (shop.customer("member_id:M1"), shop.customer("device:D1"));
+    // By ids.
+    shop.identity(&["link", &device, &member, "--why", "asked her", "--by", "ann", "--later"]);
+    assert_eq!(shop.customer("device:D1"), device, "the next ingestion acts on it");
+    shop.ingest();
+    assert_eq!(shop.customer("device:D1"), member);
+    let explained = shop.identity(&["explain", &member, "device:D1"]);
+    assert_eq!(explained["steps"][0]["support"], "decision", "{explained}");
+
+    assert_eq!(shop.customer("device:D2"), shop.customer("device:D3"));
+    shop.identity(&["block", "phone", "+86 139 1234 0001", "--why", "the shop's own", "--by", "ann"]);
+    assert_ne!(shop.customer("device:D2"), shop.customer("device:D3"));
+    let phone = shop.identity(&["show", "phone:13912340001"]);
+    assert_eq!(phone["identifiers"][0]["standing"], "blocked");
+    shop.bring("2", &[",,13912340001,D2,8"]);
+    assert_ne!(shop.customer("device:D2"), shop.customer("phone:13912340001"));
+}
+
+#[test]
+fn a_phone_found_to_be_shared_and_a_limit_crossed_late_repair_the_past() {
+    let shop = Shop::new();
+    shop.bring("1", &[",,13912340001,D1,1", ",,13912340001,D2,2", "M1,,13912340001,,3"]);
+    let all = shop.customer("member_id:M1");
+    assert_eq!((shop.customer("device:D1"), shop.customer("device:D2")), (all.clone(), all.clone()));
+
+    shop.bring("2", &["M2,,13912340001,,4"]);
+    let ids: BTreeSet<String> = ["member_id:M1", "member_id:M2", "device:D1", "device:D2", "phone:13912340001"]
+        .into_iter()
+        .map(|identifier| shop.customer(identifier))
+        .collect();
+    assert_eq!(ids.len(), 5, "all that it had joined is apart");
+    assert_eq!(shop.customer("phone:13912340001"), all, "the founding identifier keeps the id");
+    let split =
+        shop.rows("select distinct cause, cause_type, other_customer_id from identity.history where kind = 'split'");
+    let [split] = split.as_slice() else { panic!("{split:?}") };
+    assert_eq!((&split["cause"], &split["cause_type"]), (&"standing".into(), &"phone".into()));
+    assert_eq!(split["other_customer_id"], all.as_str());
+    let shared = shop.rows("select standing, is_shared from identity.identifiers where identifier_type = 'phone'");
+    assert_eq!((&shared[0]["standing"], &shared[0]["is_shared"]), (&"shared".into(), &true.into()));
+
+    // Two addresses are allowed. The third does not come in, and says why.
+    shop.bring("3", &["M7,a@shop.example,,,5", "M7,b@shop.example,,,6", "M7,c@shop.example,,,7"]);
+    assert_eq!(shop.customer("email:b@shop.example"), shop.customer("member_id:M7"));
+    let explained = shop.identity(&["explain", "email:c@shop.example", "member_id:M7"]);
+    assert!(
+        explained["together"] == false && explained["steps"].to_string().contains("3 values of email"),
+        "{explained}"
+    );
+    // An earlier one that is heard of late goes before.
+    shop.bring("4", &["M7,z@shop.example,,,1"]);
+    assert_eq!(shop.customer("email:z@shop.example"), shop.customer("member_id:M7"));
+    assert_ne!(shop.customer("email:b@shop.example"), shop.customer("member_id:M7"), "the past is repaired");
+}
+
+/// Visits of a few people who share, lend and change what they have. Seeded, so that a failure can be repeated.
+fn random_visits(seed: u64, batches: usize) -> Vec<Vec<String>> {
+    let mut state = seed;
+    let mut next = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    let mut visit = || {
+        let mut one = |prefix: &str, below: u64, often: u64| {
+            let (number, is_there) = (next(below), next(10) < often);
+            if is_there { format!("{prefix}{number}") } else { String::new() }
+        };
+        let (member, device) = (one("M", 9, 4), one("D", 20, 8));
+        let email = one("e", 8, 2);
+        let email = if email.is_empty() { email } else { format!("{email}@shop.example") };
+        let phone = one("1391234000", 9, 5);
+        format!("{member},{email},{phone},{device},{}", next(28) + 1)
+    };
+    (0..batches).map(|_| (0..12).map(|_| visit()).collect()).collect()
+}
+
+/// What people decide after some of the batches. The identifiers are known by then.
+const DECIDED: [(usize, [&str; 3]); 3] = [
+    (2, ["unlink", "member_id:M1", "device:D3"]),
+    (4, ["link", "member_id:M2", "device:D5"]),
+    (5, ["block", "device", "D7"]),
+];
+
+fn decide(shop: &Shop, decision: [&str; 3], manner: &[&str]) {
+    succeed(shop.command(&["identity"]).args(decision).args(["--why", "a test", "--by", "ann"]).args(manner));
+}
+
+#[test]
+fn idn_1_batches_decisions_and_a_watching_process_give_what_one_run_from_scratch_gives() {
+    let seed = 20_260_127;
+    let mut batches = random_visits(seed, 7);
+    // Each identifier that is decided about.
+    batches[0].extend(["M1,,,D3,2", "M2,,,,2", ",,,D5,3", ",,13912340003,D7,4"].map(str::to_owned));
+    let put = |shop: &Shop, number: usize| {
+        let visits: Vec<&str> = batches[number].iter().map(String::as_str).collect();
+        shop.put(&format!("{number}"), &visits);
+    };
+
+    let at_once = Shop::new();
+    (0..batches.len()).for_each(|number| put(&at_once, number));
+    at_once.ingest();
+    DECIDED.iter().for_each(|(_, decision)| decide(&at_once, *decision, &["--later"]));
+    at_once.ingest();
+
+    let step_by_step = Shop::new();
+    for number in 0..batches.len() {
+        put(&step_by_step, number);
+        step_by_step.ingest();
+        for (_, decision) in DECIDED.iter().filter(|(after, _)| *after == number) {
+            decide(&step_by_step, *decision, &[]);
+        }
+    }
+    assert_eq!(step_by_step.clusters(), at_once.clusters(), "seed {seed}");
+
+    // In another order, by a process that keeps the graph and reads what is new.
+    let watched = Shop::new();
+    let mut watching = watched
+        .command(&["ingest", "--from", "in", "--watch", "--every", "0.2"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(watching.stderr.take().unwrap()).lines();
+    let (sender, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || said.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    let wait_for_resolution = || {
+        let mut heard = Vec::new();
+        while !heard.last().is_some_and(|line: &String| line.contains("Resolved")) {
+            let line = lines.recv_timeout(Duration::from_secs(60));
+            heard.push(line.unwrap_or_else(|error| panic!("{error}, seed {seed}: {heard:?}")));
+        }
+    };
+    for number in [0, 6, 5, 4, 3, 2, 1] {
+        put(&watched, number);
+        wait_for_resolution();
+        for (_, decision) in DECIDED.iter().filter(|(after, _)| *after == number) {
+            decide(&watched, *decision, &["--later"]);
+            wait_for_resolution();
+        }
+    }
+    watching.kill().unwrap();
+    watching.wait().unwrap();
+    assert_eq!(watched.clusters(), at_once.clusters(), "seed {seed}");
+
+    // No id was given twice, and every change that was made is told with its cause.
+    for shop in [&at_once, &step_by_step, &watched] {
+        let doubles = shop.rows(
+            "select customer_id from identity.history where kind in ('minted', 'split') group by customer_id having count(*) > 1",
+        );
+        assert!(doubles.is_empty(), "idn_2: {doubles:?}");
+        let lost = shop.rows(
+            "select customer_id from identity.customers where resolves_to is null \
+             or resolves_to not in (select customer_id from identity.identifiers)",
+        );
+        assert!(lost.is_empty(), "idn_2: {lost:?}");
+    }
+    let causes = watched.rows("select distinct cause from identity.history where kind in ('merged', 'split', 'moved')");
+    assert!(causes.len() > 1 && causes.iter().all(|row| row["cause"] != "compared"), "{causes:?}");
+    let given = watched.rows(
+        "select customer_id from identity.customers where customer_id not in \
+         (select customer_id from identity.history where kind in ('minted', 'split'))",
+    );
+    assert!(given.is_empty(), "an id without a beginning: {given:?}");
+}
+
+#[test]
+fn a_resolution_that_died_before_its_last_table_has_not_happened() {
+    let shop = Shop::new();
+    shop.bring("1", &["M1,,13912340001,,3", ",,,D1,4"]);
+    shop.bring("2", &["M1,,,D1,5", "M2,,,D2,6"]);
+    let (clusters, member) = (shop.clusters(), shop.customer("member_id:M2"));
+    // As it would be had the process died before the last commit.
+    let log = shop.path().join("lake/identity/identifiers/_delta_log");
+    let mut versions: Vec<_> = std::fs::read_dir(&log).unwrap().map(|entry| entry.unwrap().path()).collect();
+    versions.sort();
+    std::fs::remove_file(versions.last().unwrap()).unwrap();
+
+    shop.ingest();
+    assert_eq!(shop.clusters(), clusters);
+    assert_eq!(shop.customer("member_id:M2"), member);
+    let undone = shop.rows("select step, identifiers from identity.history where kind = 'undone'");
+    assert_eq!(undone.len(), 1, "{undone:?}");
+    let step = undone[0]["identifiers"].as_i64().unwrap();
+    let merged = shop.rows("select step from identity.history where kind = 'merged' order by step");
+    let merged: Vec<i64> = merged.iter().map(|row| row["step"].as_i64().unwrap()).collect();
+    assert_eq!(merged, [step, step + 1], "told once for the step that was undone, once for the one that was not");
+    let shown = shop.identity(&["show", "device:D1"]);
+    assert_eq!(shown["history"].as_array().unwrap().iter().filter(|past| past["kind"] == "merged").count(), 1);
+    let before = commits(shop.path());
+    shop.ingest();
+    assert_eq!(commits(shop.path()), before);
+}
+
+#[test]
+fn other_rules_are_tried_without_being_written_and_quality_counts() {
+    let shop = Shop::new();
+    shop.bring("1", &["M1,,13912340001,,1", "M2,,13912340001,,2", ",,13912340001,D1,3", "M1,,,D2,4"]);
+    let before = commits(shop.path());
+    shop.write("other.toml", &RULES.replace("hub_above = 8", "shared_above = 2"));
+    let difference = shop.identity(&["diff", "--rules", "other.toml", "--examples", "1"]);
+    assert_eq!(difference["merged"], 2, "the phone and its device go to M1: {difference}");
+    assert_eq!(difference["examples"].as_array().unwrap().len(), 1);
+    shop.write("other.toml", &RULES.replace("phone = [", "device = [\"D2\"]\nphone = ["));
+    let difference = shop.identity(&["diff", "--rules", "other.toml"]);
+    assert_eq!((&difference["merged"], &difference["split"]), (&0.into(), &1.into()), "{difference}");
+    let quality = shop.identity(&["quality"]);
+    assert_eq!((&quality["customers"], &quality["retired"]), (&4.into(), &0.into()), "{quality}");
+    let phone = quality["types"].as_array().unwrap().iter().find(|of| of["identifier_type"] == "phone").unwrap();
+    assert_eq!((&phone["identifiers"], &phone["shared"]), (&1.into(), &1.into()));
+    assert_eq!(quality["largest"][0]["identifiers"], 2);
+    assert_eq!(commits(shop.path()), before);
+
+    // As rules in force they do what the dry run said.
+    shop.write("pipelines/churn/identity.toml", &RULES.replace("hub_above = 8", "shared_above = 2"));
+    shop.ingest();
+    assert_eq!(shop.customer("phone:13912340001"), shop.customer("member_id:M1"));
+}
+
+#[test]
+fn what_cannot_be_asked_or_decided_is_told_clearly_and_changes_nothing() {
+    let shop = Shop::new();
+    shop.bring("1", &["M1,,13912340001,,1", ",,,,2", ",,13800138000,D1,3", ",,17000001234,D2,4"]);
+    // Blocked values and records without identifiers are nobody's; the records are kept.
+    assert_eq!(shop.rows("select count(*) as n from identity.identifiers")[0]["n"], 4);
+    assert_eq!(shop.core()["1-1"], "");
+    let before = commits(shop.path());
+    let signed = ["--why", "a test", "--by", "ann"];
+    for (arguments, words) in [
+        (vec!["show", "c0123456789abcdef"], "there never was"),
+        (vec!["show", "somebody"], "name a customer by its id"),
+        (vec!["show", "phne:13912340001"], "did you mean `phone`?"),
+        (vec!["show", "phone:12345"], "cannot be anybody's phone"),
+        (vec!["show", "phone:13800138000"], "blocked by the rules"),
+        (vec!["show", "phone:17000001234"], "blocked by the rules"),
+        (vec!["show", "phone:13912349999"], "no record has brought this phone"),
+        (vec!["show", "token:123"], "32 hexadecimal digits"),
+        (vec!["explain", "member_id:M1", "member_id:M9"], "no record has brought this member_id"),
+        (vec!["block", "fax", "1", "--why", "a test", "--by", "ann"], "`fax` is no identifier type"),
+        (vec!["withdraw", "7", "--why", "a test", "--by", "ann"], "there is no decision 7"),
+    ] {
+        let (code, said) = shop.refused(&arguments);
+        assert_eq!(code, 2, "{arguments:?}: {said}");
+        assert!(said.contains(words), "{arguments:?}: {said}");
+        for value in ["13912340001", "13912349999", "13800138000", "17000001234", "12345\n"] {
+            assert!(!said.contains(value), "a value is printed: {said}");
+        }
+    }
+    let (code, said) = shop.refused(&[&["link", "member_id:M1", "member_id:m-1"][..], &signed].concat());
+    assert!(code == 2 && said.contains("the same identifier"), "{said}");
+    let (code, said) = shop.refused(&["link", "member_id:M1", "device:D1", "--why", " ", "--by", "ann"]);
+    assert!(code == 2 && said.contains("--why"), "{said}");
+    shop.write("other.toml", "priority = [\"phone\"]\n[types.phone]\nshared_abov = 2\n");
+    let (code, said) = shop.refused(&["diff", "--rules", "other.toml"]);
+    assert!(code == 2 && said.contains("other.toml:3:1") && said.contains("did you mean `shared_above`?"), "{said}");
+    assert_eq!(commits(shop.path()), before);
+
+    // A link whose ends other decisions keep apart.
+    shop.identity(&[&["unlink", "member_id:M1", "device:D1"][..], &signed].concat());
+    shop.identity(&[&["link", "device:D1", "device:D2"][..], &signed].concat());
+    let before = commits(shop.path());
+    let (code, said) = shop.refused(&[&["link", "member_id:M1", "device:D2"][..], &signed].concat());
+    assert!(code == 2 && said.contains("never one customer: decision 1"), "{said}");
+    assert_eq!(commits(shop.path()), before);
+}
+
+#[test]
+fn a_lake_without_identity_says_what_to_do() {
+    let shop = Shop::new();
+    let (code, said) = shop.refused(&["quality"]);
+    assert!(code == 2 && said.contains("holdfast ingest"), "{said}");
+    shop.ingest();
+    let (code, said) = shop.refused(&["quality"]);
+    assert!(code == 2 && said.contains("no identity has been resolved"), "{said}");
+}
