@@ -1,10 +1,11 @@
 //! What is known: identifiers, the evidence that ties them together, what people have decided. Knows no rules.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::Result;
 use crate::dictionary::{Dictionary, SlotIndex, mix};
 use crate::error::GraphError;
+use crate::node_map::NodeMap;
 
 /// No node, no row.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -124,9 +125,9 @@ pub(crate) struct Evidence {
     index: SlotIndex,
     pub(crate) blocked: BTreeSet<u32>,
     links: BTreeMap<(u32, u32), Link>,
-    linked: HashMap<u32, BTreeSet<u32>>,
+    linked: NodeMap<u32, BTreeSet<u32>>,
     /// Pairs that are never one customer, in both directions.
-    forbidden: HashMap<u32, BTreeSet<u32>>,
+    forbidden: NodeMap<u32, BTreeSet<u32>>,
 }
 
 impl Evidence {
@@ -372,7 +373,7 @@ impl Evidence {
     }
 }
 
-fn forget_pair(pairs: &mut HashMap<u32, BTreeSet<u32>>, left: u32, right: u32) {
+fn forget_pair(pairs: &mut NodeMap<u32, BTreeSet<u32>>, left: u32, right: u32) {
     for (node, other) in [(left, right), (right, left)] {
         if let Some(others) = pairs.get_mut(&node) {
             others.remove(&other);
