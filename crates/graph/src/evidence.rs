@@ -169,8 +169,8 @@ impl Evidence {
         Ok(())
     }
 
-    /// Adds an edge that was checked, or adds to the one of the same key.
-    pub(crate) fn add(&mut self, edge: &Edge) -> Result<()> {
+    /// Adds an edge that was checked, or adds to the one of the same key; returns the number of its row.
+    pub(crate) fn add(&mut self, edge: &Edge) -> Result<u32> {
         let (left, right) = (edge.left.min(edge.right), edge.left.max(edge.right));
         let key = EdgeKey { left, right, strength: edge.strength };
         let weight = edge.weight.unwrap_or(f32::INFINITY);
@@ -181,7 +181,7 @@ impl Evidence {
             row.last_seen = row.last_seen.max(edge.last_seen);
             row.weight = row.weight.max(weight);
             row.records = row.records.saturating_add(edge.records);
-            return Ok(());
+            return Ok(found);
         }
         let row = Row {
             first_seen: edge.first_seen,
@@ -218,7 +218,7 @@ impl Evidence {
         self.heads[right as usize] = number;
         let rows = &self.rows;
         self.index.insert(hash_of(key), number, |number| hash_of(key_of(&rows[number as usize])));
-        Ok(())
+        Ok(number)
     }
 
     /// Removes an edge and returns it. Its ends must be swept before evidence is added again.

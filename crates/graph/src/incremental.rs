@@ -435,10 +435,8 @@ impl IdentityGraph {
         for change in changes {
             match *change {
                 Change::Add(edge) => {
-                    self.evidence.add(&edge)?;
-                    let (left, right) = (edge.left.min(edge.right), edge.left.max(edge.right));
-                    batch.added.extend(self.evidence.find(EdgeKey { left, right, strength: edge.strength }));
-                    batch.blame(6, Cause::Edge(edge), &[left, right]);
+                    batch.added.insert(self.evidence.add(&edge)?);
+                    batch.blame(6, Cause::Edge(edge), &[edge.left, edge.right]);
                 }
                 Change::Remove(key) => {
                     if let Some(edge) = self.evidence.remove(key) {
