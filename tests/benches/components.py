@@ -156,11 +156,11 @@ def identity_graph(bench, edges):
         f"tokens {found['nodes_seconds']:.2f} s, edges and clusters {found['build_seconds']:.2f} s, of which clusters "
         f"{found['resolve_seconds']:.2f} s; export {found['export_seconds']:.2f} s, import {found['import_seconds']:.2f} s\n"
     )
-    print("| change | edges | seconds | nodes gone through | edges looked at | groups that changed |")
-    print("|---|---|---|---|---|---|")
+    print("| change | edges | seconds | CPU s | nodes gone through | edges looked at | groups that changed |")
+    print("|---|---|---|---|---|---|---|")
     for step in found["steps"]:
         print(
-            f"| {step['kind']} | {step['changes']:,} | **{step['seconds']:.3f}** | {step['nodes']:,} "
+            f"| {step['kind']} | {step['changes']:,} | **{step['seconds']:.3f}** | {step['cpu_seconds']:.3f} | {step['nodes']:,} "
             f"| {step['edges']:,} | {step['groups']:,} |"
         )
 

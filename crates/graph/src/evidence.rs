@@ -1,10 +1,11 @@
 //! What is known: identifiers, the evidence that ties them together, what people have decided. Knows no rules.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::Result;
 use crate::dictionary::{Dictionary, SlotIndex, mix};
 use crate::error::GraphError;
+use crate::node_map::NodeMap;
 
 /// No node, no row.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -124,9 +125,9 @@ pub(crate) struct Evidence {
     index: SlotIndex,
     pub(crate) blocked: BTreeSet<u32>,
     links: BTreeMap<(u32, u32), Link>,
-    linked: HashMap<u32, BTreeSet<u32>>,
+    linked: NodeMap<u32, BTreeSet<u32>>,
     /// Pairs that are never one customer, in both directions.
-    forbidden: HashMap<u32, BTreeSet<u32>>,
+    forbidden: NodeMap<u32, BTreeSet<u32>>,
 }
 
 impl Evidence {
@@ -168,8 +169,8 @@ impl Evidence {
         Ok(())
     }
 
-    /// Adds an edge that was checked, or adds to the one of the same key.
-    pub(crate) fn add(&mut self, edge: &Edge) -> Result<()> {
+    /// Adds an edge that was checked, or adds to the one of the same key; returns the number of its row.
+    pub(crate) fn add(&mut self, edge: &Edge) -> Result<u32> {
         let (left, right) = (edge.left.min(edge.right), edge.left.max(edge.right));
         let key = EdgeKey { left, right, strength: edge.strength };
         let weight = edge.weight.unwrap_or(f32::INFINITY);
@@ -180,7 +181,7 @@ impl Evidence {
             row.last_seen = row.last_seen.max(edge.last_seen);
             row.weight = row.weight.max(weight);
             row.records = row.records.saturating_add(edge.records);
-            return Ok(());
+            return Ok(found);
         }
         let row = Row {
             first_seen: edge.first_seen,
@@ -217,7 +218,7 @@ impl Evidence {
         self.heads[right as usize] = number;
         let rows = &self.rows;
         self.index.insert(hash_of(key), number, |number| hash_of(key_of(&rows[number as usize])));
-        Ok(())
+        Ok(number)
     }
 
     /// Removes an edge and returns it. Its ends must be swept before evidence is added again.
@@ -372,7 +373,7 @@ impl Evidence {
     }
 }
 
-fn forget_pair(pairs: &mut HashMap<u32, BTreeSet<u32>>, left: u32, right: u32) {
+fn forget_pair(pairs: &mut NodeMap<u32, BTreeSet<u32>>, left: u32, right: u32) {
     for (node, other) in [(left, right), (right, left)] {
         if let Some(others) = pairs.get_mut(&node) {
             others.remove(&other);

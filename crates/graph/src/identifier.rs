@@ -1,8 +1,7 @@
 //! What an identifier's own evidence tells of it: whether it joins anybody, and whether it changed hands.
 
-use std::collections::HashMap;
-
 use crate::evidence::{Evidence, UNDATED};
+use crate::node_map::NodeMap;
 use crate::rules::Rules;
 
 /// An identifier, or one life of an identifier that changed hands.
@@ -56,7 +55,7 @@ pub(crate) struct State {
 pub(crate) struct States {
     pub(crate) standing: Vec<Standing>,
     /// Of identifiers with more than one life.
-    pub(crate) lives: HashMap<u32, Vec<Life>>,
+    pub(crate) lives: NodeMap<u32, Vec<Life>>,
 }
 
 impl States {

@@ -1,6 +1,7 @@
 //! The identity graph, and how a change moves only what it touches.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
 
 use crate::Result;
 use crate::components::Sets;
@@ -8,6 +9,7 @@ use crate::error::GraphError;
 use crate::evidence::{Edge, EdgeKey, Evidence, Link, NONE};
 use crate::greedy::{Resolver, Tie};
 use crate::identifier::{Examiner, Life, Member, Standing, State, States, seen_at};
+use crate::node_map::{NodeMap, NodeSet};
 use crate::resolution::{Clustered, Resolution, cluster_loaded, connects};
 use crate::rules::{Rules, TypeRule};
 
@@ -369,25 +371,24 @@ impl IdentityGraph {
         labels.sort_unstable();
         let nodes: Vec<u32> = (0..self.evidence.nodes()).filter(|node| !self.fringe.contains(node)).collect();
         let mut touched = Touched { nodes: nodes.len() as u64, ..Touched::default() };
-        let mut clusters: HashMap<u32, Member> = HashMap::new();
+        let mut clusters: NodeMap<u32, Member> = NodeMap::default();
         let clustered: Clustered =
             self.assignments().map(|(member, label)| (member, *clusters.entry(label).or_insert(member))).collect();
-        let mut seen = HashMap::with_capacity(clustered.len());
+        let mut seen = Vec::with_capacity(clustered.len());
         for &node in nodes.iter().filter(|&&node| self.resolution.raw[node as usize] != NONE) {
-            touched.edges += members_at(&self.evidence, &self.resolution.states, node, |known| {
-                seen.insert(known.member, known);
-            });
+            touched.edges += members_at(&self.evidence, &self.resolution.states, node, |known| seen.push(known));
         }
         let mut batch = Batch::default();
         batch.causes.push((0, Cause::Compared));
         let raw = nodes.iter().map(|&node| (node, self.resolution.raw[node as usize])).collect();
-        touched.groups = groups(&Before { labels, raw }, &clustered, &[], &seen, &batch, &self.resolution);
+        touched.groups =
+            groups(&Before { labels, starts: Vec::new(), raw }, &clustered, &[], &seen, &batch, &self.resolution);
         touched
     }
 
     fn check(&self, changes: &[Change]) -> Result<()> {
         // What earlier changes of the batch allow or forbid.
-        let mut decided: HashMap<(u32, u32), bool> = HashMap::new();
+        let mut decided: NodeMap<(u32, u32), bool> = NodeMap::default();
         let mut rules = None;
         for change in changes {
             match *change {
@@ -434,10 +435,8 @@ impl IdentityGraph {
         for change in changes {
             match *change {
                 Change::Add(edge) => {
-                    self.evidence.add(&edge)?;
-                    let (left, right) = (edge.left.min(edge.right), edge.left.max(edge.right));
-                    batch.added.extend(self.evidence.find(EdgeKey { left, right, strength: edge.strength }));
-                    batch.blame(6, Cause::Edge(edge), &[left, right]);
+                    batch.added.insert(self.evidence.add(&edge)?);
+                    batch.blame(6, Cause::Edge(edge), &[edge.left, edge.right]);
                 }
                 Change::Remove(key) => {
                     if let Some(edge) = self.evidence.remove(key) {
@@ -548,24 +547,25 @@ impl IdentityGraph {
         let components = self.connect(&nodes, &mut touched.edges);
         let mut clustered: Clustered = Vec::new();
         let mut joins: Vec<(Member, Join)> = Vec::new();
-        let mut seen: HashMap<Member, ClusterMember> = HashMap::new();
+        let mut seen: Vec<ClusterMember> = Vec::new();
         {
             let mut resolver = Resolver::new(&self.evidence, &self.rules, &self.resolution.states);
             for component in &components {
                 resolver.load(component);
                 let from = clustered.len();
                 cluster_loaded(&mut resolver, &mut clustered);
-                batch.find_joins(&mut resolver, &clustered[from..], &before, &self.evidence, &mut joins);
+                // Until they are set, raw components are places: see `connect`.
+                let places = &self.resolution.raw;
+                batch.find_joins(&mut resolver, &clustered[from..], &before, places, &self.evidence, &mut joins);
                 for vertex in &resolver.vertices {
                     let Member { node, .. } = vertex.member;
-                    let known = ClusterMember {
+                    seen.push(ClusterMember {
                         member: vertex.member,
                         rank: vertex.rank,
                         token: self.evidence.token(node),
                         first_seen: vertex.seen.0,
                         last_seen: vertex.seen.1,
-                    };
-                    seen.insert(vertex.member, known);
+                    });
                 }
             }
             touched.edges += resolver.edges_seen;
@@ -605,11 +605,15 @@ impl IdentityGraph {
         if missing.is_empty() { Ok(nodes) } else { Err(GraphError::NotLoaded(missing)) }
     }
 
-    /// The raw components that these nodes are now, each in ascending order. Nodes that nothing speaks of any more are taken out.
+    /// The raw components that these nodes are now, each in ascending order, to be set by the caller. Nodes that nothing speaks of any more are taken out.
     fn connect(&mut self, nodes: &[u32], edges_seen: &mut u64) -> Vec<Vec<u32>> {
         let mut sets = Sets::default();
         sets.reset(nodes.len());
-        let place = |node: u32| nodes.binary_search(&node).ok().and_then(|place| u32::try_from(place).ok());
+        // The place of each among these nodes stands where its raw component will be written.
+        for (&node, place) in nodes.iter().zip(0..) {
+            self.resolution.raw[node as usize] = place;
+        }
+        let place = |node: u32| self.resolution.raw[node as usize];
         let mut absent = Vec::new();
         for (&node, own) in nodes.iter().zip(0_u32..) {
             let mut is_present = false;
@@ -617,18 +621,13 @@ impl IdentityGraph {
                 *edges_seen += 1;
                 is_present = true;
                 // Each edge once. What connects has both ends among these nodes.
-                if row.left == node
-                    && connects(&self.rules, &self.resolution.states, row)
-                    && let Some(other) = place(row.right)
-                {
-                    sets.union(own, other);
+                if row.left == node && connects(&self.rules, &self.resolution.states, row) {
+                    sets.union(own, place(row.right));
                 }
             }
             for other in self.evidence.linked_with(node) {
                 is_present = true;
-                if let Some(other) = place(other) {
-                    sets.union(own, other);
-                }
+                sets.union(own, place(other));
             }
             if !is_present {
                 absent.push(node);
@@ -667,12 +666,12 @@ struct Batch {
     /// Nodes whose state may have changed, or whose component has; in the end in ascending order.
     dirty: Vec<u32>,
     /// Rows that are new or have grown.
-    added: HashSet<u32>,
+    added: NodeSet<u32>,
     /// Links that are new.
-    linked: HashSet<(u32, u32)>,
+    linked: NodeSet<(u32, u32)>,
     causes: Vec<(u8, Cause)>,
     /// For each node the first of the most likely causes of a split.
-    blamed: HashMap<u32, usize>,
+    blamed: NodeMap<u32, usize>,
 }
 
 impl Batch {
@@ -695,6 +694,7 @@ impl Batch {
         resolver: &mut Resolver<'_>,
         clustered: &[(Member, Member)],
         before: &Before,
+        places: &[u32],
         evidence: &Evidence,
         joins: &mut Vec<(Member, Join)>,
     ) {
@@ -702,7 +702,7 @@ impl Batch {
         let mut parts: Vec<(Member, Option<u32>, u32)> = clustered
             .iter()
             .zip(0_u32..)
-            .map(|(&(member, cluster), vertex)| (cluster, before.label(member), vertex))
+            .map(|(&(member, cluster), vertex)| (cluster, before.label(places[member.node as usize], member), vertex))
             .collect();
         parts.sort_unstable();
         let is_one_part = |one: &(Member, Option<u32>, u32), two: &(Member, Option<u32>, u32)| {
@@ -759,22 +759,27 @@ impl Batch {
 struct Before {
     /// Members with the number of their cluster, in ascending order.
     labels: Vec<(Member, u32)>,
+    /// Those of one node after the other begin here.
+    starts: Vec<u32>,
     /// Nodes with their raw component, in ascending order.
     raw: Vec<(u32, u32)>,
 }
 
 impl Before {
     fn of(resolution: &Resolution, nodes: &[u32]) -> Self {
-        let members = nodes.iter().flat_map(|&node| resolution.members_of(node));
-        Self {
-            labels: members.filter_map(|member| Some((member, resolution.label(member)?))).collect(),
-            raw: nodes.iter().map(|&node| (node, resolution.raw[node as usize])).collect(),
+        let (mut labels, mut starts) = (Vec::with_capacity(nodes.len()), Vec::with_capacity(nodes.len()));
+        for &node in nodes {
+            starts.push(u32::try_from(labels.len()).unwrap_or(NONE));
+            let members = resolution.members_of(node);
+            labels.extend(members.filter_map(|member| Some((member, resolution.label(member)?))));
         }
+        Self { labels, starts, raw: nodes.iter().map(|&node| (node, resolution.raw[node as usize])).collect() }
     }
 
-    fn label(&self, member: Member) -> Option<u32> {
-        let place = self.labels.binary_search_by_key(&member, |&(member, _)| member).ok()?;
-        Some(self.labels[place].1)
+    /// The cluster of a member of the node at this place.
+    fn label(&self, place: u32, member: Member) -> Option<u32> {
+        let start = self.starts[place as usize] as usize + usize::from(member.life);
+        self.labels.get(start).filter(|(known, _)| *known == member).map(|&(_, label)| label)
     }
 
     fn raw(&self, node: u32) -> u32 {
@@ -782,23 +787,27 @@ impl Before {
     }
 }
 
-/// Brings together what was and what is, and leaves out clusters that are as they were.
+/// Brings together what was and what is, and leaves out clusters that are as they were. `seen` has the rows of `clustered`.
 fn groups(
     before: &Before,
     clustered: &Clustered,
     joins: &[(Member, Join)],
-    seen: &HashMap<Member, ClusterMember>,
+    seen: &[ClusterMember],
     batch: &Batch,
     resolution: &Resolution,
 ) -> Vec<Group> {
     let mut old: Vec<(u32, Member)> = before.labels.iter().map(|&(member, label)| (label, member)).collect();
     old.sort_unstable();
-    let mut new: Vec<(Member, Member)> = clustered.iter().map(|&(member, cluster)| (cluster, member)).collect();
+    let mut new: Vec<(Member, Member, u32)> =
+        clustered.iter().zip(0..).map(|(&(member, cluster), row)| (cluster, member, row)).collect();
     new.sort_unstable();
     let old: Vec<&[(u32, Member)]> = old.chunk_by(|one, two| one.0 == two.0).collect();
-    let new: Vec<&[(Member, Member)]> = new.chunk_by(|one, two| one.0 == two.0).collect();
-    let new_of: HashMap<Member, u32> =
-        new.iter().zip(0_u32..).flat_map(|(cluster, number)| cluster.iter().map(move |&(_, m)| (m, number))).collect();
+    let new: Vec<&[(Member, Member, u32)]> = new.chunk_by(|one, two| one.0 == two.0).collect();
+    let new_of: NodeMap<Member, u32> = new
+        .iter()
+        .zip(0_u32..)
+        .flat_map(|(cluster, number)| cluster.iter().map(move |&(_, m, _)| (m, number)))
+        .collect();
 
     // Old clusters come after the new ones.
     let mut sets = Sets::default();
@@ -821,9 +830,9 @@ fn groups(
     let Some(&(_, any_cause)) = batch.causes.first() else { return Vec::new() };
     let empty =
         || Group { before: Vec::new(), after: Vec::new(), joins: Vec::new(), splits: Vec::new(), cause: any_cause };
-    let mut by_group: HashMap<u32, Group> = HashMap::new();
-    let mut same: HashSet<u32> = HashSet::new();
-    let by_raw = batch.by_raw(before, resolution);
+    let mut by_group: NodeMap<u32, Group> = NodeMap::default();
+    let mut same: NodeSet<u32> = NodeSet::default();
+    let by_raw = OnceCell::new();
     for (number, cluster) in old.iter().enumerate() {
         let root = sets.root(place_of_old(number));
         if is_same[number] {
@@ -844,8 +853,7 @@ fn groups(
         if same.contains(&root) {
             continue;
         }
-        let mut members: Vec<ClusterMember> =
-            cluster.iter().filter_map(|(_, member)| seen.get(member)).copied().collect();
+        let mut members: Vec<ClusterMember> = cluster.iter().map(|&(_, _, row)| seen[row as usize]).collect();
         members.sort_unstable_by_key(ClusterMember::founding_order);
         by_group.entry(root).or_insert_with(empty).after.push(Cluster { members });
     }
@@ -868,8 +876,8 @@ fn groups(
 
 impl Batch {
     /// The first of the most likely causes in each raw component, as it was (`false`) and as it is (`true`).
-    fn by_raw(&self, before: &Before, resolution: &Resolution) -> HashMap<(bool, u32), usize> {
-        let mut by_raw: HashMap<(bool, u32), usize> = HashMap::new();
+    fn by_raw(&self, before: &Before, resolution: &Resolution) -> NodeMap<(bool, u32), usize> {
+        let mut by_raw: NodeMap<(bool, u32), usize> = NodeMap::default();
         for (&node, &number) in &self.blamed {
             for key in [(false, before.raw(node)), (true, resolution.raw[node as usize])] {
                 let known = by_raw.entry(key).or_insert(number);
@@ -887,17 +895,18 @@ impl Batch {
         members: &[Member],
         before: &Before,
         resolution: &Resolution,
-        by_raw: &HashMap<(bool, u32), usize>,
+        by_raw: &OnceCell<NodeMap<(bool, u32), usize>>,
     ) -> Option<Cause> {
+        let by_raw = || by_raw.get_or_init(|| self.by_raw(before, resolution));
         let likeliest = |numbers: &mut dyn Iterator<Item = usize>| {
             numbers.min_by_key(|&number| (self.causes[number].0, number)).map(|number| self.causes[number].1)
         };
         let nodes = || members.iter().map(|member| member.node);
         likeliest(&mut nodes().filter_map(|node| self.blamed.get(&node).copied()))
-            .or_else(|| likeliest(&mut nodes().filter_map(|node| by_raw.get(&(false, before.raw(node))).copied())))
+            .or_else(|| likeliest(&mut nodes().filter_map(|node| by_raw().get(&(false, before.raw(node))).copied())))
             .or_else(|| {
                 let is = |node: u32| (true, resolution.raw[node as usize]);
-                likeliest(&mut nodes().filter_map(|node| by_raw.get(&is(node)).copied()))
+                likeliest(&mut nodes().filter_map(|node| by_raw().get(&is(node)).copied()))
             })
     }
 }

@@ -17,6 +17,7 @@ mod explain;
 mod greedy;
 mod identifier;
 mod incremental;
+mod node_map;
 mod resolution;
 mod rules;
 

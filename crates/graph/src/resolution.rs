@@ -1,12 +1,12 @@
 //! The clusters of a whole graph under some rules, and of the raw components that a change touches.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::components::ComponentBuilder;
 use crate::evidence::{Evidence, NONE, Row};
 use crate::greedy::Resolver;
 use crate::identifier::{Examiner, Life, Member, Standing, State, States};
+use crate::node_map::NodeMap;
 use crate::rules::Rules;
 
 /// Broken components a thread takes at a time.
@@ -33,9 +33,9 @@ pub(crate) struct Labels {
     /// Of each node's first life: the smallest node of whose first life the cluster has; counted down from `NONE - 1` when it has none such.
     first: Vec<u32>,
     /// Of the lives after it.
-    later: HashMap<u32, Vec<u32>>,
+    later: NodeMap<u32, Vec<u32>>,
     /// Numbers for clusters of later lives alone, by their smallest member. Given once for good.
-    of_later: HashMap<Member, u32>,
+    of_later: NodeMap<Member, u32>,
 }
 
 /// The members of a raw component with the cluster of each, named by its smallest member.
@@ -300,7 +300,7 @@ pub(crate) fn connects(rules: &Rules, states: &States, row: &Row) -> bool {
 
 fn states(evidence: &Evidence, rules: &Rules, threads: usize) -> States {
     let nodes = evidence.nodes();
-    let mut states = States { standing: vec![Standing::Joins; nodes as usize], lives: HashMap::new() };
+    let mut states = States { standing: vec![Standing::Joins; nodes as usize], lives: NodeMap::default() };
     let is_plain =
         |rule: &crate::TypeRule| rule.hub_above.is_none() && rule.shared_above.is_none() && rule.life_gap.is_none();
     let plain: Vec<bool> = rules.types().iter().map(is_plain).collect();

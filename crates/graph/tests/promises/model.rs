@@ -88,6 +88,8 @@ pub(crate) struct Model {
 
 /// A member by identifier and life.
 pub(crate) type Name = (u32, u16);
+/// First and last moment of each life, and whether it joins; `None` when the identifier joins nobody.
+type Lives = Option<Vec<(i64, i64, bool)>>;
 pub(crate) type Partition = BTreeSet<BTreeSet<Name>>;
 
 pub(crate) fn token(identifier: u32) -> u128 {
@@ -198,7 +200,7 @@ impl Model {
     }
 
     /// The lives of an identifier, each with whether it joins; `None`: it joins nobody at all.
-    fn lives(&self, of: u32) -> Option<Vec<(i64, i64, bool)>> {
+    fn lives(&self, of: u32) -> Lives {
         let rule = self.rule(of);
         let partners: BTreeSet<u32> = self.edges_of(of).iter().map(|&(other, _)| other).filter(|&o| o != of).collect();
         if self.blocked.contains(&of) || rule.hub_above.is_some_and(|most| partners.len() > most as usize) {
@@ -268,7 +270,7 @@ impl Model {
 
     /// The clusters.
     pub(crate) fn clusters(&self) -> Partition {
-        let lives: Vec<Option<Vec<(i64, i64, bool)>>> = (0..IDENTIFIERS).map(|of| self.lives(of)).collect();
+        let lives: Vec<Lives> = (0..IDENTIFIERS).map(|of| self.lives(of)).collect();
         let name = |of: u32, life: usize| (of, u16::try_from(life).unwrap());
 
         // Candidates: order and ends.
@@ -288,7 +290,9 @@ impl Model {
         }
         let mut candidates = Vec::new();
         for (edge, left, right) in self.guarded(usable) {
-            let weight = edge.weight.map_or(i64::MIN, |weight| -(weight * 1000.0) as i64);
+            // Weights are whole numbers up to 5; certain evidence comes before them.
+            let weight =
+                edge.weight.map_or(0, |weight| 1 + (0..=6_i16).filter(|&whole| f32::from(whole) > weight).count());
             let undated_last = if edge.first_seen == i64::MIN { i64::MAX } else { edge.first_seen };
             candidates.push((1, edge.strength, weight, self.ends(left.0, right.0), undated_last, left, right));
         }
@@ -368,13 +372,7 @@ impl Model {
         kept
     }
 
-    fn may_join(
-        &self,
-        is_link: bool,
-        one: &BTreeSet<Name>,
-        two: &BTreeSet<Name>,
-        lives: &[Option<Vec<(i64, i64, bool)>>],
-    ) -> bool {
+    fn may_join(&self, is_link: bool, one: &BTreeSet<Name>, two: &BTreeSet<Name>, lives: &[Lives]) -> bool {
         let pairs = || one.iter().flat_map(|a| two.iter().map(move |b| (a.0, b.0)));
         if pairs().any(|(a, b)| self.forbidden.contains(&pair(a, b))) {
             return false;
@@ -408,7 +406,7 @@ impl Model {
     }
 
     /// First and last moment of a member; undated evidence counts when there is no other.
-    fn seen(&self, (of, life): Name, lives: &[Option<Vec<(i64, i64, bool)>>]) -> (i64, i64) {
+    fn seen(&self, (of, life): Name, lives: &[Lives]) -> (i64, i64) {
         let own = lives[of as usize].clone().unwrap_or(vec![(i64::MIN, i64::MAX, true)]);
         let edges = self.edges_of(of).into_iter().map(|(_, edge)| (edge.first_seen, edge.last_seen));
         let all: Vec<_> = edges.filter(|seen| Self::life(&own, seen.0, seen.1) == Some(usize::from(life))).collect();
@@ -429,7 +427,7 @@ impl Model {
     }
 
     /// The same facts in a fresh graph, with other node numbers and another order, worked out at once.
-    pub(crate) fn from_scratch(&self, threads: usize) -> IdentityGraph {
+    pub(crate) fn fresh_graph(&self, threads: usize) -> IdentityGraph {
         let mut graph = IdentityGraph::new(self.rules.clone()).with_threads(threads);
         for of in (0..IDENTIFIERS).rev() {
             graph.node(token(of), rank(of)).unwrap();
