@@ -64,7 +64,7 @@ pub enum IdentityError {
     Promise(#[from] BrokenPromise),
     /// What is stored does not make a graph.
     #[error("identity graph: {0}")]
-    Graph(#[from] GraphError),
+    Graph(Box<GraphError>),
     /// Stored tables that are not as this crate writes them.
     #[error("identity tables are damaged: {0}")]
     Damaged(String),
@@ -86,5 +86,11 @@ impl IdentityError {
             // Identifiers and evidence come from tables that this crate wrote.
             Self::Graph(_) | Self::Damaged(_) => ErrorKind::CorruptData,
         }
+    }
+}
+
+impl From<GraphError> for IdentityError {
+    fn from(error: GraphError) -> Self {
+        Self::Graph(Box::new(error))
     }
 }

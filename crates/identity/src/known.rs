@@ -361,8 +361,7 @@ impl Known {
         for rows in query(lake, settings, &customers, &sql).await? {
             let first = rows.column(3).as_primitive::<TimestampMicrosecondType>();
             let merged_into = rows.column(4).as_string::<i32>();
-            let retired_at = moments_of(&rows, 5)?;
-            for row in 0..rows.num_rows() {
+            for (row, retired_at) in moments_of(&rows, 5)?.into_iter().enumerate() {
                 let text = |column: usize| rows.column(column).as_string::<i32>().value(row);
                 let id = parse_id(text(0))?;
                 let founding = Identifier { identifier_type: text(1).to_owned(), token: text(2).to_owned() };
@@ -374,11 +373,11 @@ impl Known {
                     founders.push((id, Founder { member, rank, token, first_seen }));
                 } else {
                     let into = merged_into.is_valid(row).then(|| parse_id(merged_into.value(row))).transpose()?;
-                    if is_unfinished && into.is_none() && retired_at[row].is_none() {
+                    if is_unfinished && into.is_none() && retired_at.is_none() {
                         // Given by the resolution that has not happened.
                         continue;
                     }
-                    self.retired_at.extend(retired_at[row].map(|at| (id, at)));
+                    self.retired_at.extend(retired_at.map(|at| (id, at)));
                     gone.push((id, member, into));
                 }
                 self.ids.insert(id);
