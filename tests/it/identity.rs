@@ -485,7 +485,7 @@ fn what_cannot_be_asked_or_decided_is_told_clearly_and_changes_nothing() {
     for (arguments, words) in [
         (vec!["show", "c0123456789abcdef"], "there never was"),
         (vec!["show", "somebody"], "name a customer by its id"),
-        (vec!["show", "fone:13912340001"], "did you mean `phone`?"),
+        (vec!["show", "phne:13912340001"], "did you mean `phone`?"),
         (vec!["show", "phone:12345"], "cannot be anybody's phone"),
         (vec!["show", "phone:13800138000"], "blocked by the rules"),
         (vec!["show", "phone:17000001234"], "blocked by the rules"),
