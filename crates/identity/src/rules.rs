@@ -331,7 +331,7 @@ mod tests {
             (format!("{phone}[blocked]\nphnoe = [\"1\"]\n"), 4, "did you mean `phone`?"),
             (format!("{phone}[blocked]\nphone = [\"/(/\"]\n"), 4, "unclosed group"),
             ("priority = [\"phone\", \"phone\"]\n[types.phone]\n".to_owned(), 1, "`phone` twice"),
-            ("priority = [\"fone\"]\n[types.phone]\n".to_owned(), 1, "did you mean `phone`?"),
+            ("priority = [\"phne\"]\n[types.phone]\n".to_owned(), 1, "did you mean `phone`?"),
         ] {
             let (found, message) = mistake(&text);
             assert!(message.contains(expected), "{message}");
