@@ -19,6 +19,7 @@ Needs the packages of tests/clients/requirements.txt.
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -192,23 +193,13 @@ def delays(lake, ids):
     """Seconds from sending an event to its being in `raw`, and how many commits brought them. Every event is there once."""
     table = f"{lake.folder}/raw/events"
     found, seconds, commits = set(), [], 0
-    logs = lake.files.get_file_info(pyarrow.fs.FileSelector(f"{table}/_delta_log"))
-    for log in sorted((log for log in logs if log.extension == "json"), key=lambda log: log.path):
-        visible = log.mtime_ns / 1e9
-        with lake.files.open_input_stream(log.path) as stream:
-            lines = stream.read().decode().splitlines()
-        adds = [json.loads(line)["add"] for line in lines if line.startswith('{"add"')]
-        # Files that only merge others bring no rows.
-        added = [add["path"] for add in adds if add["dataChange"]]
-        commits += bool(added)
-        for path in added:
-            columns = ["messageId", "timestamp"]
-            rows = pyarrow.parquet.read_table(f"{table}/{path}", columns=columns, filesystem=lake.files)
-            for identity, sent in zip(rows["messageId"].to_pylist(), rows["timestamp"].to_pylist()):
-                if identity in found:
-                    raise SystemExit(f"event {identity} is in raw twice")
-                found.add(identity)
-                seconds.append(visible - sent.timestamp())
+    for visible, events in versions(lake, table, ("messageId", "timestamp")):
+        commits += 1
+        for identity, sent in events:
+            if identity in found:
+                raise SystemExit(f"event {identity} is in raw twice")
+            found.add(identity)
+            seconds.append(visible - sent.timestamp())
     if not ids <= found:
         raise SystemExit(f"{len(ids - found)} acknowledged events are not in raw")
     # A refusal says that it is open whether the events are stored; a client that sends them again is told that they are.
@@ -241,6 +232,17 @@ def core_delays(lake, newest_only=False):
     """Of each event in `core.events`, the seconds from sending it to the first version of the table that has it."""
     table = f"{lake.folder}/core/events"
     found, seconds, commits = set(), [], 0
+    for visible, events in versions(lake, table, ("event_id", "occurred_at"), newest_only):
+        commits += 1
+        for identity, sent in events:
+            if identity not in found:
+                found.add(identity)
+                seconds.append(visible - sent.timestamp())
+    return seconds, found, commits
+
+
+def versions(lake, table, columns, newest_only=False):
+    """When each commit that brought rows appeared in the table's log, and two columns of these rows."""
     logs = lake.files.get_file_info(pyarrow.fs.FileSelector(f"{table}/_delta_log"))
     logs = sorted((log for log in logs if log.extension == "json"), key=lambda log: log.path)
     for log in logs[-1:] if newest_only else logs:
@@ -248,17 +250,15 @@ def core_delays(lake, newest_only=False):
             lines = stream.read().decode().splitlines()
         adds = [json.loads(line)["add"] for line in lines if line.startswith('{"add"')]
         # Files that only merge others bring no rows.
-        added = [add["path"] for add in adds if add["dataChange"]]
-        commits += bool(added)
-        for path in added:
-            path = urllib.parse.unquote(path)
-            columns = ["event_id", "occurred_at"]
-            rows = pyarrow.parquet.ParquetFile(lake.files.open_input_file(f"{table}/{path}")).read(columns=columns)
-            for identity, sent in zip(rows["event_id"].to_pylist(), rows["occurred_at"].to_pylist()):
-                if identity not in found:
-                    found.add(identity)
-                    seconds.append(log.mtime_ns / 1e9 - sent.timestamp())
-    return seconds, found, commits
+        added = [urllib.parse.unquote(add["path"]) for add in adds if add["dataChange"]]
+        if added:
+            yield log.mtime_ns / 1e9, itertools.chain.from_iterable(pairs(lake, f"{table}/{path}", columns) for path in added)
+
+
+def pairs(lake, path, columns):
+    # Not as a dataset: the folders' names would become columns.
+    rows = pyarrow.parquet.ParquetFile(lake.files.open_input_file(path)).read(columns=list(columns))
+    return zip(*(rows[column].to_pylist() for column in columns))
 
 
 def report(arguments, load, raw, to_core, peak, cpu, stopped):

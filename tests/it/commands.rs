@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::{commits, holdfast, holdfast_binary, rows, succeed};
+use crate::{commits, holdfast, holdfast_binary, lines_of, rows, succeed};
 
 fn demo(folder: &Path, customers: &str) -> String {
     let output = succeed(holdfast().args(["demo", "--no-serve", "--customers", customers, "--dir"]).arg(folder));
@@ -148,7 +148,6 @@ fn every_case_beside_a_stage_holds() {
 #[cfg(unix)]
 #[test]
 fn watching_brings_in_what_arrives_and_stops_at_a_signal() {
-    use std::io::{BufRead, BufReader};
     use std::process::Stdio;
     use std::time::{Duration, Instant};
 
@@ -189,9 +188,7 @@ fn watching_brings_in_what_arrives_and_stops_at_a_signal() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let said = BufReader::new(watching.stderr.take().unwrap()).lines();
-    let (sender, lines) = std::sync::mpsc::channel();
-    std::thread::spawn(move || said.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    let lines = lines_of(&mut watching);
     let mut heard = Vec::new();
     let mut wait_for = |wanted: &str| {
         while !heard.last().is_some_and(|line: &String| line.contains(wanted)) {

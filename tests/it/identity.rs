@@ -1,14 +1,13 @@
 //! Identity through the command line: records come in batches, people decide, and every answer is read back from the tables or from what a command prints.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::{commits, holdfast_binary, succeed};
+use crate::{commits, holdfast_binary, lines_of, succeed};
 
 const RULES: &str = r#"priority = ["member_id", "email", "phone", "device"]
 [types.member_id]
@@ -377,9 +376,7 @@ fn idn_1_batches_decisions_and_a_watching_process_give_what_one_run_from_scratch
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let said = BufReader::new(watching.stderr.take().unwrap()).lines();
-    let (sender, lines) = std::sync::mpsc::channel();
-    std::thread::spawn(move || said.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    let lines = lines_of(&mut watching);
     let wait_for_resolution = || {
         let mut heard = Vec::new();
         while !heard.last().is_some_and(|line: &String| line.contains("Resolved")) {

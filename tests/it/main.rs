@@ -37,8 +37,10 @@ mod stages;
 mod telemetry;
 mod workers;
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
+use std::sync::mpsc::Receiver;
 
 /// The binary that cargo built for these tests.
 pub(crate) fn holdfast_binary() -> PathBuf {
@@ -74,6 +76,14 @@ pub(crate) fn succeed(command: &mut Command) -> Output {
         String::from_utf8_lossy(&output.stderr)
     );
     output
+}
+
+/// What a process says, line by line, as it says it; its stderr is piped.
+pub(crate) fn lines_of(process: &mut Child) -> Receiver<String> {
+    let said = BufReader::new(process.stderr.take().unwrap()).lines();
+    let (sender, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || said.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    lines
 }
 
 /// Runs a query over the lake in `folder` and answers its rows.

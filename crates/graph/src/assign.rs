@@ -5,9 +5,9 @@ use std::fmt::Debug;
 use std::hash::Hash;
 
 use crate::Result;
+use crate::change::{Cause, Cluster, ClusterMember, Group, Touched};
 use crate::error::GraphError;
 use crate::identifier::Member;
-use crate::incremental::{Cause, Cluster, ClusterMember, Group, Touched};
 
 /// What can be a customer's id.
 pub trait CustomerId: Copy + Ord + Hash + Debug {}

@@ -7,6 +7,7 @@
 //! This crate must not know lakes, tables, SQL or files, what an identifier looks like, or the clock: nodes are numbers, tokens are 128 bits, moments are handed in.
 
 mod assign;
+mod change;
 mod columns;
 mod compare;
 mod components;
@@ -22,6 +23,7 @@ mod resolution;
 mod rules;
 
 pub use assign::{Assignment, CustomerId, Event, Founder, Retired};
+pub use change::{Cause, Change, Cluster, ClusterMember, Group, Join, Split, StandingChange, Touched};
 pub use columns::{Columns, EdgeColumns, LifeColumns, NodeColumns};
 pub use compare::{Difference, GuardPoint};
 pub use components::{ComponentBuilder, Components, components};
@@ -31,9 +33,7 @@ pub use evidence::{Edge, EdgeKey, Link, UNDATED};
 pub use explain::{Explanation, Step, Support};
 pub use greedy::Refusal;
 pub use identifier::{Life, Member, Standing};
-pub use incremental::{
-    Cause, Change, Cluster, ClusterMember, Group, IdentityGraph, Join, Split, StandingChange, Touched,
-};
+pub use incremental::IdentityGraph;
 pub use rules::{Guard, Limit, Rules, TypeRule};
 
 /// A result of this crate.

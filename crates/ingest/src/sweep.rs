@@ -56,13 +56,11 @@ pub async fn sweep_inbox(inbox: &Inbox, settings: &SweepSettings) -> Result<Swep
         return Ok(Swept::default());
     };
     let old = OldObjects::find(inbox, lake.clock().now() - settings.retention).await?;
-    if old.is_empty() {
+    if old.objects.is_empty() {
         return Ok(Swept::default());
     }
     let mut ledger = Ledger::open(lake, &files, &batches, inbox.pipeline(), inbox.source()).await?;
-    for objects in [&old.pushes, &old.others] {
-        ledger.learn(lake, &files, &batches, objects).await?;
-    }
+    ledger.learn(lake, &files, &batches, &old.objects).await?;
     let done: HashMap<&str, u64> = ledger.done().map(|file| (file.path.as_str(), file.rows_read)).collect();
     let unneeded = old.unneeded(&done, settings.pushes_kept);
     if !settings.is_dry_run {
@@ -73,10 +71,10 @@ pub async fn sweep_inbox(inbox: &Inbox, settings: &SweepSettings) -> Result<Swep
 
 /// Objects that were written before some moment.
 struct OldObjects {
-    /// Oldest first.
-    pushes: Vec<FoundFile>,
-    /// Of each partition in the order of its positions and without its last.
-    others: Vec<FoundFile>,
+    /// Pushes first, oldest first; then those of streams, and of each partition without its last.
+    objects: Vec<FoundFile>,
+    /// How many of them are pushes.
+    pushes: usize,
 }
 
 impl OldObjects {
@@ -84,12 +82,12 @@ impl OldObjects {
         let last_day = before.date_naive();
         // A stream takes batches after the day of its folder, and knows by its objects which it has.
         let last_stream_day = last_day.checked_sub_days(Days::new(STREAM_DAYS)).unwrap_or(NaiveDate::MIN);
-        let mut found = Self { pushes: Vec::new(), others: Vec::new() };
+        let (mut pushes, mut others) = (Vec::new(), Vec::new());
         for folder in inbox.all_folders().await? {
-            let (is_push, is_feed) = match &folder {
-                SourceFolder::Pushes(day, _) if *day <= last_day => (true, false),
-                SourceFolder::Puts(day, _) if *day <= last_stream_day => (false, false),
-                SourceFolder::Feed(_) => (false, true),
+            let (into, is_feed) = match &folder {
+                SourceFolder::Pushes(day, _) if *day <= last_day => (&mut pushes, false),
+                SourceFolder::Puts(day, _) if *day <= last_stream_day => (&mut others, false),
+                SourceFolder::Feed(_) => (&mut others, true),
                 SourceFolder::Pushes(..) | SourceFolder::Puts(..) => continue,
             };
             let mut listed = inbox.list(folder.path(), None).await?;
@@ -97,26 +95,24 @@ impl OldObjects {
             if is_feed {
                 listed.pop();
             }
-            listed.retain(|object| object.modified < before);
-            if is_push { found.pushes.extend(listed) } else { found.others.extend(listed) }
+            into.extend(listed.into_iter().filter(|object| object.modified < before));
         }
-        found.pushes.sort_by(|left, right| left.path.cmp(&right.path));
-        Ok(found)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.pushes.is_empty() && self.others.is_empty()
+        pushes.sort_by(|left: &FoundFile, right| left.path.cmp(&right.path));
+        let count = pushes.len();
+        pushes.append(&mut others);
+        Ok(Self { objects: pushes, pushes: count })
     }
 
     /// Those that nobody needs any more, given the records of those that are done.
     fn unneeded(&self, done: &HashMap<&str, u64>, pushes_kept: u64) -> Vec<&FoundFile> {
+        let (pushes, others) = self.objects.split_at(self.pushes);
         let mut records = 0;
-        let pushes = self.pushes.iter().rev().filter(|object| {
+        let old_pushes = pushes.iter().rev().filter(|object| {
             let is_kept = records < pushes_kept;
             records += done.get(object.path.as_str()).copied().unwrap_or(0);
             !is_kept
         });
-        pushes.chain(&self.others).filter(|object| done.contains_key(object.path.as_str())).collect()
+        old_pushes.chain(others).filter(|object| done.contains_key(object.path.as_str())).collect()
     }
 }
 

@@ -65,7 +65,7 @@ pub struct PutSettings {
     pub token: Option<Token>,
     /// Streams at the same time; one more is told to come back. 1 to 1,000.
     pub streams_max: usize,
-    /// What the batches that are being stored may hold together, of all streams. At least four times the size of a request
+    /// What the batches that are being stored may hold together, of all streams. At least six times the size of a request
     /// message, at most 64 GiB.
     pub memory_bytes_max: usize,
     /// Batches of a stream that are being stored at the same time. 1 to 64.

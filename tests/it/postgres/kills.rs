@@ -1,7 +1,6 @@
 //! Workers and servers that are killed at any moment: raw holds the table's history, each row once.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use std::time::{Duration, Instant};
 use holdfast_testkit::Random;
 use serde_json::Value;
 
-use super::server::{ITEM_COLUMNS, ITEMS, Postgres, Shop, kill, make_items};
+use super::server::{ITEM_COLUMNS, ITEMS, Postgres, Shop, kill, make_items, psql};
 
 /// What the table's own trigger wrote down of every change: the truth that raw is held against.
 fn make_audited_items(server: &Postgres, rows: u64) {
@@ -77,24 +76,7 @@ fn change_all_the_time(server: &Postgres, stop: &Arc<AtomicBool>, seed: u64) -> 
                 }
             }
             sql.push_str(if random.below(6) == 0 { "rollback;" } else { "commit;" });
-            let done = Command::new(programs.join("psql"))
-                .args([
-                    "-h",
-                    "127.0.0.1",
-                    "-U",
-                    "postgres",
-                    "-qAtX",
-                    "-v",
-                    "ON_ERROR_STOP=1",
-                    "-d",
-                    "postgres",
-                    "-c",
-                    &sql,
-                ])
-                .arg("-p")
-                .arg(port.to_string())
-                .output()
-                .unwrap();
+            let done = psql(&programs, port, "postgres").arg(&sql).output().unwrap();
             committed += u64::from(done.status.success());
         }
         committed
@@ -135,12 +117,7 @@ fn ing_1_ing_2_workers_and_servers_that_are_killed_at_any_moment_lose_and_double
     assert!(changing.join().unwrap() > 20, "seed {SEED}");
     kill(worker);
     eprintln!("seed {SEED}: {} objects", shop.objects());
-    // The server may not have noticed yet that the worker is gone.
-    let began = Instant::now();
-    while server.sql("select count(*) from pg_replication_slots where active") != "0" {
-        assert!(began.elapsed() < Duration::from_secs(30));
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    server.wait_until_nobody_reads();
     shop.ingest();
     history_is_exact(&server, &shop);
 }
@@ -201,11 +178,7 @@ fn a_transaction_of_100_000_rows_is_resumed_within() {
     }
     assert!(resumed_within > 0, "no worker went on within the transaction");
     server.sql("delete from shop.items where id = 1001");
-    let began = Instant::now();
-    while server.sql("select count(*) from pg_replication_slots where active") != "0" {
-        assert!(began.elapsed() < Duration::from_secs(30));
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    server.wait_until_nobody_reads();
     shop.ingest();
     history_is_exact(&server, &shop);
 }

@@ -107,28 +107,31 @@ impl Postgres {
     }
 
     pub(super) fn try_sql(&self, database: &str, sql: &str) -> Result<String, String> {
-        let mut command = Command::new(self.programs.join("psql"));
-        command.args([
-            "-h",
-            "127.0.0.1",
-            "-U",
-            "postgres",
-            "-qAtX",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-d",
-            database,
-            "-c",
-            sql,
-        ]);
-        let output = command.arg("-p").arg(self.port.to_string()).output().unwrap();
+        let output = psql(&self.programs, self.port, database).arg(sql).output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    /// Until the server has noticed that its reader is gone.
+    pub(super) fn wait_until_nobody_reads(&self) {
+        let began = Instant::now();
+        while self.sql("select count(*) from pg_replication_slots where active") != "0" {
+            assert!(began.elapsed() < Duration::from_secs(30));
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     pub(super) fn sql(&self, sql: &str) -> String {
         self.try_sql("postgres", sql).unwrap_or_else(|error| panic!("{error}: {sql}"))
     }
+}
+
+/// `psql` without the statement, which is its last argument.
+pub(super) fn psql(programs: &Path, port: u16, database: &str) -> Command {
+    let mut command = Command::new(programs.join("psql"));
+    command.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-U", "postgres", "-d", database]);
+    command.args(["-qAtX", "-v", "ON_ERROR_STOP=1", "-c"]);
+    command
 }
 
 impl Drop for Postgres {

@@ -29,7 +29,9 @@ pub(crate) struct IdentityArgs {
 enum IdentityCommand {
     Show(ShowArgs),
     Explain(ExplainArgs),
+    /// Say of two that they are one customer, now and in every later run
     Link(PairArgs),
+    /// Say of two that they are never one customer, now and in every later run
     Unlink(PairArgs),
     Block(BlockArgs),
     Withdraw(WithdrawArgs),
@@ -60,10 +62,9 @@ struct ExplainArgs {
     json: bool,
 }
 
-/// Say of two that they are one customer (link), or never are (unlink), now and in every later run
 #[derive(Debug, clap::Args)]
 struct PairArgs {
-    /// One
+    /// One: a customer id, type:value, or token:…
     a: String,
     /// The other
     b: String,

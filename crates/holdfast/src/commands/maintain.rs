@@ -15,13 +15,13 @@ use crate::project::Project;
 /// What was staged so recently may still be committed, and what was current so recently is being read.
 const RETENTION_MIN: Duration = Duration::from_secs(60 * 60);
 
-/// Merge small files, write checkpoints, delete what nobody can read any more
+/// Merge small files, write checkpoints, delete what nobody can read any more and what of inboxes is in raw
 #[derive(Debug, clap::Args)]
 pub(crate) struct MaintainArgs {
     /// Only these tables: raw.orders, raw.*, *.orders
     #[arg(long, value_name = "GLOB")]
     table: Vec<String>,
-    /// How long old versions and runs stay readable: 7d, 36h; at least 1h [default: from holdfast.toml, 7d]
+    /// How long old versions and runs stay readable, and objects in inboxes: 7d, 36h; at least 1h [default: from holdfast.toml, 7d]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     retention: Option<Duration>,
     /// The size that files below half of it are merged to: 128MiB, 1GiB [default: from holdfast.toml, 128MiB]

@@ -64,12 +64,13 @@ impl Upkeep {
     }
 
     async fn pass(&mut self) -> Result<(), CliError> {
+        let tables = self.lake.tables().await?;
+        self.tidy(tables).await?;
         if self.swept.is_none_or(|swept| swept.elapsed() >= SWEEP_EVERY) {
             sweep_inboxes(&self.lake, &self.pipeline, &self.sources, &self.settings, &self.terminal).await?;
             self.swept = Some(Instant::now());
         }
-        let tables = self.lake.tables().await?;
-        self.tidy(tables).await
+        Ok(())
     }
 
     /// Maintains those of the tables that became untidy.
