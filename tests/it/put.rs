@@ -721,7 +721,7 @@ async fn putting_needs_to_be_allowed_and_its_token_is_not_that_of_reading() {
             vec!["--accept-puts", "--token-file", read_file.as_str(), "--put-token-file", read_file.as_str()],
             "need different ones",
         ),
-        (vec!["--accept-puts", "--put-memory-mb", "16"], "memory_bytes_max"),
+        (vec!["--accept-puts", "--put-memory-mb", "16"], "--put-memory-mb"),
     ] {
         let output = on(folder.path()).args(["serve", "--listen", "127.0.0.1:0"]).args(arguments).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -30,8 +30,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE", requires = "accept_puts")]
     pub(crate) put_token_file: Option<PathBuf>,
     /// What the batches that are being stored may hold in memory, in MiB; beyond it clients are told to come back
-    #[arg(long, value_name = "MB", default_value_t = 384, requires = "accept_puts")]
-    pub(crate) put_memory_mb: usize,
+    #[arg(long, value_name = "MB", default_value_t = 384, requires = "accept_puts", value_parser = clap::value_parser!(u32).range(384..=65_536))]
+    pub(crate) put_memory_mb: u32,
     /// How many streams may be put at the same time; one more is told to come back
     #[arg(long, value_name = "COUNT", default_value_t = 16, requires = "accept_puts")]
     pub(crate) put_streams_max: usize,
@@ -57,7 +57,7 @@ pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Term
         let settings = PutSettings {
             token: put_token,
             streams_max: args.put_streams_max,
-            memory_bytes_max: args.put_memory_mb.saturating_mul(1 << 20),
+            memory_bytes_max: usize::try_from(args.put_memory_mb).unwrap_or(usize::MAX).saturating_mul(1 << 20),
             ingest_interval: Duration::from_millis(args.ingest_interval_ms.max(10)),
             ..PutSettings::default()
         };
