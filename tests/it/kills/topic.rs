@@ -42,6 +42,16 @@ impl Topic {
         }
     }
 
+    /// As a broker answers who asks for what it has forgotten: another worker may have acknowledged it since that one looked.
+    fn still_has(&self, at: usize, next: u64) -> Result<(), FeedError> {
+        let forgotten = self.0.lock().unwrap()[at].forgotten;
+        if next >= forgotten {
+            return Ok(());
+        }
+        let what = format!("partition {at}");
+        Err(FeedError::Gap { what, reason: format!("is read from {next}, and begins at {forgotten}") })
+    }
+
     /// The names of the records that came, and whether each has to be stored.
     pub(super) fn records(&self) -> Vec<(String, bool)> {
         let partitions = *self.0.lock().unwrap();
@@ -85,8 +95,7 @@ impl Feed for Topic {
     ) -> Result<Box<dyn FeedPartition>, FeedError> {
         let at: usize = partition.parse().unwrap();
         let next = after.map_or(0, offset);
-        let forgotten = self.0.lock().unwrap()[at].forgotten;
-        assert!(next >= forgotten, "partition {at} was acknowledged up to {forgotten}, and is read from {next}");
+        self.still_has(at, next)?;
         Ok(Box::new(Reader { topic: self.clone(), at, next }))
     }
 }
@@ -100,6 +109,7 @@ struct Reader {
 #[async_trait]
 impl FeedPartition for Reader {
     async fn next(&mut self, limits: &ChunkLimits, _: Duration) -> Result<Option<Chunk>, FeedError> {
+        self.topic.still_has(self.at, self.next)?;
         let produced = self.topic.0.lock().unwrap()[self.at].produced;
         let end = produced.min(self.next + limits.records);
         if end == self.next {
