@@ -31,6 +31,8 @@ mod put;
 mod quality;
 mod quarantine;
 mod real_data;
+mod replace;
+
 mod s3;
 mod serve;
 mod stages;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use chrono::TimeDelta;
 use serde::Serialize;
 
 use crate::diagnostic::{Diagnostic, most_similar};
@@ -12,12 +13,18 @@ use crate::diagnostic::{Diagnostic, most_similar};
 pub enum StageKind {
     /// The whole table is made anew whenever its inputs, its query or (where it depends on time) the day changed.
     Full,
-    /// Declared to be maintainable by key. It is refreshed in full until the engine derives increments.
+    /// Rows are brought up to date by key where the query lets that be derived, else as [`StageKind::Full`].
     Incremental {
         /// The key's columns.
         key: Vec<String>,
+        /// How far `now()` moves at once, where the query asks for it: between two such moments rows are brought up to date by key.
+        #[serde(skip)]
+        grain: TimeDelta,
     },
 }
+
+/// The grain of stages that do not say another.
+pub(crate) const DAY: TimeDelta = TimeDelta::days(1);
 
 /// What happens to rows that do not meet an expectation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -175,14 +182,21 @@ fn directive(directives: &mut Directives, place: &Place<'_>, body: &str) -> Resu
 fn stage_kind(place: &Place<'_>, rest: &str) -> Result<StageKind, Box<Diagnostic>> {
     let malformed = |part: &str| {
         let mistake = place.mistake("E0102", "malformed @stage", part);
-        Box::new(mistake.with_help("write `@stage full` or `@stage incremental key(customer_id)`"))
+        Box::new(mistake.with_help("write `@stage full`, `@stage incremental key(customer_id)`, or with `grain(1h)` behind it"))
     };
     let (kind, arguments) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
     match kind {
         "full" if arguments.trim().is_empty() => Ok(StageKind::Full),
         "incremental" => {
-            let key = call(arguments.trim(), "key").ok_or_else(|| malformed(rest))?;
-            if key.is_empty() { Err(malformed(rest)) } else { Ok(StageKind::Incremental { key }) }
+            let arguments = arguments.trim();
+            let end = arguments.find(')').map_or(arguments.len(), |end| end + 1);
+            let (key, rest_of_it) = arguments.split_at(end);
+            let key = call(key, "key").filter(|key| !key.is_empty()).ok_or_else(|| malformed(rest))?;
+            let grain = match rest_of_it.trim() {
+                "" => DAY,
+                text => grain(text).ok_or_else(|| malformed(text))?,
+            };
+            Ok(StageKind::Incremental { key, grain })
         }
         _ => Err(malformed(if rest.is_empty() { place.raw } else { rest })),
     }
@@ -230,6 +244,21 @@ fn tag(place: &Place<'_>, rest: &str) -> Result<(String, Vec<String>), Box<Diagn
 }
 
 /// The arguments of `name(a, b)`.
+/// `grain(15m)`, `grain(1h)`, `grain(1d)`: a whole part of a day, or whole days.
+fn grain(text: &str) -> Option<TimeDelta> {
+    let [amount] = call(text, "grain")?.try_into().ok()?;
+    let (number, unit) = amount.split_at(amount.len().checked_sub(1)?);
+    let number: i64 = number.trim().parse().ok().filter(|number| (1..=366).contains(number))?;
+    let grain = match unit {
+        "m" => TimeDelta::minutes(number),
+        "h" => TimeDelta::hours(number),
+        "d" => TimeDelta::days(number),
+        _ => return None,
+    };
+    let (grain_s, day_s) = (grain.num_seconds(), DAY.num_seconds());
+    (day_s % grain_s == 0 || grain_s % day_s == 0).then_some(grain)
+}
+
 fn call(text: &str, name: &str) -> Option<Vec<String>> {
     let inner = text.strip_prefix(name)?.trim_start().strip_prefix('(')?.strip_suffix(')')?;
     Some(inner.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect())
@@ -249,7 +278,7 @@ mod tests {
             "-- One row an order.\n-- @stage incremental key(customer_id)\n-- @expect quarantine sane: amount >= 0\n-- @tag pii(name, mobile)\n-- @owner crm team\n-- @x.acme anything\nselect 1 -- not @a directive\n",
         );
         assert!(mistakes.is_empty(), "{mistakes:?}");
-        assert_eq!(directives.kind, StageKind::Incremental { key: vec!["customer_id".to_owned()] });
+        assert_eq!(directives.kind, StageKind::Incremental { key: vec!["customer_id".to_owned()], grain: DAY });
         assert_eq!(directives.expectations[0].condition, "amount >= 0");
         assert_eq!(directives.expectations[0].place, (3, 29));
         assert_eq!(directives.tags, [("pii".to_owned(), vec!["name".to_owned(), "mobile".to_owned()])]);

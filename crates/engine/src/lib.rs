@@ -12,6 +12,8 @@
 //!                                                                 ▲ pinned inputs, frozen now()
 //! ```
 
+mod build;
+mod by_key;
 mod cases;
 mod contract;
 mod contract_change;
@@ -38,7 +40,7 @@ pub use functions::customer_bucket_of;
 pub use output::write_table;
 pub use project::{CheckedStage, DeclaredTable, Project, Selection};
 pub use reader::{LakeReader, Published, PublishedTable};
-pub use run::{RunOptions, RunReport, Runner, StageOutcome, StageReport};
+pub use run::{Refresh, RunOptions, RunReport, Runner, StageOutcome, StageReport};
 pub use session::{SessionSettings, plan_as_of, plan_read_only, session_with};
 pub use stage::Stage;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch};
+use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::compute::SortOptions;
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::execution::{SessionState, TaskContext};
@@ -79,6 +79,19 @@ pub(crate) async fn stage_rows(
     Ok(staged)
 }
 
+/// The rows with the bucket of their customer as the last column.
+pub(crate) fn with_bucket(plan: LogicalPlan, buckets: u32) -> Result<LogicalPlan, datafusion::error::DataFusionError> {
+    let columns: Vec<_> = plan.schema().columns().into_iter().map(datafusion::logical_expr::Expr::Column).collect();
+    let key = columns
+        .iter()
+        .find(|expr| matches!(expr, datafusion::logical_expr::Expr::Column(column) if column.name == CUSTOMER_ID))
+        .cloned()
+        .unwrap_or_else(|| ident(CUSTOMER_ID));
+    let text = datafusion::logical_expr::cast(key, DataType::Utf8);
+    let bucket = customer_bucket_function(buckets).call(vec![text]).alias(CUSTOMER_BUCKET);
+    LogicalPlanBuilder::from(plan).project(columns.into_iter().chain([bucket]))?.build()
+}
+
 async fn physical_plan(
     state: &SessionState,
     plan: LogicalPlan,
@@ -88,16 +101,7 @@ async fn physical_plan(
     if schema.field_with_name(CUSTOMER_BUCKET).is_err() {
         return state.create_physical_plan(&plan).await;
     }
-    let columns: Vec<_> = plan.schema().columns().into_iter().map(datafusion::logical_expr::Expr::Column).collect();
-    let key = columns
-        .iter()
-        .find(|expr| matches!(expr, datafusion::logical_expr::Expr::Column(column) if column.name == CUSTOMER_ID))
-        .cloned()
-        .unwrap_or_else(|| ident(CUSTOMER_ID));
-    let text = datafusion::logical_expr::cast(key, DataType::Utf8);
-    let bucket = customer_bucket_function(buckets).call(vec![text]).alias(CUSTOMER_BUCKET);
-    let plan = LogicalPlanBuilder::from(plan).project(columns.into_iter().chain([bucket]))?.build()?;
-
+    let plan = with_bucket(plan, buckets)?;
     let plan = state.create_physical_plan(&plan).await?;
     let output = plan.schema();
     let column =
@@ -144,17 +148,7 @@ async fn write_partition(
         writer.write(&judged.kept).await?;
         if let (Some((rows, reasons)), Some(quarantine)) = (judged.refused, &mut quarantine) {
             staged.refused_rows += rows.num_rows() as u64;
-            let columns: Vec<ArrayRef> = rows
-                .schema()
-                .fields()
-                .iter()
-                .zip(rows.columns())
-                .filter(|(field, _)| field.name() != CUSTOMER_BUCKET)
-                .map(|(_, column)| Arc::clone(column))
-                .chain([Arc::new(reasons) as ArrayRef])
-                .collect();
-            let rows = RecordBatch::try_new(quarantine_schema(&target.schema), columns)
-                .map_err(|error| failed()(error.into()))?;
+            let rows = refused_rows(&rows, reasons, &target.schema).map_err(failed())?;
             quarantine.write(&rows).await?;
         }
     }
@@ -163,6 +157,24 @@ async fn write_partition(
         staged.refused = quarantine.close().await?;
     }
     Ok(staged)
+}
+
+/// Refused rows with the names of the expectations that each failed, as their quarantine has them.
+pub(crate) fn refused_rows(
+    rows: &RecordBatch,
+    reasons: StringArray,
+    schema: &SchemaRef,
+) -> Result<RecordBatch, datafusion::error::DataFusionError> {
+    let columns: Vec<ArrayRef> = rows
+        .schema()
+        .fields()
+        .iter()
+        .zip(rows.columns())
+        .filter(|(field, _)| field.name() != CUSTOMER_BUCKET)
+        .map(|(_, column)| Arc::clone(column))
+        .chain([Arc::new(reasons) as ArrayRef])
+        .collect();
+    Ok(RecordBatch::try_new(quarantine_schema(schema), columns)?)
 }
 
 /// Replaces the rows of a table that is not a stage (an identity table, say) by `batches`, by the commit rule: step `version` of `app_id`.

@@ -2,43 +2,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::RecordBatch;
-use chrono::{DateTime, NaiveDate, Utc};
-use datafusion::catalog::TableProvider;
-use datafusion::common::cast::{as_boolean_array, as_int64_array};
-use datafusion::datasource::empty::EmptyTable;
-use datafusion::error::DataFusionError;
+use chrono::{DateTime, Utc};
 use datafusion::execution::runtime_env::RuntimeEnv;
-use datafusion::prelude::DataFrame;
 use futures::{StreamExt, TryStreamExt};
-use holdfast_lake::{
-    Change, ChangeKind, CommitOutcome, Lake, Manifest, ManifestEntry, Position, StagedFile, Table, TableSpec,
-};
-use holdfast_types::{CUSTOMER_BUCKET, ErrorKind, Progress, Promise, TableName};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use holdfast_lake::{Lake, Manifest, ManifestEntry, Table};
+use holdfast_types::{ErrorKind, Progress, TableName};
+use serde::Serialize;
 use tracing::Instrument;
 
 use crate::Result;
-use crate::contract::{KEY_UNIQUE, quoted};
+use crate::build::{Built, StageWork, quarantine_name};
 use crate::contract_change;
 use crate::diagnostic::Diagnostics;
-use crate::directive::{Expectation, Severity};
+use crate::directive::Severity;
 use crate::error::EngineError;
-use crate::expectation::{self, ExpectationResult, quarantine_schema};
-use crate::output::{Staged, Target, stage_rows};
+use crate::expectation::ExpectationResult;
 use crate::project::{CheckedStage, Project, Selection};
-use crate::session::{SessionSettings, plan_as_of, session_with};
+use crate::session::SessionSettings;
 use crate::stage::Stage;
-
-/// Changes whenever the engine would make other rows of the same query, so that every stage is refreshed once.
-const ENGINE_VERSION: &str = "1";
-
-/// The key of a stage's note in its commits.
-const STAGE_NOTE: &str = "holdfast.stage";
-
-/// How many commits back a stage's own note may be: others write to the table only for maintenance.
-const NOTE_COMMITS_MAX: usize = 20;
 
 /// How many sorted runs of a frugal stage are merged at once.
 const FRUGAL_MERGE_FAN_IN: usize = 3;
@@ -109,6 +90,26 @@ pub struct StageReport {
     pub seconds: f64,
 }
 
+/// How a version of a stage's table was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Refresh {
+    /// All of its rows were worked out.
+    Full {
+        /// Why.
+        reason: String,
+    },
+    /// The rows of some keys were worked out; the others are as they were.
+    Keys {
+        /// Of how many.
+        keys: u64,
+        /// The rows among them that came or changed.
+        rows_added: u64,
+        /// The rows among them that went or changed.
+        rows_removed: u64,
+    },
+}
+
 /// How a stage ended.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "outcome")]
@@ -121,6 +122,8 @@ pub enum StageOutcome {
         rows: u64,
         /// Rows that went to quarantine instead.
         quarantined_rows: u64,
+        /// How.
+        refresh: Refresh,
     },
     /// Inputs, query and (where it matters) day are those of the version that is there.
     Fresh {
@@ -139,24 +142,6 @@ pub enum StageOutcome {
         /// Which.
         by: TableName,
     },
-}
-
-/// What a version of a stage's table was made from. Kept in the commit that made it, so that progress lives beside the data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct StageNote {
-    fingerprint: String,
-    inputs: BTreeMap<TableName, Option<u64>>,
-    /// The day of `now()`, for stages that depend on it.
-    day: Option<NaiveDate>,
-}
-
-struct Built {
-    outcome: StageOutcome,
-    expectations: Vec<ExpectationResult>,
-    /// The tables it made new versions of: the stage's, and its quarantine.
-    tables: Vec<Table>,
-    /// What it wrote.
-    bytes: u64,
 }
 
 impl Runner {
@@ -382,17 +367,20 @@ pub(crate) async fn pin_all(lake: &Lake) -> Result<BTreeMap<TableName, Table>> {
     Ok(tables.into_iter().flatten().map(|table| (table.name().clone(), table)).collect())
 }
 
-fn quarantine_name(stage: &TableName) -> Option<TableName> {
-    TableName::new("quarantine", &format!("{}_{}", stage.schema(), stage.table())).ok()
-}
-
 fn line(name: &TableName, outcome: &StageOutcome, seconds: f64) -> String {
     match outcome {
-        StageOutcome::Built { version, rows, quarantined_rows: 0 } => {
-            format!("    Built {name}  {rows} rows  v{version}  {seconds:.1}s")
-        }
-        StageOutcome::Built { version, rows, quarantined_rows } => {
-            format!("    Built {name}  {rows} rows, {quarantined_rows} quarantined  v{version}  {seconds:.1}s")
+        StageOutcome::Built { version, rows, quarantined_rows, refresh } => {
+            let quarantined = match quarantined_rows {
+                0 => String::new(),
+                rows => format!(", {rows} quarantined"),
+            };
+            let change = match refresh {
+                Refresh::Full { .. } => String::new(),
+                Refresh::Keys { keys, rows_added, rows_removed } => {
+                    format!(" (+{rows_added} -{rows_removed} of {keys} keys)")
+                }
+            };
+            format!("    Built {name}  {rows} rows{change}{quarantined}  v{version}  {seconds:.1}s")
         }
         StageOutcome::Fresh { version } => format!("    Fresh {name}  v{version}"),
         StageOutcome::Failed { error, .. } => format!("   Failed {name}  {error}"),
@@ -508,314 +496,6 @@ impl Queue {
         self.running.remove(name);
         if failed {
             self.broken.insert(name.clone());
-        }
-    }
-}
-
-/// All that building one stage needs, so that it can run on its own.
-struct StageWork {
-    lake: Lake,
-    settings: SessionSettings,
-    runtime: Arc<RuntimeEnv>,
-    inputs: BTreeMap<TableName, Option<Table>>,
-    declared: BTreeMap<TableName, arrow::datatypes::SchemaRef>,
-    current: Option<Table>,
-    quarantine: Option<Table>,
-    checked: CheckedStage,
-    as_of: DateTime<Utc>,
-    refresh: bool,
-}
-
-impl StageWork {
-    fn name(&self) -> &TableName {
-        &self.checked.stage.name
-    }
-
-    async fn note(&self) -> Result<StageNote> {
-        // Merging files makes versions that hold the same rows: they are no news.
-        let mut inputs = BTreeMap::new();
-        for (name, table) in &self.inputs {
-            let version = match table {
-                Some(table) => Some(table.data_version().await?),
-                None => None,
-            };
-            inputs.insert(name.clone(), version);
-        }
-        let stage = &self.checked.stage;
-        let salt = format!("{ENGINE_VERSION}/{}/{}", self.lake.settings().customer_buckets, self.settings.salt);
-        Ok(StageNote {
-            fingerprint: stage.fingerprint(&salt),
-            inputs,
-            day: stage.depends_on_time.then(|| self.as_of.date_naive()),
-        })
-    }
-
-    async fn build(self) -> Result<Built> {
-        let note = self.note().await?;
-        if !self.refresh
-            && let Some(current) = &self.current
-            && let Some(stored) = current.commit_note(STAGE_NOTE, NOTE_COMMITS_MAX).await?
-            && serde_json::from_value::<StageNote>(stored).is_ok_and(|stored| stored == note)
-        {
-            let outcome = StageOutcome::Fresh { version: current.version() };
-            return Ok(Built { outcome, expectations: Vec::new(), tables: Vec::new(), bytes: 0 });
-        }
-
-        let table = match &self.current {
-            Some(table) => table.clone(),
-            None => self.lake.ensure_table(&self.spec()).await?,
-        };
-        self.check_partitioning(&table)?;
-        let (staged, expectations) = self.stage(&table).await?;
-        if let Err(error) = self.judge(&staged, &expectations) {
-            self.lake.discard(staged.files.into_iter().chain(staged.refused).collect(), &table).await;
-            return Err(error);
-        }
-        self.commit(table, staged, expectations, &note).await
-    }
-
-    fn spec(&self) -> TableSpec {
-        let customers = self.checked.schema.field_with_name(CUSTOMER_BUCKET).is_ok();
-        TableSpec {
-            name: self.name().clone(),
-            schema: Arc::clone(&self.checked.schema),
-            partition_by: if customers { vec![CUSTOMER_BUCKET.to_owned()] } else { Vec::new() },
-            comment: self.checked.stage.directives.description.clone(),
-        }
-    }
-
-    fn check_partitioning(&self, table: &Table) -> Result<()> {
-        if table.partition_columns() == self.spec().partition_by {
-            return Ok(());
-        }
-        Err(EngineError::Query {
-            message: format!(
-                "{} gained or lost the column customer_id, which decides how the table is stored: give the stage another name",
-                self.name()
-            ),
-        })
-    }
-
-    /// Runs the query and leaves its rows in staged files, with what the expectations say about them.
-    async fn stage(&self, table: &Table) -> Result<(Staged, Vec<ExpectationResult>)> {
-        let stage = &self.checked.stage;
-        let tables = self.inputs.iter().filter_map(|(name, table)| {
-            let provider: Arc<dyn TableProvider> = match (table, self.declared.get(name)) {
-                (Some(table), _) => table.provider(),
-                (None, Some(schema)) => Arc::new(EmptyTable::new(Arc::clone(schema))),
-                (None, None) => return None,
-            };
-            Some((name.clone(), provider))
-        });
-        let buckets = self.lake.settings().customer_buckets;
-        let context = session_with(&self.settings, &self.runtime, buckets, tables)?;
-        let failed = || EngineError::execution(format!("stage {}", stage.name));
-        let (state, plan) = plan_as_of(&context, stage.statement.clone(), self.as_of).await.map_err(failed())?;
-        let schema = Arc::clone(&self.checked.schema);
-        let (rules, whole) = expectation::split(&stage.directives.expectations, &schema, &state)
-            .map_err(|message| EngineError::Query { message: format!("{}: {message}", stage.name) })?;
-        let has_quarantine =
-            stage.directives.expectations.iter().any(|expectation| expectation.severity == Severity::Quarantine);
-        let quarantine = match (&self.quarantine, has_quarantine) {
-            (Some(table), true) => Some(table.clone()),
-            (None, true) => match quarantine_name(&stage.name) {
-                Some(name) => Some(self.lake.ensure_table(&self.quarantine_spec(name)).await?),
-                None => None,
-            },
-            (_, false) => None,
-        };
-        let is_proven = stage.contract.as_ref().is_some_and(|contract| expectation::is_unique_by(&plan, &contract.key));
-        let target = Target { table: table.clone(), schema: Arc::clone(&schema), quarantine, rules: rules.clone() };
-        let staged = stage_rows(&state, plan, buckets, &stage.name, target).await?;
-
-        let mut results = rules.results(&staged.failed);
-        if let Some(contract) = &stage.contract {
-            let duplicates =
-                if is_proven { 0 } else { self.count_duplicates(&contract.key, table, &staged, &schema).await? };
-            results.push(ExpectationResult {
-                name: KEY_UNIQUE.to_owned(),
-                severity: Severity::Fail,
-                condition: format!("no two rows have the same {}", contract.key.join(", ")),
-                failed_rows: duplicates,
-            });
-        }
-        if !whole.is_empty() {
-            results.extend(self.judge_whole(&whole, table, &staged, &schema).await?);
-        }
-        Ok((staged, results))
-    }
-
-    fn quarantine_spec(&self, name: TableName) -> TableSpec {
-        TableSpec {
-            comment: format!("Rows that {} did not publish, with the expectations they did not meet", self.name()),
-            name,
-            schema: quarantine_schema(&self.checked.schema),
-            partition_by: Vec::new(),
-        }
-    }
-
-    /// Asks conditions over the whole table of the staged files, before they are part of it: all of them in one pass.
-    async fn judge_whole(
-        &self,
-        expectations: &[Expectation],
-        table: &Table,
-        staged: &Staged,
-        schema: &arrow::datatypes::SchemaRef,
-    ) -> Result<Vec<ExpectationResult>> {
-        let failed = || EngineError::execution(format!("the expectations of {}", self.name()));
-        let conditions: Vec<String> = expectations
-            .iter()
-            .enumerate()
-            .map(|(index, expectation)| format!("({}) as met_{index}", expectation.condition))
-            .collect();
-        let sql = format!("select {} from {}", conditions.join(", "), self.name());
-        let batches = self.ask(&sql, table, staged, schema).await.map_err(failed())?;
-        let mut results = Vec::with_capacity(expectations.len());
-        for (index, expectation) in expectations.iter().enumerate() {
-            let mut met = true;
-            for batch in &batches {
-                let values = as_boolean_array(batch.column(index)).map_err(failed())?;
-                met &= values.iter().all(|value| value.unwrap_or(true));
-            }
-            results.push(ExpectationResult {
-                name: expectation.name.clone(),
-                severity: expectation.severity,
-                condition: expectation.condition.clone(),
-                failed_rows: u64::from(!met),
-            });
-        }
-        Ok(results)
-    }
-
-    /// The rows of the staged files whose key another row has, too: reads the columns of the key, and nothing else.
-    async fn count_duplicates(
-        &self,
-        key: &[String],
-        table: &Table,
-        staged: &Staged,
-        schema: &arrow::datatypes::SchemaRef,
-    ) -> Result<u64> {
-        let failed = || EngineError::execution(format!("expectation {KEY_UNIQUE} of {}", self.name()));
-        let columns = key.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
-        let sql = format!(
-            "select count(*) as keys from (select {columns} from {} group by {columns}) as distinct_keys",
-            self.name()
-        );
-        let mut keys = 0;
-        for batch in self.ask(&sql, table, staged, schema).await.map_err(failed())? {
-            let values = as_int64_array(batch.column(0)).map_err(failed())?;
-            keys += values.iter().flatten().sum::<i64>();
-        }
-        Ok(staged.rows.saturating_sub(u64::try_from(keys).unwrap_or(0)))
-    }
-
-    /// The answer of the staged files alone.
-    async fn ask(
-        &self,
-        sql: &str,
-        table: &Table,
-        staged: &Staged,
-        schema: &arrow::datatypes::SchemaRef,
-    ) -> Result<Vec<RecordBatch>, DataFusionError> {
-        let provider = table.staged_provider(Arc::clone(schema), &staged.files);
-        let buckets = self.lake.settings().customer_buckets;
-        let context = session_with(&self.settings, &self.runtime, buckets, [(self.name().clone(), provider)])
-            .map_err(|error| DataFusionError::External(Box::new(error)))?;
-        let mut state = context.state();
-        state.execution_props_mut().query_execution_start_time = Some(self.as_of);
-        let plan = state.create_logical_plan(sql).await?;
-        DataFrame::new(state, plan).collect().await
-    }
-
-    fn judge(&self, staged: &Staged, results: &[ExpectationResult]) -> Result<()> {
-        match results.iter().find(|result| result.severity == Severity::Fail && result.failed_rows > 0) {
-            Some(result) => Err(EngineError::Expectation {
-                table: self.name().clone(),
-                expectation: result.name.clone(),
-                condition: result.condition.clone(),
-                rows: format!("{} of {} rows", result.failed_rows, staged.rows + staged.refused_rows),
-            }),
-            None => Ok(()),
-        }
-    }
-
-    async fn commit(
-        &self,
-        table: Table,
-        staged: Staged,
-        expectations: Vec<ExpectationResult>,
-        note: &StageNote,
-    ) -> Result<Built> {
-        let failing = expectations.iter().any(|result| result.severity == Severity::Fail && result.failed_rows > 0);
-        Promise::Stg2.check(!failing, || format!("{} was about to be committed", self.name()))?;
-
-        let app_id = format!("stage/{}", self.name());
-        let bytes = staged.files.iter().chain(&staged.refused).map(|file| file.bytes).sum();
-        let mut tables = Vec::new();
-        if let Some(name) = quarantine_name(self.name())
-            && let Some(quarantine) = self.lake.table(&name).await?
-        {
-            if staged.refused.is_empty() && quarantine.row_count() == Some(0) {
-                tables.push(quarantine);
-            } else {
-                tables.push(self.replace_quarantine(&quarantine, &app_id, staged.refused).await?);
-            }
-        }
-
-        let spec = self.spec();
-        let properties = self.checked.stage.contract.as_ref().map(contract_change::properties).unwrap_or_default();
-        let reshaped = table.schema() != &spec.schema
-            || table.comment().unwrap_or_default() != spec.comment
-            || properties.iter().any(|(key, value)| table.property(key) != Some(value));
-        let schema = spec.schema.as_ref().clone().with_metadata(properties);
-        let version = table.position(&app_id).await?.unwrap_or(0) + 1;
-        let note = serde_json::to_value(note).unwrap_or(Value::Null);
-        let outcome = self
-            .lake
-            .commit(Change {
-                table: &table,
-                position: Position { app_id, version },
-                fence: None,
-                kind: ChangeKind::ReplaceAll,
-                files: staged.files,
-                schema: reshaped.then(|| Arc::new(schema)),
-                comment: Some(spec.comment),
-                metadata: [(STAGE_NOTE.to_owned(), note)].into_iter().collect(),
-            })
-            .await?;
-        let CommitOutcome::Applied { version } = outcome else {
-            return Err(EngineError::Concurrent { table: self.name().clone() });
-        };
-        Ok(Built {
-            outcome: StageOutcome::Built { version, rows: staged.rows, quarantined_rows: staged.refused_rows },
-            expectations,
-            tables: {
-                tables.push(self.lake.table_at(self.name(), version).await?);
-                tables
-            },
-            bytes,
-        })
-    }
-
-    async fn replace_quarantine(&self, quarantine: &Table, app_id: &str, refused: Vec<StagedFile>) -> Result<Table> {
-        let name = quarantine.name();
-        let version = quarantine.position(app_id).await?.unwrap_or(0) + 1;
-        let outcome = self
-            .lake
-            .commit(Change {
-                table: quarantine,
-                position: Position { app_id: app_id.to_owned(), version },
-                fence: None,
-                kind: ChangeKind::ReplaceAll,
-                files: refused,
-                schema: Some(quarantine_schema(&self.checked.schema)),
-                comment: None,
-                metadata: Map::new(),
-            })
-            .await?;
-        match outcome {
-            CommitOutcome::Applied { version } => Ok(self.lake.table_at(name, version).await?),
-            _ => Err(EngineError::Concurrent { table: name.clone() }),
         }
     }
 }

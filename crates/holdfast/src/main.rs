@@ -77,12 +77,20 @@ impl Command {
     }
 }
 
+/// Threads for calls that block, on local files above all. Each keeps memory of its own.
+const BLOCKING_THREADS: usize = 16;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // Two TLS providers are compiled in by libraries: one must be chosen before the first connection.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let terminal = Arc::new(Terminal::new(cli.quiet));
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(8 << 20).build() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_stack_size(8 << 20)
+        .build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return fail(&CliError::Argument(format!("cannot start: {error}")), &terminal),
     };

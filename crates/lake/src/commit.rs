@@ -5,9 +5,10 @@ use chrono::{DateTime, Utc};
 use deltalake_core::DeltaTableError;
 use deltalake_core::checkpoints::create_checkpoint;
 use deltalake_core::kernel::transaction::{CommitData, PROTOCOL};
-use deltalake_core::kernel::{Action, Add, MetadataExt, Transaction};
+use deltalake_core::kernel::{Action, Add, AddCDCFile, MetadataExt, Transaction};
 use deltalake_core::logstore::CommitOrBytes;
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
+use deltalake_core::table::state::DeltaTableState;
 use holdfast_types::{Promise, TableName};
 use object_store::ObjectStoreExt;
 use serde_json::{Map, Value};
@@ -27,6 +28,13 @@ const ATTEMPTS_MAX: u32 = 100;
 /// Of so many commits one writes a checkpoint, so that who loads the table replays no more than about that many commits.
 const CHECKPOINT_EVERY: u64 = 128;
 
+/// The property of tables whose changes of rows are kept beside their files, and what the Delta protocol asks of their writers.
+const CHANGE_FEED: &str = "delta.enableChangeDataFeed";
+const CHANGE_FEED_FEATURE: &str = "changeDataFeed";
+const CHANGE_FEED_WRITER_VERSION: i64 = 4;
+/// From this version on a protocol names its features one by one.
+const FEATURES_WRITER_VERSION: i64 = 7;
+
 /// How far a writer has come: `app_id` is a source's partition or a stage, `version` only ever grows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
@@ -43,6 +51,13 @@ pub enum ChangeKind {
     Append,
     /// Puts the files in the place of all there are.
     ReplaceAll,
+    /// Puts the files in the place of those in `removed`. Rows that were in those and are not in the files are gone, as `told` says.
+    Replace {
+        /// Paths within the table, as the log has them.
+        removed: Vec<String>,
+        /// Change data: which rows came and went. Needed where files are removed.
+        told: Vec<StagedFile>,
+    },
     /// Puts the files in the place of those in `removed`, whose rows they hold. To readers of changes nothing happened.
     Rewrite {
         /// Paths within the table, as the log has them.
@@ -119,9 +134,13 @@ impl Lake {
             if !still_holds(&change, &current).await? {
                 return Ok(CommitOutcome::Conflicted { version: current.version() });
             }
-            let same_data = match change.kind {
+            let same_data = match &change.kind {
                 ChangeKind::Rewrite { .. } => Some(current.data_version().await?),
-                ChangeKind::Append | ChangeKind::ReplaceAll => None,
+                // Only the position and the notes are new.
+                ChangeKind::Replace { removed, .. } if removed.is_empty() && change.files.is_empty() => {
+                    Some(current.data_version().await?)
+                }
+                ChangeKind::Append | ChangeKind::ReplaceAll | ChangeKind::Replace { .. } => None,
             };
             let error = match self.try_commit(&current, current.version(), &change, same_data).await {
                 Ok(()) => {
@@ -283,6 +302,17 @@ impl Lake {
                 // Without a predicate other writers' delta-rs would not notice that these rows were rewritten.
                 DeltaOperation::Write { mode: SaveMode::Overwrite, partition_by, predicate: Some("true".to_owned()) }
             }
+            ChangeKind::Replace { removed, told } => {
+                let removed: HashSet<&str> = removed.iter().map(String::as_str).collect();
+                let files = snapshot.log_data();
+                let files = files.iter().filter(|file| removed.contains(file.path().as_ref()));
+                actions.extend(files.map(|file| Action::Remove(file.remove_action(true))));
+                if !told.is_empty() {
+                    actions.extend(with_change_feed(snapshot)?);
+                    actions.extend(told.iter().map(|file| Action::Cdc(change_data(file))));
+                }
+                DeltaOperation::Write { mode: SaveMode::Overwrite, partition_by, predicate: Some("true".to_owned()) }
+            }
             ChangeKind::Rewrite { removed } => {
                 let removed: HashSet<&str> = removed.iter().map(String::as_str).collect();
                 let files = snapshot.log_data();
@@ -308,6 +338,31 @@ impl Lake {
     }
 }
 
+/// What makes a table one that keeps change data, where it is none yet: other writers have to know.
+fn with_change_feed(snapshot: &DeltaTableState) -> Result<Vec<Action>, DeltaTableError> {
+    if snapshot.metadata().configuration().get(CHANGE_FEED).is_some_and(|value| value == "true") {
+        return Ok(Vec::new());
+    }
+    let metadata = snapshot.metadata().clone().add_config_key(CHANGE_FEED.to_owned(), "true".to_owned())?;
+    let mut protocol = serde_json::to_value(snapshot.protocol())?;
+    if protocol["minWriterVersion"].as_i64().unwrap_or(0) < FEATURES_WRITER_VERSION {
+        protocol["minWriterVersion"] = CHANGE_FEED_WRITER_VERSION.into();
+    } else if let Some(features) = protocol["writerFeatures"].as_array_mut() {
+        features.push(CHANGE_FEED_FEATURE.into());
+    }
+    Ok(vec![Action::Protocol(serde_json::from_value(protocol)?), Action::Metadata(metadata)])
+}
+
+fn change_data(file: &StagedFile) -> AddCDCFile {
+    AddCDCFile {
+        path: file.add.path.clone(),
+        size: file.add.size,
+        partition_values: file.add.partition_values.clone(),
+        data_change: false,
+        tags: None,
+    }
+}
+
 async fn reached(table: &Table, position: &Position) -> Result<bool> {
     Ok(table.position(&position.app_id).await?.is_some_and(|stored| stored >= position.version))
 }
@@ -315,7 +370,9 @@ async fn reached(table: &Table, position: &Position) -> Result<bool> {
 /// Whether the change is in the table, by whoever.
 async fn landed(table: &Table, change: &Change<'_>) -> Result<bool> {
     match change.kind {
-        ChangeKind::Append | ChangeKind::ReplaceAll => reached(table, &change.position).await,
+        ChangeKind::Append | ChangeKind::ReplaceAll | ChangeKind::Replace { .. } => {
+            reached(table, &change.position).await
+        }
         // Two merges of the same files are different files: what one did is not what the other meant to do.
         ChangeKind::Rewrite { .. } => Ok(holds_files_of(table, change)),
     }
@@ -357,6 +414,13 @@ async fn still_holds(change: &Change<'_>, current: &Table) -> Result<bool> {
         // Files that were merged meanwhile hold the rows that were there.
         ChangeKind::ReplaceAll => Ok(current.version() == change.table.version()
             || current.data_version().await? == change.table.data_version().await?),
+        // Files that were merged meanwhile are not there to be removed, though the rows are.
+        ChangeKind::Replace { removed, .. } => {
+            let same_rows = current.version() == change.table.version()
+                || current.data_version().await? == change.table.data_version().await?;
+            let files: HashSet<String> = current.files().into_iter().map(|add| add.path).collect();
+            Ok(same_rows && removed.iter().all(|path| files.contains(path)))
+        }
         ChangeKind::Rewrite { removed } => {
             let rows: HashMap<String, Option<u64>> =
                 current.files().into_iter().map(|add| (add.path, record_count(add.stats.as_deref()))).collect();

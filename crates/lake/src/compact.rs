@@ -223,7 +223,7 @@ impl Lake {
         Ok(files)
     }
 
-    fn task_context(&self, memory_bytes: usize) -> Result<Arc<TaskContext>, DataFusionError> {
+    pub(crate) fn task_context(&self, memory_bytes: usize) -> Result<Arc<TaskContext>, DataFusionError> {
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(FairSpillPool::new(memory_bytes)))
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory))

@@ -210,6 +210,19 @@ pub fn is_store_failure(error: &DataFusionError) -> bool {
     error.to_string().contains("Object Store error: ")
 }
 
+/// Whether a file was not there: vacuum deletes those that no version within the retention has.
+pub fn is_missing_file(error: &DataFusionError) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<object_store::Error>() {
+            return matches!(error, object_store::Error::NotFound { .. });
+        }
+        cause = error.source();
+    }
+    let text = error.to_string();
+    text.contains("Object Store error: ") && text.contains("not found")
+}
+
 fn store_kind(error: &object_store::Error) -> ErrorKind {
     match error {
         object_store::Error::NotFound { .. } => ErrorKind::NotFound,

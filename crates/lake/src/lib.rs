@@ -10,6 +10,7 @@
 //! carries a [`Position`], looks at one version, commits as the very next one, and on any error looks again before it answers with
 //! a [`CommitOutcome`].
 
+mod changes;
 mod commit;
 mod compact;
 mod error;
@@ -24,21 +25,24 @@ mod order;
 mod probe;
 mod profile;
 mod provider;
+mod replace;
 mod schema;
 mod statistics;
 mod store;
 mod table;
 mod writer;
 
+pub use changes::TableChanges;
 pub use commit::{Change, ChangeKind, CommitOutcome, Position};
 pub use compact::{Merge, Rewrite};
-pub use error::{LakeError, is_store_failure};
+pub use error::{LakeError, is_missing_file, is_store_failure};
 pub use foreign::{FileChange, ForeignCommit, ForeignFile, ForeignTable, ForeignVersion};
 pub use lake::{Lake, LakeSettings, TableSpec};
 pub use lease::{Fence, Lease, LeaseHolder};
 pub use maintain::{KeptRuns, MaintainSettings, TableMaintenance};
 pub use manifest::{Manifest, ManifestEntry};
 pub use provider::LakeTableProvider;
+pub use replace::{Replacement, RowChanges};
 pub use schema::{delta_compatible, to_delta_compatible};
 pub use store::{ObjectLocation, StoreOptions, describe_store_error, open_store};
 pub use table::{StagedFile, Table};

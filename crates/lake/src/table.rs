@@ -24,7 +24,7 @@ use crate::provider::LakeTableProvider;
 pub(crate) const DATA_VERSION: &str = "holdfast.data_version";
 
 /// A data file that is written but not yet part of a table: no reader sees it until a commit names it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StagedFile {
     pub(crate) add: Add,
     /// Its rows.
@@ -215,6 +215,13 @@ impl Table {
     pub fn staged_provider(&self, schema: SchemaRef, files: &[StagedFile]) -> Arc<dyn TableProvider> {
         let files = files.iter().map(|file| file.add.clone()).collect();
         Arc::new(LakeTableProvider::new(self.clone(), schema, files))
+    }
+
+    /// A DataFusion table over what this version would be with `files` in the place of `removed`: to judge it before it is committed.
+    pub fn replaced_provider(&self, removed: &[String], files: &[StagedFile]) -> Arc<dyn TableProvider> {
+        let kept = self.files().into_iter().filter(|add| !removed.contains(&add.path));
+        let files = kept.chain(files.iter().map(|file| file.add.clone())).collect();
+        Arc::new(LakeTableProvider::new(self.clone(), Arc::clone(self.schema()), files))
     }
 
     pub(crate) fn delta(&self) -> &DeltaTable {

@@ -23,6 +23,9 @@ use crate::schema::{to_delta_compatible, without_columns};
 use crate::statistics::{is_personal, to_json};
 use crate::table::{StagedFile, Table};
 
+/// Where change data is, within a table.
+const CHANGE_DATA: &str = "_change_data/";
+
 /// Limits of a [`TableWriter`].
 #[derive(Debug, Clone)]
 pub struct WriterSettings {
@@ -48,6 +51,8 @@ impl Default for WriterSettings {
 #[derive(Debug)]
 pub struct TableWriter {
     table: Table,
+    /// Where its files go, within the table; empty, or with a slash at its end.
+    folder: &'static str,
     settings: WriterSettings,
     properties: WriterProperties,
     file_schema: SchemaRef,
@@ -59,7 +64,7 @@ pub struct TableWriter {
 }
 
 /// One value a partition column, as the log writes it.
-type PartitionValues = Vec<Option<String>>;
+pub(crate) type PartitionValues = Vec<Option<String>>;
 
 struct OpenFile {
     path: String,
@@ -104,11 +109,17 @@ impl TableWriter {
             order: sort_columns(&schema, table.partition_columns()),
             is_in_order: true,
             table: table.clone(),
+            folder: "",
             settings,
             properties: properties.build(),
             open: HashMap::new(),
             closed: Vec::new(),
         }
+    }
+
+    /// A writer of change data, which has the columns of `schema` and no order.
+    pub(crate) fn for_changes(table: &Table, schema: SchemaRef, settings: WriterSettings) -> Self {
+        Self { folder: CHANGE_DATA, order: Vec::new(), ..Self::with_schema(table, schema, settings) }
     }
 
     /// Adds rows. The batch has the table's columns, partition columns last, in types that Delta knows or can be cast to.
@@ -170,7 +181,7 @@ impl TableWriter {
     }
 
     fn create(&self, values: &[Option<String>]) -> Result<OpenFile> {
-        let mut path = String::new();
+        let mut path = self.folder.to_owned();
         for (column, value) in self.table.partition_columns().iter().zip(values) {
             let value = value.as_deref().unwrap_or("__HIVE_DEFAULT_PARTITION__");
             path.push_str(&format!("{column}={value}/"));
@@ -256,7 +267,7 @@ fn leaves(field: &Field) -> Vec<Vec<String>> {
 }
 
 /// The rows of each combination of partition values (the columns from `first` on), in their order.
-fn split(batch: &RecordBatch, first: usize) -> Result<Vec<(PartitionValues, RecordBatch)>, ArrowError> {
+pub(crate) fn split(batch: &RecordBatch, first: usize) -> Result<Vec<(PartitionValues, RecordBatch)>, ArrowError> {
     let mut groups: Vec<(Vec<ScalarValue>, Vec<u32>)> = Vec::new();
     let mut index: HashMap<Vec<ScalarValue>, usize> = HashMap::new();
     let columns = &batch.columns()[first..];

@@ -11,6 +11,8 @@ pub enum Promise {
     Idn1,
     /// A `customer_id` is never reused; on a merge the older survives; every change has its cause.
     Idn2,
+    /// A stage maintained incrementally equals the same `SELECT` run in full.
+    Stg1,
     /// Rows that fail an expectation marked `fail` never get a table version.
     Stg2,
     /// A run with nothing new commits nothing.
@@ -28,6 +30,7 @@ impl Promise {
             Self::Ing3 => "ING-3",
             Self::Idn1 => "IDN-1",
             Self::Idn2 => "IDN-2",
+            Self::Stg1 => "STG-1",
             Self::Stg2 => "STG-2",
             Self::Stg3 => "STG-3",
             Self::Stg4 => "STG-4",
@@ -42,6 +45,7 @@ impl Promise {
             Self::Ing3 => "records read equal records stored plus records quarantined",
             Self::Idn1 => "identity built step by step equals identity built from scratch",
             Self::Idn2 => "a customer id is never reused and the older survives a merge",
+            Self::Stg1 => "a stage maintained incrementally equals the same SELECT run in full",
             Self::Stg2 => "rows that fail an expectation marked fail never get a table version",
             Self::Stg3 => "a run with nothing new commits nothing",
             Self::Stg4 => "all tables of a run can be read as of that run, together",

@@ -1,0 +1,482 @@
+//! One stage of a run: whether there is anything to do, its rows, what expectations say of them, its commit.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use chrono::{DateTime, TimeDelta, Utc};
+use datafusion::catalog::TableProvider;
+use datafusion::common::cast::{as_boolean_array, as_int64_array};
+use datafusion::datasource::empty::EmptyTable;
+use datafusion::error::DataFusionError;
+use datafusion::execution::SessionState;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::prelude::DataFrame;
+use holdfast_lake::{Change, ChangeKind, CommitOutcome, Lake, Position, StagedFile, Table, TableSpec};
+use holdfast_types::{CUSTOMER_BUCKET, Promise, TableName};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::Result;
+use crate::contract::{KEY_UNIQUE, quoted};
+use crate::contract_change;
+use crate::directive::{DAY, Expectation, Severity, StageKind};
+use crate::error::EngineError;
+use crate::expectation::{self, ExpectationResult, RowRules, quarantine_schema};
+use crate::output::{Staged, Target, stage_rows};
+use crate::project::CheckedStage;
+use crate::run::{Refresh, StageOutcome};
+use crate::session::{SessionSettings, plan_as_of, session_with};
+
+/// Changes whenever the engine would make other rows of the same query, so that every stage is refreshed once.
+const ENGINE_VERSION: &str = "2";
+
+/// The key of a stage's note in its commits.
+const STAGE_NOTE: &str = "holdfast.stage";
+
+/// How many commits back a stage's own note may be: others write to the table only for maintenance.
+const NOTE_COMMITS_MAX: usize = 20;
+
+/// What a version of a stage's table was made from. Kept in the commit that made it, so that progress lives beside the data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StageNote {
+    fingerprint: String,
+    pub(crate) inputs: BTreeMap<TableName, Option<u64>>,
+    /// The end of the grain that `now()` is in, for stages that depend on it.
+    moment: Option<DateTime<Utc>>,
+}
+
+/// What became of a stage.
+pub(crate) struct Built {
+    pub(crate) outcome: StageOutcome,
+    pub(crate) expectations: Vec<ExpectationResult>,
+    /// The tables it made new versions of: the stage's, and its quarantine.
+    pub(crate) tables: Vec<Table>,
+    /// What it wrote.
+    pub(crate) bytes: u64,
+}
+
+/// All that building one stage needs, so that it can run on its own.
+pub(crate) struct StageWork {
+    pub(crate) lake: Lake,
+    pub(crate) settings: SessionSettings,
+    pub(crate) runtime: Arc<RuntimeEnv>,
+    pub(crate) inputs: BTreeMap<TableName, Option<Table>>,
+    pub(crate) declared: BTreeMap<TableName, arrow::datatypes::SchemaRef>,
+    pub(crate) current: Option<Table>,
+    pub(crate) quarantine: Option<Table>,
+    pub(crate) checked: CheckedStage,
+    pub(crate) as_of: DateTime<Utc>,
+    pub(crate) refresh: bool,
+}
+
+/// A stage's query, ready to run.
+pub(crate) struct Planned {
+    pub(crate) state: SessionState,
+    pub(crate) plan: LogicalPlan,
+    pub(crate) rules: RowRules,
+    pub(crate) whole: Vec<Expectation>,
+    pub(crate) quarantine: Option<Table>,
+    /// Whether the plan shows by itself that no two rows have one key.
+    pub(crate) is_proven: bool,
+}
+
+/// Whether a stage was brought up to date by key.
+pub(crate) enum Increment {
+    /// It was.
+    Done(Built),
+    /// It cannot be this time: why.
+    Full(String),
+}
+
+impl Built {
+    /// Of a stage whose table is as it should be.
+    pub(crate) fn fresh(version: u64) -> Self {
+        Self { outcome: StageOutcome::Fresh { version }, expectations: Vec::new(), tables: Vec::new(), bytes: 0 }
+    }
+}
+
+impl StageNote {
+    /// What differs between the two besides the versions of inputs, in words.
+    pub(crate) fn what_else_differs(&self, other: &Self) -> Option<&'static str> {
+        if self.fingerprint != other.fingerprint {
+            Some("its query, its expectations or its contract changed")
+        } else if self.moment != other.moment {
+            Some("it depends on time, and a new day has begun")
+        } else if self.inputs.keys().ne(other.inputs.keys()) {
+            Some("it reads other tables")
+        } else {
+            None
+        }
+    }
+
+    pub(crate) fn in_commit(&self) -> Map<String, Value> {
+        let note = serde_json::to_value(self).unwrap_or(Value::Null);
+        [(STAGE_NOTE.to_owned(), note)].into_iter().collect()
+    }
+}
+
+impl StageWork {
+    pub(crate) fn name(&self) -> &TableName {
+        &self.checked.stage.name
+    }
+
+    /// What `now()` is in this stage. Where rows are brought up to date by key it must be the same for all of them until the next full refresh: the end of the
+    /// grain (a day) that the run's moment is in, so that what happened today has happened.
+    pub(crate) fn moment(&self) -> DateTime<Utc> {
+        let stage = &self.checked.stage;
+        match stage.directives.kind {
+            StageKind::Incremental { grain, .. } if stage.depends_on_time => end_of_grain(self.as_of, grain),
+            _ => self.as_of,
+        }
+    }
+
+    async fn note(&self) -> Result<StageNote> {
+        // Merging files makes versions that hold the same rows: they are no news.
+        let mut inputs = BTreeMap::new();
+        for (name, table) in &self.inputs {
+            let version = match table {
+                Some(table) => Some(table.data_version().await?),
+                None => None,
+            };
+            inputs.insert(name.clone(), version);
+        }
+        let stage = &self.checked.stage;
+        let salt = format!("{ENGINE_VERSION}/{}/{}", self.lake.settings().customer_buckets, self.settings.salt);
+        Ok(StageNote {
+            fingerprint: stage.fingerprint(&salt),
+            inputs,
+            moment: stage.depends_on_time.then(|| match stage.directives.kind {
+                StageKind::Incremental { .. } => self.moment(),
+                StageKind::Full => end_of_grain(self.as_of, DAY),
+            }),
+        })
+    }
+
+    pub(crate) async fn build(self) -> Result<Built> {
+        let note = self.note().await?;
+        let stored = match &self.current {
+            Some(current) => current.commit_note(STAGE_NOTE, NOTE_COMMITS_MAX).await?,
+            None => None,
+        };
+        let stored = stored.and_then(|stored| serde_json::from_value::<StageNote>(stored).ok());
+        if !self.refresh
+            && stored.as_ref() == Some(&note)
+            && let Some(current) = &self.current
+        {
+            return Ok(Built::fresh(current.version()));
+        }
+        let table = match &self.current {
+            Some(table) => table.clone(),
+            None => self.lake.ensure_table(&self.spec()).await?,
+        };
+        self.check_partitioning(&table)?;
+        let reason = match self.increment(&table, stored.as_ref(), &note).await? {
+            Increment::Done(built) => return Ok(built),
+            Increment::Full(reason) => reason,
+        };
+        tracing::debug!(stage = %self.name(), reason, "stage is refreshed in full");
+        let (staged, expectations) = self.stage(&table).await?;
+        if let Err(error) = self.judge(staged.rows + staged.refused_rows, &expectations) {
+            self.lake.discard(staged.files.into_iter().chain(staged.refused).collect(), &table).await;
+            return Err(error);
+        }
+        self.commit(table, staged, expectations, &note, reason).await
+    }
+
+    pub(crate) fn spec(&self) -> TableSpec {
+        let customers = self.checked.schema.field_with_name(CUSTOMER_BUCKET).is_ok();
+        TableSpec {
+            name: self.name().clone(),
+            schema: Arc::clone(&self.checked.schema),
+            partition_by: if customers { vec![CUSTOMER_BUCKET.to_owned()] } else { Vec::new() },
+            comment: self.checked.stage.directives.description.clone(),
+        }
+    }
+
+    fn check_partitioning(&self, table: &Table) -> Result<()> {
+        if table.partition_columns() == self.spec().partition_by {
+            return Ok(());
+        }
+        Err(EngineError::Query {
+            message: format!(
+                "{} gained or lost the column customer_id, which decides how the table is stored: give the stage another name",
+                self.name()
+            ),
+        })
+    }
+
+    /// The query over the inputs at their pinned versions, and what its rows are held against.
+    pub(crate) async fn plan(&self) -> Result<Planned> {
+        let stage = &self.checked.stage;
+        let tables = self.inputs.iter().filter_map(|(name, table)| {
+            let provider: Arc<dyn TableProvider> = match (table, self.declared.get(name)) {
+                (Some(table), _) => table.provider(),
+                (None, Some(schema)) => Arc::new(EmptyTable::new(Arc::clone(schema))),
+                (None, None) => return None,
+            };
+            Some((name.clone(), provider))
+        });
+        let context = session_with(&self.settings, &self.runtime, self.buckets(), tables)?;
+        let failed = EngineError::execution(format!("stage {}", stage.name));
+        let (state, plan) = plan_as_of(&context, stage.statement.clone(), self.moment()).await.map_err(failed)?;
+        let schema = Arc::clone(&self.checked.schema);
+        let (rules, whole) = expectation::split(&stage.directives.expectations, &schema, &state)
+            .map_err(|message| EngineError::Query { message: format!("{}: {message}", stage.name) })?;
+        let has_quarantine =
+            stage.directives.expectations.iter().any(|expectation| expectation.severity == Severity::Quarantine);
+        let quarantine = match (&self.quarantine, has_quarantine) {
+            (Some(table), true) => Some(table.clone()),
+            (None, true) => match quarantine_name(&stage.name) {
+                Some(name) => Some(self.lake.ensure_table(&self.quarantine_spec(name)).await?),
+                None => None,
+            },
+            (_, false) => None,
+        };
+        let is_proven = stage.contract.as_ref().is_some_and(|contract| expectation::is_unique_by(&plan, &contract.key));
+        Ok(Planned { state, plan, rules, whole, quarantine, is_proven })
+    }
+
+    pub(crate) fn buckets(&self) -> u32 {
+        self.lake.settings().customer_buckets
+    }
+
+    /// Runs the query and leaves its rows in staged files, with what the expectations say about them.
+    async fn stage(&self, table: &Table) -> Result<(Staged, Vec<ExpectationResult>)> {
+        let stage = &self.checked.stage;
+        let Planned { state, plan, rules, whole, quarantine, is_proven } = self.plan().await?;
+        let schema = Arc::clone(&self.checked.schema);
+        let target = Target { table: table.clone(), schema: Arc::clone(&schema), quarantine, rules: rules.clone() };
+        let staged = stage_rows(&state, plan, self.buckets(), &stage.name, target).await?;
+
+        let mut results = rules.results(&staged.failed);
+        let rows = || table.staged_provider(Arc::clone(&schema), &staged.files);
+        if let Some(contract) = &stage.contract {
+            let duplicates =
+                if is_proven { 0 } else { self.count_duplicates(&contract.key, rows(), staged.rows).await? };
+            results.push(key_is_unique(&contract.key, duplicates));
+        }
+        if !whole.is_empty() {
+            results.extend(self.judge_whole(&whole, rows()).await?);
+        }
+        Ok((staged, results))
+    }
+
+    pub(crate) fn quarantine_spec(&self, name: TableName) -> TableSpec {
+        TableSpec {
+            comment: format!("Rows that {} did not publish, with the expectations they did not meet", self.name()),
+            name,
+            schema: quarantine_schema(&self.checked.schema),
+            partition_by: Vec::new(),
+        }
+    }
+
+    /// Asks conditions over the whole table of `rows`, before they are published: all of them in one pass.
+    pub(crate) async fn judge_whole(
+        &self,
+        expectations: &[Expectation],
+        rows: Arc<dyn TableProvider>,
+    ) -> Result<Vec<ExpectationResult>> {
+        let failed = || EngineError::execution(format!("the expectations of {}", self.name()));
+        let conditions: Vec<String> = expectations
+            .iter()
+            .enumerate()
+            .map(|(index, expectation)| format!("({}) as met_{index}", expectation.condition))
+            .collect();
+        let sql = format!("select {} from {}", conditions.join(", "), self.name());
+        let batches = self.ask(&sql, rows).await.map_err(failed())?;
+        let mut results = Vec::with_capacity(expectations.len());
+        for (index, expectation) in expectations.iter().enumerate() {
+            let mut met = true;
+            for batch in &batches {
+                let values = as_boolean_array(batch.column(index)).map_err(failed())?;
+                met &= values.iter().all(|value| value.unwrap_or(true));
+            }
+            results.push(ExpectationResult {
+                name: expectation.name.clone(),
+                severity: expectation.severity,
+                condition: expectation.condition.clone(),
+                failed_rows: u64::from(!met),
+            });
+        }
+        Ok(results)
+    }
+
+    /// How many of the `row_count` rows have a key that another row has, too: reads the columns of the key, and nothing else.
+    pub(crate) async fn count_duplicates(
+        &self,
+        key: &[String],
+        rows: Arc<dyn TableProvider>,
+        row_count: u64,
+    ) -> Result<u64> {
+        let failed = || EngineError::execution(format!("expectation {KEY_UNIQUE} of {}", self.name()));
+        let columns = key.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
+        let sql = format!(
+            "select count(*) as keys from (select {columns} from {} group by {columns}) as distinct_keys",
+            self.name()
+        );
+        let mut keys = 0;
+        for batch in self.ask(&sql, rows).await.map_err(failed())? {
+            let values = as_int64_array(batch.column(0)).map_err(failed())?;
+            keys += values.iter().flatten().sum::<i64>();
+        }
+        Ok(row_count.saturating_sub(u64::try_from(keys).unwrap_or(0)))
+    }
+
+    pub(crate) async fn count_rows(&self, rows: Arc<dyn TableProvider>) -> Result<u64> {
+        let failed = || EngineError::execution(format!("counting the rows of {}", self.name()));
+        let sql = format!("select count(*) as row_count from {}", self.name());
+        let mut count = 0;
+        for batch in self.ask(&sql, rows).await.map_err(failed())? {
+            count += as_int64_array(batch.column(0)).map_err(failed())?.iter().flatten().sum::<i64>();
+        }
+        Ok(u64::try_from(count).unwrap_or(0))
+    }
+
+    /// The answer of `rows`, under the stage's name.
+    async fn ask(&self, sql: &str, rows: Arc<dyn TableProvider>) -> Result<Vec<RecordBatch>, DataFusionError> {
+        let context = session_with(&self.settings, &self.runtime, self.buckets(), [(self.name().clone(), rows)])
+            .map_err(|error| DataFusionError::External(Box::new(error)))?;
+        let mut state = context.state();
+        state.execution_props_mut().query_execution_start_time = Some(self.moment());
+        let plan = state.create_logical_plan(sql).await?;
+        DataFrame::new(state, plan).collect().await
+    }
+
+    /// # Errors
+    /// [`EngineError::Expectation`] when one marked `fail` is not met.
+    pub(crate) fn judge(&self, rows: u64, results: &[ExpectationResult]) -> Result<()> {
+        match results.iter().find(|result| result.severity == Severity::Fail && result.failed_rows > 0) {
+            Some(result) => Err(EngineError::Expectation {
+                table: self.name().clone(),
+                expectation: result.name.clone(),
+                condition: result.condition.clone(),
+                rows: format!("{} of {rows} rows", result.failed_rows),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn check_met(&self, results: &[ExpectationResult]) -> Result<()> {
+        let failing = results.iter().any(|result| result.severity == Severity::Fail && result.failed_rows > 0);
+        Ok(Promise::Stg2.check(!failing, || format!("{} was about to be committed", self.name()))?)
+    }
+
+    pub(crate) fn app_id(&self) -> String {
+        format!("stage/{}", self.name())
+    }
+
+    fn properties(&self) -> HashMap<String, String> {
+        self.checked.stage.contract.as_ref().map(contract_change::properties).unwrap_or_default()
+    }
+
+    /// Whether the table has other columns, or says other things of itself, than the stage gives.
+    pub(crate) fn is_reshaped(&self, table: &Table) -> bool {
+        let spec = self.spec();
+        table.schema() != &spec.schema
+            || table.comment().unwrap_or_default() != spec.comment
+            || self.properties().iter().any(|(key, value)| table.property(key) != Some(value))
+    }
+
+    async fn commit(
+        &self,
+        table: Table,
+        staged: Staged,
+        expectations: Vec<ExpectationResult>,
+        note: &StageNote,
+        reason: String,
+    ) -> Result<Built> {
+        self.check_met(&expectations)?;
+        let app_id = self.app_id();
+        let bytes = staged.files.iter().chain(&staged.refused).map(|file| file.bytes).sum();
+        let mut tables = Vec::new();
+        if let Some(name) = quarantine_name(self.name())
+            && let Some(quarantine) = self.lake.table(&name).await?
+        {
+            if staged.refused.is_empty() && quarantine.row_count() == Some(0) {
+                tables.push(quarantine);
+            } else {
+                tables.push(self.replace_quarantine(&quarantine, &app_id, staged.refused).await?);
+            }
+        }
+
+        let spec = self.spec();
+        let schema = spec.schema.as_ref().clone().with_metadata(self.properties());
+        let reshaped = self.is_reshaped(&table);
+        let version = table.position(&app_id).await?.unwrap_or(0) + 1;
+        let outcome = self
+            .lake
+            .commit(Change {
+                table: &table,
+                position: Position { app_id, version },
+                fence: None,
+                kind: ChangeKind::ReplaceAll,
+                files: staged.files,
+                schema: reshaped.then(|| Arc::new(schema)),
+                comment: Some(spec.comment),
+                metadata: note.in_commit(),
+            })
+            .await?;
+        let CommitOutcome::Applied { version } = outcome else {
+            return Err(EngineError::Concurrent { table: self.name().clone() });
+        };
+        Ok(Built {
+            outcome: StageOutcome::Built {
+                version,
+                rows: staged.rows,
+                quarantined_rows: staged.refused_rows,
+                refresh: Refresh::Full { reason },
+            },
+            expectations,
+            tables: {
+                tables.push(self.lake.table_at(self.name(), version).await?);
+                tables
+            },
+            bytes,
+        })
+    }
+
+    async fn replace_quarantine(&self, quarantine: &Table, app_id: &str, refused: Vec<StagedFile>) -> Result<Table> {
+        let name = quarantine.name();
+        let version = quarantine.position(app_id).await?.unwrap_or(0) + 1;
+        let outcome = self
+            .lake
+            .commit(Change {
+                table: quarantine,
+                position: Position { app_id: app_id.to_owned(), version },
+                fence: None,
+                kind: ChangeKind::ReplaceAll,
+                files: refused,
+                schema: Some(quarantine_schema(&self.checked.schema)),
+                comment: None,
+                metadata: Map::new(),
+            })
+            .await?;
+        match outcome {
+            CommitOutcome::Applied { version } => Ok(self.lake.table_at(name, version).await?),
+            _ => Err(EngineError::Concurrent { table: name.clone() }),
+        }
+    }
+}
+
+/// Where a stage's refused rows are.
+pub(crate) fn quarantine_name(stage: &TableName) -> Option<TableName> {
+    TableName::new("quarantine", &format!("{}_{}", stage.schema(), stage.table())).ok()
+}
+
+pub(crate) fn key_is_unique(key: &[String], duplicates: u64) -> ExpectationResult {
+    ExpectationResult {
+        name: KEY_UNIQUE.to_owned(),
+        severity: Severity::Fail,
+        condition: format!("no two rows have the same {}", key.join(", ")),
+        failed_rows: duplicates,
+    }
+}
+
+/// The first moment at or after `moment` that begins a grain, counted from midnight UTC.
+fn end_of_grain(moment: DateTime<Utc>, grain: TimeDelta) -> DateTime<Utc> {
+    let grain = grain.num_microseconds().unwrap_or(i64::MAX).max(1);
+    let passed = moment.timestamp_micros().rem_euclid(grain);
+    if passed == 0 { moment } else { moment + TimeDelta::microseconds(grain - passed) }
+}

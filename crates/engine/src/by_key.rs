@@ -1,0 +1,456 @@
+//! Brings a stage's table up to date by key: which keys the changes of its inputs concern, the rows of those alone, and what of it differs from what is there.
+//!
+//! What it leaves in the table is what a full refresh would (STG-1). Whenever it cannot say so it says why, and the stage is refreshed in full.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::SchemaRef;
+use arrow::row::{RowConverter, SortField};
+use datafusion::catalog::{MemTable, TableProvider};
+use datafusion::common::{Column, JoinType, NullEquality};
+use datafusion::datasource::provider_as_source;
+use datafusion::error::DataFusionError;
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
+use datafusion::prelude::DataFrame;
+use futures::TryStreamExt;
+use holdfast_lake::{
+    Change, ChangeKind, CommitOutcome, Position, Replacement, RowChanges, Table, TableChanges, to_delta_compatible,
+};
+use holdfast_types::{CUSTOMER_BUCKET, TableName};
+
+use crate::Result;
+use crate::build::{Built, Increment, Planned, StageNote, StageWork, key_is_unique};
+use crate::directive::StageKind;
+use crate::error::EngineError;
+use crate::expectation::{ExpectationResult, RowRules, quarantine_schema};
+use crate::increment::{InputChange, KeyPlan, Reach};
+use crate::output::with_bucket;
+use crate::run::{Refresh, StageOutcome};
+
+/// Of a table's rows one in so many keys may change: when it is more, a full refresh is cheaper.
+const KEYS_SHARE: u64 = 4;
+/// So many keys are never too many.
+const KEYS_ALWAYS: u64 = 1_000;
+/// Of an input's bytes one in so many may have changed.
+const BYTES_SHARE: u64 = 2;
+/// So many bytes are never too many.
+const BYTES_ALWAYS: u64 = 16 << 20;
+/// Of a session's memory the rows of the changed keys may take one part in so many, before and after each.
+const MEMORY_SHARE: usize = 4;
+/// A stage none of whose keys changed notes how far it has read once it is so many versions of an input behind.
+const VERSIONS_BEHIND_MAX: u64 = 16;
+
+/// The keys that changed.
+struct Keys {
+    batches: Vec<RecordBatch>,
+    count: u64,
+}
+
+/// New rows of the changed keys, after judgement.
+struct Fresh {
+    kept: Vec<RecordBatch>,
+    refused: Vec<RecordBatch>,
+    failed: Vec<u64>,
+}
+
+/// Rows that were collected, or how it was seen that they are too many.
+enum Collected<T> {
+    Rows(T),
+    TooMany(String),
+}
+
+impl StageWork {
+    /// Brings the table up to date by key, if it can be.
+    ///
+    /// # Errors
+    /// Those of a full refresh. Nothing is published then.
+    pub(crate) async fn increment(
+        &self,
+        table: &Table,
+        stored: Option<&StageNote>,
+        note: &StageNote,
+    ) -> Result<Increment> {
+        let full = |reason: &str| Ok(Increment::Full(reason.to_owned()));
+        let StageKind::Incremental { key, .. } = &self.checked.stage.directives.kind else {
+            return full("the stage says so");
+        };
+        let Some(stored) = stored else { return full("it has not been built before") };
+        if self.refresh {
+            return full("it was asked for");
+        }
+        if let Some(differs) = stored.what_else_differs(note) {
+            return full(differs);
+        }
+        if self.is_reshaped(table) {
+            return full("its columns or what is said of them changed");
+        }
+        let changes = match self.changes(stored, note).await? {
+            Ok(changes) => changes,
+            Err(reason) => return Ok(Increment::Full(reason)),
+        };
+        let planned = self.plan().await?;
+        let by_key = match derive(&planned, key) {
+            Ok(by_key) => by_key,
+            Err(reason) => return Ok(Increment::Full(reason)),
+        };
+        match self.replace(table, stored, note, &planned, &by_key, &changes).await {
+            // Files that the log still speaks of and vacuum has deleted.
+            Err(error) if is_missing_file(&error) => full("files that its changes are in were vacuumed"),
+            done => done,
+        }
+    }
+
+    /// What happened to the inputs since the stage was built, of those to which something did.
+    async fn changes(
+        &self,
+        stored: &StageNote,
+        note: &StageNote,
+    ) -> Result<std::result::Result<BTreeMap<TableName, TableChanges>, String>> {
+        let mut changes = BTreeMap::new();
+        for (name, version) in &note.inputs {
+            let before = stored.inputs.get(name).copied().flatten();
+            if before == *version {
+                continue;
+            }
+            let (Some(before), Some(Some(table))) = (before, self.inputs.get(name)) else {
+                return Ok(Err(format!("{name} is new")));
+            };
+            let Some(changed) = table.changes_since(before).await? else {
+                return Ok(Err(format!("the log of {name} no longer says what changed since version {before}")));
+            };
+            if changed.bytes() > BYTES_ALWAYS.max(table.byte_count() / BYTES_SHARE) {
+                return Ok(Err(format!("much of {name} changed")));
+            }
+            if !changed.is_empty() {
+                changes.insert(name.clone(), changed);
+            }
+        }
+        Ok(Ok(changes))
+    }
+
+    async fn replace(
+        &self,
+        table: &Table,
+        stored: &StageNote,
+        note: &StageNote,
+        planned: &Planned,
+        by_key: &KeyPlan,
+        changes: &BTreeMap<TableName, TableChanges>,
+    ) -> Result<Increment> {
+        let keys = match self.keys(table, planned, by_key, changes).await? {
+            Collected::Rows(keys) => keys,
+            Collected::TooMany(reason) => return Ok(Increment::Full(reason)),
+        };
+        if keys.count == 0 {
+            return self.unchanged(table, stored, note).await;
+        }
+        let Fresh { kept, refused, failed } = match self.fresh(planned, by_key, &keys).await? {
+            Collected::Rows(fresh) => fresh,
+            Collected::TooMany(reason) => return Ok(Increment::Full(reason)),
+        };
+        let before = match self.rows_of(table, planned, by_key, &keys).await? {
+            Collected::Rows(rows) => rows,
+            Collected::TooMany(reason) => return Ok(Increment::Full(reason)),
+        };
+        let failed_to = || EngineError::execution(format!("stage {}", self.name()));
+        let quarantined_rows: u64 = refused.iter().map(|batch| batch.num_rows() as u64).sum();
+        let refused_before = match &planned.quarantine {
+            Some(quarantine) if quarantine.row_count() != Some(0) => {
+                match self.rows_of(quarantine, planned, by_key, &keys).await? {
+                    Collected::Rows(rows) => rows,
+                    Collected::TooMany(reason) => return Ok(Increment::Full(reason)),
+                }
+            }
+            _ => Vec::new(),
+        };
+        let changed = RowChanges::between(table.schema(), &before, &kept).map_err(|error| failed_to()(error.into()))?;
+        let refused_schema = quarantine_schema(&self.checked.schema);
+        let refused = RowChanges::between(&refused_schema, &refused_before, &refused)
+            .map_err(|error| failed_to()(error.into()))?;
+        if changed.is_empty() && refused.is_empty() {
+            return self.unchanged(table, stored, note).await;
+        }
+
+        let staged = self.lake.stage_replacement(table, &changed).await?;
+        let judged = self.judge_keys(table, planned, by_key, &staged, &kept, &failed).await;
+        let expectations = match judged {
+            Ok(expectations) => expectations,
+            Err(error) => {
+                self.lake.discard(staged.files.into_iter().chain(staged.told).collect(), table).await;
+                return Err(error);
+            }
+        };
+        self.check_met(&expectations)?;
+        let mut bytes = staged.bytes();
+        let mut tables = Vec::new();
+        if let Some(quarantine) = &planned.quarantine {
+            if refused.is_empty() {
+                tables.push(quarantine.clone());
+            } else {
+                let refused = self.lake.stage_replacement(quarantine, &refused).await?;
+                bytes += refused.bytes();
+                tables.push(self.commit_replacement(quarantine, refused, None).await?);
+            }
+        }
+        let table = self.commit_replacement(table, staged, Some(note)).await?;
+        let outcome = StageOutcome::Built {
+            version: table.version(),
+            rows: table.row_count().unwrap_or(0),
+            quarantined_rows,
+            refresh: Refresh::Keys {
+                keys: keys.count,
+                rows_added: changed.rows_added(),
+                rows_removed: changed.rows_removed(),
+            },
+        };
+        tables.push(table);
+        Ok(Increment::Done(Built { outcome, expectations, tables, bytes }))
+    }
+
+    /// The keys that the changes concern.
+    async fn keys(
+        &self,
+        table: &Table,
+        planned: &Planned,
+        by_key: &KeyPlan,
+        changes: &BTreeMap<TableName, TableChanges>,
+    ) -> Result<Collected<Keys>> {
+        let failed = || EngineError::execution(format!("finding what changed for {}", self.name()));
+        let reach = by_key.reach();
+        if let Some((name, Reach::Full { reason })) =
+            changes.keys().find_map(|name| Some((name, reach.get(name)?))).filter(|(_, reach)| matches!(reach, Reach::Full { .. }))
+        {
+            return Ok(Collected::TooMany(format!("{name} changed, and {reason}")));
+        }
+        let mut rows = BTreeMap::new();
+        for (name, change) in changes {
+            let removed = change.removed_rows().map_err(failed())?;
+            let added = change.added_rows().map_err(failed())?;
+            rows.insert(name.clone(), InputChange { removed, added });
+        }
+        let mut current: Vec<Arc<dyn TableProvider>> = vec![table.provider()];
+        current.extend(planned.quarantine.iter().map(Table::provider));
+        let plan = by_key.affected(&planned.state, &rows, &current).map_err(failed())?;
+        let Some(plan) = plan else {
+            return Ok(Collected::TooMany("what changed cannot be led back to keys".to_owned()));
+        };
+        let max = KEYS_ALWAYS.max(table.row_count().unwrap_or(0) / KEYS_SHARE);
+        let mut stream = DataFrame::new(planned.state.clone(), plan).execute_stream().await.map_err(failed())?;
+        let mut keys = Keys { batches: Vec::new(), count: 0 };
+        while let Some(batch) = stream.try_next().await.map_err(failed())? {
+            keys.count += batch.num_rows() as u64;
+            if keys.count > max {
+                return Ok(Collected::TooMany(format!("more than {max} keys changed")));
+            }
+            keys.batches.push(batch);
+        }
+        Ok(Collected::Rows(keys))
+    }
+
+    /// The rows that the query has for the keys today.
+    async fn fresh(&self, planned: &Planned, by_key: &KeyPlan, keys: &Keys) -> Result<Collected<Fresh>> {
+        let failed = || EngineError::execution(format!("stage {}", self.name()));
+        let schema = &self.checked.schema;
+        let plan = by_key.restricted(keys.provider().map_err(failed())?).map_err(failed())?;
+        let plan = match schema.field_with_name(CUSTOMER_BUCKET) {
+            Ok(_) => with_bucket(plan, self.buckets()).map_err(failed())?,
+            Err(_) => plan,
+        };
+        let rows = match self.collect(&planned.state, plan, schema).await? {
+            Collected::Rows(rows) => rows,
+            Collected::TooMany(reason) => return Ok(Collected::TooMany(reason)),
+        };
+        let mut fresh = Fresh { kept: Vec::new(), refused: Vec::new(), failed: vec![0; planned.rules.len()] };
+        for batch in rows {
+            let (kept, refused) = judged(&planned.rules, &batch, schema, &mut fresh.failed).map_err(failed())?;
+            fresh.kept.push(kept);
+            fresh.refused.extend(refused);
+        }
+        Ok(Collected::Rows(fresh))
+    }
+
+    /// The rows of the keys in a table, with its columns.
+    async fn rows_of(
+        &self,
+        table: &Table,
+        planned: &Planned,
+        by_key: &KeyPlan,
+        keys: &Keys,
+    ) -> Result<Collected<Vec<RecordBatch>>> {
+        let failed = || EngineError::execution(format!("reading {}", table.name()));
+        let plan = matching(table, by_key.key(), keys.provider().map_err(failed())?).map_err(failed())?;
+        self.collect(&planned.state, plan, table.schema()).await
+    }
+
+    async fn collect(
+        &self,
+        state: &SessionState,
+        plan: LogicalPlan,
+        schema: &SchemaRef,
+    ) -> Result<Collected<Vec<RecordBatch>>> {
+        let failed = || EngineError::execution(format!("stage {}", self.name()));
+        let bytes_max = self.settings.memory_bytes / MEMORY_SHARE;
+        let mut stream = DataFrame::new(state.clone(), plan).execute_stream().await.map_err(failed())?;
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        while let Some(batch) = stream.try_next().await.map_err(failed())? {
+            if batch.num_rows() == 0 {
+                continue;
+            }
+            let batch = to_delta_compatible(&batch, schema).map_err(|error| failed()(error.into()))?;
+            bytes += batch.get_array_memory_size();
+            if bytes > bytes_max {
+                return Ok(Collected::TooMany(format!("the rows that change take more than {} MB", bytes_max >> 20)));
+            }
+            rows.push(batch);
+        }
+        Ok(Collected::Rows(rows))
+    }
+
+    /// Nothing of what changed concerns the stage. Now and then it notes so, so that it need not be found out again from far back.
+    async fn unchanged(&self, table: &Table, stored: &StageNote, note: &StageNote) -> Result<Increment> {
+        let behind = note.inputs.iter().any(|(name, version)| {
+            let before = stored.inputs.get(name).copied().flatten().unwrap_or(0);
+            version.unwrap_or(0).saturating_sub(before) > VERSIONS_BEHIND_MAX
+        });
+        if !behind {
+            return Ok(Increment::Done(Built::fresh(table.version())));
+        }
+        let table = self.commit_replacement(table, Replacement::default(), Some(note)).await?;
+        let built = Built { tables: vec![table.clone()], ..Built::fresh(table.version()) };
+        Ok(Increment::Done(built))
+    }
+
+    /// What the expectations say of the table as it would be.
+    async fn judge_keys(
+        &self,
+        table: &Table,
+        planned: &Planned,
+        by_key: &KeyPlan,
+        staged: &Replacement,
+        kept: &[RecordBatch],
+        failed: &[u64],
+    ) -> Result<Vec<ExpectationResult>> {
+        let mut results = planned.rules.results(failed);
+        let after = || table.replaced_provider(&staged.removed, &staged.files);
+        if let Some(contract) = &self.checked.stage.contract {
+            let duplicates = if planned.is_proven {
+                0
+            } else if contract.key.iter().any(|column| column == by_key.key()) {
+                // Rows with equal keys of the contract have equal keys here: all of them are at hand.
+                duplicates(&contract.key, kept).map_err(EngineError::execution(format!("stage {}", self.name())))?
+            } else {
+                let after = after();
+                let rows = self.count_rows(Arc::clone(&after)).await?;
+                self.count_duplicates(&contract.key, after, rows).await?
+            };
+            results.push(key_is_unique(&contract.key, duplicates));
+        }
+        if !planned.whole.is_empty() {
+            results.extend(self.judge_whole(&planned.whole, after()).await?);
+        }
+        self.judge(kept.iter().map(|batch| batch.num_rows() as u64).sum(), &results)?;
+        Ok(results)
+    }
+
+    async fn commit_replacement(
+        &self,
+        table: &Table,
+        staged: Replacement,
+        note: Option<&StageNote>,
+    ) -> Result<Table> {
+        let app_id = self.app_id();
+        let version = table.position(&app_id).await?.unwrap_or(0) + 1;
+        let staged_files = [staged.files.clone(), staged.told.clone()].concat();
+        let outcome = self
+            .lake
+            .commit(Change {
+                table,
+                position: Position { app_id, version },
+                fence: None,
+                kind: ChangeKind::Replace { removed: staged.removed, told: staged.told },
+                files: staged.files,
+                schema: None,
+                comment: None,
+                metadata: note.map(StageNote::in_commit).unwrap_or_default(),
+            })
+            .await?;
+        match outcome {
+            CommitOutcome::Applied { version } => Ok(self.lake.table_at(table.name(), version).await?),
+            CommitOutcome::AlreadyApplied { .. } | CommitOutcome::Conflicted { .. } => {
+                self.lake.discard(staged_files, table).await;
+                Err(EngineError::Concurrent { table: table.name().clone() })
+            }
+        }
+    }
+}
+
+impl Keys {
+    fn provider(&self) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+        let schema = self.batches.first().map(RecordBatch::schema).unwrap_or_else(|| Arc::new(arrow::datatypes::Schema::empty()));
+        Ok(Arc::new(MemTable::try_new(schema, vec![self.batches.clone()])?))
+    }
+}
+
+/// By the first of the declared columns by which it can be; else why not.
+fn derive(planned: &Planned, key: &[String]) -> std::result::Result<KeyPlan, String> {
+    let mut reason = None;
+    for column in key {
+        match KeyPlan::derive(&planned.state, &planned.plan, column) {
+            Ok(by_key) => return Ok(by_key),
+            Err(stopped) => reason = reason.or(Some(stopped.to_string())),
+        }
+    }
+    Err(reason.unwrap_or_else(|| "it names no key".to_owned()))
+}
+
+/// The rows of a table whose key is among `keys`. Null is a key like another.
+fn matching(table: &Table, key: &str, keys: Arc<dyn TableProvider>) -> Result<LogicalPlan, DataFusionError> {
+    let key_column = keys.schema().field(0).name().clone();
+    let rows = LogicalPlanBuilder::scan("rows_before", provider_as_source(table.provider()), None)?.build()?;
+    LogicalPlanBuilder::scan("changed_keys", provider_as_source(keys), None)?
+        .join_detailed(
+            rows,
+            JoinType::RightSemi,
+            (vec![Column::new(Some("changed_keys"), key_column)], vec![Column::new(Some("rows_before"), key)]),
+            None,
+            NullEquality::NullEqualsNull,
+        )?
+        .build()
+}
+
+/// Splits a batch into the rows to publish and those to quarantine, with the columns of each table.
+fn judged(
+    rules: &RowRules,
+    batch: &RecordBatch,
+    schema: &SchemaRef,
+    failed: &mut [u64],
+) -> Result<(RecordBatch, Option<RecordBatch>), DataFusionError> {
+    let judged = rules.judge(batch, failed)?;
+    let Some((rows, reasons)) = judged.refused else { return Ok((judged.kept, None)) };
+    Ok((judged.kept, Some(crate::output::refused_rows(&rows, reasons, schema)?)))
+}
+
+/// How many rows have a key that a row before them has, too.
+fn duplicates(key: &[String], rows: &[RecordBatch]) -> Result<u64, DataFusionError> {
+    let Some(first) = rows.first() else { return Ok(0) };
+    let schema = first.schema();
+    let columns = key.iter().map(|name| schema.index_of(name)).collect::<Result<Vec<_>, _>>()?;
+    let fields = columns.iter().map(|column| SortField::new(schema.field(*column).data_type().clone())).collect();
+    let converter = RowConverter::new(fields)?;
+    let mut seen = std::collections::HashSet::new();
+    let mut duplicates = 0;
+    for batch in rows {
+        let values: Vec<ArrayRef> = columns.iter().map(|column| Arc::clone(batch.column(*column))).collect();
+        for row in &converter.convert_columns(&values)? {
+            duplicates += u64::from(!seen.insert(row.owned()));
+        }
+    }
+    Ok(duplicates)
+}
+
+fn is_missing_file(error: &EngineError) -> bool {
+    matches!(error, EngineError::Execution { source, .. } if holdfast_lake::is_missing_file(source))
+}
