@@ -1,0 +1,153 @@
+//! How rows of a joined side are found in the stage's own table.
+//!
+//! `core.orders` joins each order to the customer of its token. When a token gets another customer, the orders with it are found by
+//! reading all orders ever sent, or in the table that the stage made: there they stand under the customer whom the token had before.
+//!
+//! This holds under one condition: each row of the kept side is in the stage's table, whatever it is joined to. So between the join and
+//! the stage's output there are only steps that keep rows, or leave them out for reasons of their own: projections, conditions over
+//! other columns, further outer joins that keep the side. Rows of the kept side that changed themselves are no concern here, their keys
+//! are affected anyway. Then there are two ways:
+//!
+//! - What the sides are joined by can be worked out from output columns: the rows in question are those where it is among the values
+//!   that changed in the joined side.
+//! - An output column is the joined side's, untouched. Then a pair of joined rows that was there before is found by it. A pair that is
+//!   new has a kept row that was joined to nothing (the column is NULL), or to another row of the same value, which is either gone
+//!   (and found as a removed one) or still there (and found by reading the joined side).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use datafusion::common::{Column, DFSchema, ExprSchema};
+use datafusion::logical_expr::{Expr, ExprSchemable};
+
+use super::derive::{Asked, is_row_by_row};
+use super::expression::{bare, is_kept_as_it_is, is_of_its_row, substituted};
+
+/// The columns of a plan that the stage's table shows untouched, and those that have a part in which rows it shows.
+#[derive(Debug, Clone)]
+pub(super) struct Trail {
+    shown: BTreeMap<Column, String>,
+    deciding: BTreeSet<Column>,
+}
+
+/// How rows of the kept side are found in the stage's own table.
+#[derive(Debug, Clone)]
+pub(super) enum Own {
+    /// By what the sides are joined by.
+    By {
+        /// What is joined by, over the columns of the stage's table.
+        exprs: Vec<Expr>,
+        columns: Vec<String>,
+    },
+    /// By a column of the joined side.
+    Joined {
+        /// The column there.
+        column: Column,
+        /// Its name in the stage's table.
+        name: String,
+        /// Whether rows that are equal in what is asked for are joined, without further conditions.
+        is_all: bool,
+    },
+}
+
+/// What the stage's own table is called in expressions over it.
+pub(super) const OWN_TABLE: &str = "own";
+
+impl Trail {
+    pub(super) fn from_output(schema: &DFSchema) -> Self {
+        let shown = schema.iter().map(|(qualifier, field)| {
+            (Column::new(qualifier.cloned(), field.name()), field.name().clone())
+        });
+        Self { shown: shown.collect(), deciding: BTreeSet::new() }
+    }
+
+    /// The trail in the input of a node that makes its columns of those below.
+    pub(super) fn below(&self, made: &dyn Fn(&Column) -> Option<Expr>) -> Option<Self> {
+        let shown = self.shown.iter().filter_map(|(column, name)| match bare(&made(column)?) {
+            Expr::Column(below) => Some((below, name.clone())),
+            _ => None,
+        });
+        let mut deciding = BTreeSet::new();
+        for column in &self.deciding {
+            let made = made(column)?;
+            if !is_of_its_row(&made) {
+                return None;
+            }
+            deciding.extend(made.column_refs().into_iter().cloned());
+        }
+        Some(Self { shown: shown.collect(), deciding })
+    }
+
+    /// Below a condition.
+    pub(super) fn deciding(&self, predicate: &Expr) -> Option<Self> {
+        let mut trail = self.clone();
+        trail.deciding.extend(predicate.column_refs().into_iter().cloned());
+        is_of_its_row(predicate).then_some(trail)
+    }
+
+    /// Below window functions. They see how many rows there are, so rows must not be left out for what they say.
+    pub(super) fn below_window(&self, input: &DFSchema) -> Option<Self> {
+        let is_below = |column: &Column| input.maybe_index_of_column(column).is_some();
+        self.deciding.iter().all(is_below).then(|| self.of_side(input))
+    }
+
+    /// The trail in one side of a join.
+    pub(super) fn of_side(&self, side: &DFSchema) -> Self {
+        let has = |column: &Column| side.maybe_index_of_column(column).is_some();
+        Self {
+            shown: self.shown.iter().filter(|(column, _)| has(column)).map(|(c, n)| (c.clone(), n.clone())).collect(),
+            deciding: self.deciding.iter().filter(|column| has(column)).cloned().collect(),
+        }
+    }
+}
+
+impl Own {
+    /// How rows of the kept side with these values of `by` are found; `joined` is the other side, asked for the same values.
+    pub(super) fn of(trail: &Trail, kept: &DFSchema, by: &[Expr], joined: &Asked, is_all: bool) -> Option<Self> {
+        let other = joined.plan.schema();
+        if !trail.of_side(other).deciding.is_empty() {
+            return None;
+        }
+        Self::by(trail, kept, by).or_else(|| {
+            if !is_row_by_row(&joined.plan) {
+                return None;
+            }
+            let of_side = trail.of_side(other);
+            let (column, name) = of_side.shown.iter().find(|(column, _)| {
+                other.field_from_column(column).is_ok_and(|field| is_kept_as_it_is(field.data_type()))
+            })?;
+            Some(Self::Joined { column: column.clone(), name: name.clone(), is_all })
+        })
+    }
+
+    fn by(trail: &Trail, kept: &DFSchema, by: &[Expr]) -> Option<Self> {
+        let mut columns = Vec::new();
+        let mut exprs = Vec::with_capacity(by.len());
+        for expr in by {
+            for column in expr.column_refs() {
+                let data_type = Expr::Column(column.clone()).get_type(kept).ok()?;
+                if !is_kept_as_it_is(&data_type) {
+                    return None;
+                }
+                let name = trail.shown.get(column)?;
+                if !columns.contains(name) {
+                    columns.push(name.clone());
+                }
+            }
+            let over_own = |column: &Column| {
+                let data_type = Expr::Column(column.clone()).get_type(kept).ok()?;
+                let own = Expr::Column(Column::new(Some(OWN_TABLE), trail.shown.get(column)?));
+                // The lake may keep the values in another type of the same kind.
+                Some(datafusion::logical_expr::cast(own, data_type))
+            };
+            exprs.push(substituted(expr, &over_own)?);
+        }
+        Some(Self::By { exprs, columns })
+    }
+
+    pub(super) fn columns(&self) -> Vec<String> {
+        match self {
+            Self::By { columns, .. } => columns.clone(),
+            Self::Joined { name, .. } => vec![name.clone()],
+        }
+    }
+}
