@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(touch_id)
 -- @owner      marketing
 with latest as (
     select

@@ -1,5 +1,5 @@
 -- The marketing tool sends no list of its campaigns: they are what their touches say. Touches after now() have not happened yet.
--- @stage      full
+-- @stage      incremental key(campaign_id)
 -- @owner      marketing
 -- @expect     warn        sent_first:  sent >= participated
 select

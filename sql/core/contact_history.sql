@@ -1,6 +1,6 @@
 -- The CRM exports every contact in full each time, so most exported rows repeat a version that is already known; a
 -- version counts once, as its last export had it.
--- @stage      full
+-- @stage      incremental key(crm_id)
 -- @owner      customer data
 -- @expect     quarantine  ordered_times:  valid_to is null or valid_to > valid_from
 -- @expect     warn        has_customer:   customer_id is not null

@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(crm_id)
 -- @owner      customer data
 -- @expect     warn        not_empty:    count(*) > 0
 select

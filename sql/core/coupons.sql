@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(event_id)
 -- @owner      marketing
 -- @expect     warn        sane_value:     face_value > 0
 with latest as (

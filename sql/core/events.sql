@@ -1,6 +1,6 @@
 -- Senders repeat messages until they are acknowledged, so the same messageId arrives several times with the same
 -- content: the first arrival counts and repeats change nothing.
--- @stage      full
+-- @stage      incremental key(event_id)
 -- @owner      digital data
 -- @expect     warn        sane_duration:   duration_ms is null or duration_ms between 0 and 86400000
 with repeated as (

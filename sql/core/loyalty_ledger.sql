@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(entry_id)
 -- @owner      loyalty
 -- @expect     warn        sign_agrees:   case entry_type when 'earn' then points >= 0 when 'burn' then points <= 0 when 'expire' then points <= 0 else true end
 with latest as (

@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(order_id)
 -- @owner      commerce data
 -- @expect     quarantine  sane_quantity:  quantity > 0
 -- @expect     quarantine  sane_amount:    line_amount >= 0

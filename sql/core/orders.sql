@@ -1,6 +1,6 @@
 -- The system sends an order again whenever its status changes, with the same ordered_at, so arrival decides which is
 -- last.
--- @stage      full
+-- @stage      incremental key(order_id)
 -- @owner      commerce data
 -- @expect     quarantine  sane_amount:      paid_amount >= 0 and paid_amount < 10000000
 with latest as (

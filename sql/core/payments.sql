@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(payment_id)
 -- @owner      finance
 -- @expect     quarantine  sane_amount:     amount >= 0
 with latest as (

@@ -1,6 +1,6 @@
 -- The list comes in full each time; a product counts as its last delivery had it. Systems write the same code in their own way
 -- (" p100007"), so codes are compared in capitals and without blanks around them.
--- @stage      full
+-- @stage      incremental key(product_key)
 -- @owner      commerce data
 -- @expect     warn        sane_price:  list_price > 0
 with listed as (

@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(purchase_id)
 -- @owner      commerce data
 -- @expect     fail        returns_negative: is_return = (net_amount < 0)
 with pieces as (

@@ -1,6 +1,6 @@
 -- Tills number their receipts anew, so a receipt is known by store, till, local day and number together; a line that
 -- was sent twice counts once. Tills report in CNY.
--- @stage      full
+-- @stage      incremental key(receipt_id)
 -- @owner      store data
 -- @expect     quarantine  sane_quantity:  quantity <> 0 and abs(quantity) < 10000
 -- @expect     warn        sign_agrees:    line_amount = 0 or (line_amount > 0) = (quantity > 0)

@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(refund_id)
 -- @owner      finance
 -- @expect     quarantine  sane_amount:    amount > 0
 -- @expect     quarantine  ordered_times:  refunded_at is null or refunded_at >= requested_at

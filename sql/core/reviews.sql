@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(review_id)
 -- @owner      customer voice
 with latest as (
     select

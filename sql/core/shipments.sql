@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(shipment_id)
 -- @owner      logistics
 -- @expect     quarantine  ordered_times:    delivered_at is null or delivered_at >= shipped_at
 with latest as (

@@ -1,5 +1,5 @@
 -- Another system is another branch here. What has a code joins this table on its system and on upper(trim(code)).
--- @stage      full
+-- @stage      incremental key(code)
 -- @owner      commerce data
 -- @expect     warn        unambiguous:  product_key is not null
 with codes as (

@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(post_id)
 -- @owner      customer voice
 -- @expect     warn        sane_reach:   reach >= 0
 with latest as (

@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(message_id)
 -- @owner      customer service
 -- @expect     quarantine  sane_attachments:  attachments >= 0
 with latest as (

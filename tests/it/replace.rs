@@ -59,9 +59,7 @@ fn read(batches: &[RecordBatch]) -> Vec<Row> {
             let moments = batch.column(1).as_primitive::<TimestampMicrosecondType>();
             let values = batch.column(2).as_primitive::<Int64Type>();
             (0..batch.num_rows())
-                .map(|row| {
-                    (customers.as_string::<i32>().value(row).to_owned(), moments.value(row), values.value(row))
-                })
+                .map(|row| (customers.as_string::<i32>().value(row).to_owned(), moments.value(row), values.value(row)))
                 .collect::<Vec<_>>()
         })
         .collect();
@@ -120,7 +118,11 @@ async fn rows_come_and_go_and_the_table_holds_the_rest_in_order_with_a_record_of
         let mut table = table;
         for step in 1..=25 {
             let row = |random: &mut Random| {
-                (format!("c{}", random.below(9)), i64::try_from(random.below(5)).unwrap(), i64::try_from(random.below(3)).unwrap())
+                (
+                    format!("c{}", random.below(9)),
+                    i64::try_from(random.below(5)).unwrap(),
+                    i64::try_from(random.below(3)).unwrap(),
+                )
             };
             let added: Vec<Row> = (0..random.below(6)).map(|_| row(&mut random)).collect();
             let mut removed = Vec::new();

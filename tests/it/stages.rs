@@ -126,10 +126,10 @@ fn quarantined_rows_go_to_the_sibling_table_with_the_reason() {
 fn stg_3_a_comment_or_a_reformat_changes_nothing_and_another_day_does() {
     let shop = Shop::new(&[("sql/profile/spend.sql", SPEND)]);
     shop.orders("a", "o1,M1,2025-06-01T00:00:00Z,10.00\n");
-    shop.run();
+    succeed(&mut shop.command(&["run", "--as-of", "2025-06-30T06:00:00Z"]));
     let before = commits(shop.path());
     shop.write("sql/profile/spend.sql", &format!("-- a remark\n{}", SPEND.replace("\ngroup by", "\n    group    by")));
-    shop.run();
+    succeed(&mut shop.command(&["run", "--as-of", "2025-06-30T06:00:00Z"]));
     succeed(&mut shop.command(&["run", "--as-of", "2025-06-30T18:00:00Z"]));
     assert_eq!(before, commits(shop.path()));
 

@@ -2,18 +2,21 @@
 //!
 //! What it leaves in the table is what a full refresh would (STG-1). Whenever it cannot say so it says why, and the stage is refreshed in full.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use arrow::row::{RowConverter, SortField};
+use datafusion::catalog::view::ViewTable;
 use datafusion::catalog::{MemTable, TableProvider};
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Column, JoinType, NullEquality};
 use datafusion::datasource::provider_as_source;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
+use datafusion::functions_aggregate::expr_fn::{first_value, sum};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, ident, lit};
 use datafusion::prelude::DataFrame;
 use futures::TryStreamExt;
 use holdfast_lake::{
@@ -220,16 +223,24 @@ impl StageWork {
     ) -> Result<Collected<Keys>> {
         let failed = || EngineError::execution(format!("finding what changed for {}", self.name()));
         let reach = by_key.reach();
-        if let Some((name, Reach::Full { reason })) =
-            changes.keys().find_map(|name| Some((name, reach.get(name)?))).filter(|(_, reach)| matches!(reach, Reach::Full { .. }))
+        if let Some((name, Reach::Full { reason })) = changes
+            .keys()
+            .find_map(|name| Some((name, reach.get(name)?)))
+            .filter(|(_, reach)| matches!(reach, Reach::Full { .. }))
         {
             return Ok(Collected::TooMany(format!("{name} changed, and {reason}")));
         }
         let mut rows = BTreeMap::new();
+        let used = used_columns(planned).map_err(failed())?;
         for (name, change) in changes {
             let removed = change.removed_rows().map_err(failed())?;
             let added = change.added_rows().map_err(failed())?;
-            rows.insert(name.clone(), InputChange { removed, added });
+            let change = if change.is_two_sided() {
+                differing(&removed, &added, used.get(&name.to_string())).map_err(failed())?
+            } else {
+                InputChange { removed, added }
+            };
+            rows.insert(name.clone(), change);
         }
         let mut current: Vec<Arc<dyn TableProvider>> = vec![table.provider()];
         current.extend(planned.quarantine.iter().map(Table::provider));
@@ -355,12 +366,7 @@ impl StageWork {
         Ok(results)
     }
 
-    async fn commit_replacement(
-        &self,
-        table: &Table,
-        staged: Replacement,
-        note: Option<&StageNote>,
-    ) -> Result<Table> {
+    async fn commit_replacement(&self, table: &Table, staged: Replacement, note: Option<&StageNote>) -> Result<Table> {
         let app_id = self.app_id();
         let version = table.position(&app_id).await?.unwrap_or(0) + 1;
         let staged_files = [staged.files.clone(), staged.told.clone()].concat();
@@ -389,9 +395,73 @@ impl StageWork {
 
 impl Keys {
     fn provider(&self) -> Result<Arc<dyn TableProvider>, DataFusionError> {
-        let schema = self.batches.first().map(RecordBatch::schema).unwrap_or_else(|| Arc::new(arrow::datatypes::Schema::empty()));
+        let schema = self
+            .batches
+            .first()
+            .map(RecordBatch::schema)
+            .unwrap_or_else(|| Arc::new(arrow::datatypes::Schema::empty()));
         Ok(Arc::new(MemTable::try_new(schema, vec![self.batches.clone()])?))
     }
+}
+
+/// The columns that the query reads of each table, by the table's name.
+fn used_columns(planned: &Planned) -> Result<HashMap<String, BTreeSet<usize>>, DataFusionError> {
+    let mut used: HashMap<String, BTreeSet<usize>> = HashMap::new();
+    planned.state.optimize(&planned.plan)?.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node {
+            let name = match scan.table_name.schema() {
+                Some(schema) => format!("{schema}.{}", scan.table_name.table()),
+                None => scan.table_name.table().to_owned(),
+            };
+            let columns = used.entry(name).or_default();
+            match &scan.projection {
+                Some(projection) => columns.extend(projection),
+                None => columns.extend(0..scan.source.schema().fields().len()),
+            }
+            for filter in &scan.filters {
+                let named = filter.column_refs().into_iter().map(|column| scan.source.schema().index_of(&column.name));
+                columns.extend(named.collect::<Result<Vec<_>, _>>()?);
+            }
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(used)
+}
+
+/// The changed rows without those that came as often as they went, as far as the query can tell: in the columns that it reads. The others have the value of one of
+/// such rows.
+fn differing(
+    removed: &Arc<dyn TableProvider>,
+    added: &Arc<dyn TableProvider>,
+    used: Option<&BTreeSet<usize>>,
+) -> Result<InputChange, DataFusionError> {
+    const SIGN: &str = "_sign";
+    let schema = removed.schema();
+    let signed = |name: &str, rows: &Arc<dyn TableProvider>, sign: i64| {
+        let scan = LogicalPlanBuilder::scan(name, provider_as_source(Arc::clone(rows)), None)?;
+        let columns = schema.fields().iter().map(|field| ident(field.name()).alias(field.name()));
+        scan.project(columns.chain([lit(sign).alias(SIGN)]).collect::<Vec<_>>())?.build()
+    };
+    let is_used = |column: usize| used.is_none_or(|used| used.contains(&column));
+    let (mut groups, mut values) = (Vec::new(), vec![sum(ident(SIGN)).alias(SIGN)]);
+    for (column, field) in schema.fields().iter().enumerate() {
+        if is_used(column) {
+            groups.push(ident(field.name()));
+        } else {
+            values.push(first_value(ident(field.name()), Vec::new()).alias(field.name()));
+        }
+    }
+    let both = LogicalPlanBuilder::from(signed("went", removed, -1)?).union(signed("came", added, 1)?)?;
+    if groups.is_empty() {
+        return Ok(InputChange { removed: Arc::clone(removed), added: Arc::clone(added) });
+    }
+    let netted = both.aggregate(groups, values)?.build()?;
+    let side = |condition: Expr| -> Result<Arc<dyn TableProvider>, DataFusionError> {
+        let columns = schema.fields().iter().map(|field| ident(field.name()).alias(field.name()));
+        let plan = LogicalPlanBuilder::from(netted.clone()).filter(condition)?.project(columns.collect::<Vec<_>>())?;
+        Ok(Arc::new(ViewTable::new(plan.build()?, None)))
+    };
+    Ok(InputChange { removed: side(ident(SIGN).lt(lit(0_i64)))?, added: side(ident(SIGN).gt(lit(0_i64)))? })
 }
 
 /// By the first of the declared columns by which it can be; else why not.

@@ -182,7 +182,10 @@ fn directive(directives: &mut Directives, place: &Place<'_>, body: &str) -> Resu
 fn stage_kind(place: &Place<'_>, rest: &str) -> Result<StageKind, Box<Diagnostic>> {
     let malformed = |part: &str| {
         let mistake = place.mistake("E0102", "malformed @stage", part);
-        Box::new(mistake.with_help("write `@stage full`, `@stage incremental key(customer_id)`, or with `grain(1h)` behind it"))
+        Box::new(
+            mistake
+                .with_help("write `@stage full`, `@stage incremental key(customer_id)`, or with `grain(1h)` behind it"),
+        )
     };
     let (kind, arguments) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
     match kind {

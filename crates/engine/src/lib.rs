@@ -22,7 +22,6 @@ mod directive;
 mod error;
 mod expectation;
 mod functions;
-#[cfg_attr(not(test), expect(dead_code, reason = "runs do not use it yet"))]
 mod increment;
 mod memory;
 mod output;

@@ -14,8 +14,8 @@ use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, Partitioning};
 use futures::StreamExt;
 use holdfast_lake::{
-    Change, ChangeKind, CommitOutcome, Lake, Position, StagedFile, Table, TableSpec, TableWriter, WriterSettings,
-    to_delta_compatible,
+    Change, ChangeKind, CommitOutcome, Lake, Position, RowChanges, StagedFile, Table, TableSpec, TableWriter,
+    WriterSettings, to_delta_compatible,
 };
 use holdfast_types::{CUSTOMER_BUCKET, CUSTOMER_ID, TableName};
 use tracing::Instrument;
@@ -24,6 +24,7 @@ use crate::Result;
 use crate::error::EngineError;
 use crate::expectation::{RowRules, quarantine_schema};
 use crate::functions::customer_bucket_function;
+use crate::session::{SessionSettings, session_with};
 
 /// What a plan left in staged files.
 #[derive(Debug, Default)]
@@ -177,8 +178,11 @@ pub(crate) fn refused_rows(
     Ok(RecordBatch::try_new(quarantine_schema(schema), columns)?)
 }
 
-/// Replaces the rows of a table that is not a stage (an identity table, say) by `batches`, by the commit rule: step `version` of `app_id`.
-/// Creates the table where it is missing.
+/// Tables with more rows are written anew as a whole: comparing them would hold them in memory once more.
+const COMPARED_ROWS_MAX: u64 = 20_000_000;
+
+/// Replaces the rows of a table that is not a stage (an identity table, say) by `batches`, or adds them, by the commit rule: step `version` of `app_id`.
+/// Creates the table where it is missing. Of rows that are replaced those that are there already stay as they are, so that who reads changes sees what did change.
 ///
 /// # Errors
 /// What the lake answers. May be repeated with the same step.
@@ -191,11 +195,16 @@ pub async fn write_table(
     notes: serde_json::Map<String, serde_json::Value>,
 ) -> Result<CommitOutcome> {
     let table = lake.ensure_table(spec).await?;
-    let mut writer = TableWriter::with_schema(&table, Arc::clone(table.schema()), WriterSettings::default());
-    for batch in batches {
-        writer.write(batch).await?;
-    }
-    let files = writer.close().await?;
+    let (kind, files) = match kind {
+        ChangeKind::ReplaceAll => match changed_rows(lake, &table, batches).await? {
+            Some(changes) => {
+                let staged = lake.stage_replacement(&table, &changes).await?;
+                (ChangeKind::Replace { removed: staged.removed, told: staged.told }, staged.files)
+            }
+            None => (kind, write_rows(&table, batches).await?),
+        },
+        _ => (kind, write_rows(&table, batches).await?),
+    };
     Ok(lake
         .commit(Change {
             table: &table,
@@ -208,4 +217,34 @@ pub async fn write_table(
             metadata: notes,
         })
         .await?)
+}
+
+async fn write_rows(table: &Table, batches: &[RecordBatch]) -> Result<Vec<StagedFile>> {
+    let mut writer = TableWriter::with_schema(table, Arc::clone(table.schema()), WriterSettings::default());
+    for batch in batches {
+        writer.write(batch).await?;
+    }
+    Ok(writer.close().await?)
+}
+
+/// What turns the table's rows into those of `batches`. `None` when that is most of them, or more than can be compared.
+async fn changed_rows(lake: &Lake, table: &Table, batches: &[RecordBatch]) -> Result<Option<RowChanges>> {
+    let failed = || EngineError::execution(format!("comparing the rows of {}", table.name()));
+    let after: u64 = batches.iter().map(|batch| batch.num_rows() as u64).sum();
+    let before = table.row_count().unwrap_or(u64::MAX);
+    if before == 0 || before.max(after) > COMPARED_ROWS_MAX {
+        return Ok(None);
+    }
+    let settings = SessionSettings::default();
+    let context = session_with(&settings, &settings.runtime(lake)?, lake.settings().customer_buckets, [])?;
+    let mut rows = context.read_table(table.provider()).map_err(failed())?.execute_stream().await.map_err(failed())?;
+    let compatible =
+        |batch: &RecordBatch| to_delta_compatible(batch, table.schema()).map_err(|error| failed()(error.into()));
+    let mut old = Vec::new();
+    while let Some(batch) = rows.next().await {
+        old.push(compatible(&batch.map_err(failed())?)?);
+    }
+    let new = batches.iter().map(compatible).collect::<Result<Vec<_>>>()?;
+    let changes = RowChanges::between(table.schema(), &old, &new).map_err(|error| failed()(error.into()))?;
+    Ok(Some(changes).filter(|changes| changes.rows_added().max(changes.rows_removed()) <= before / 2))
 }

@@ -119,6 +119,11 @@ impl TableChanges {
         self.removed.is_empty() && self.added.is_empty() && self.told.is_empty()
     }
 
+    /// Whether rows can be on both sides.
+    pub fn is_two_sided(&self) -> bool {
+        !self.told.is_empty() || (!self.removed.is_empty() && !self.added.is_empty())
+    }
+
     /// The size of the files that say so.
     pub fn bytes(&self) -> u64 {
         let files = self.removed.iter().chain(&self.added).chain(&self.told);

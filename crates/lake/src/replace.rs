@@ -300,17 +300,13 @@ impl Lake {
         let rows = scan.execute(0, context).map_err(failed())?;
         let is_sorted = file.tags.as_ref().is_some_and(|tags| tags.contains_key(SORTED_BY_TAG));
         let columns = sort_columns(schema, table.partition_columns());
-        let order = LexOrdering::new(
-            columns.iter().map(|column| {
-                PhysicalSortExpr::new(Arc::new(Column::new(schema.field(*column).name(), *column)), ASCENDING)
-            }),
-        );
+        let order = LexOrdering::new(columns.iter().map(|column| {
+            PhysicalSortExpr::new(Arc::new(Column::new(schema.field(*column).name(), *column)), ASCENDING)
+        }));
         let (sender, receiver) = tokio::sync::mpsc::channel(2);
         let kept = RecordBatchStreamAdapter::new(
             Arc::clone(schema),
-            futures::stream::unfold(receiver, |mut receiver| async move {
-                Some((receiver.recv().await?, receiver))
-            }),
+            futures::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) }),
         );
         let filtering = async {
             let mut rows = rows;
@@ -339,10 +335,7 @@ impl Lake {
                         .build()
                         .map_err(failed())?
                 }
-                _ => Box::pin(RecordBatchStreamAdapter::new(
-                    Arc::clone(schema),
-                    kept.chain(in_memory(schema, added)),
-                )),
+                _ => Box::pin(RecordBatchStreamAdapter::new(Arc::clone(schema), kept.chain(in_memory(schema, added)))),
             };
             let mut writer = TableWriter::new(table, WriterSettings::default());
             while let Some(batch) = merged.try_next().await.map_err(failed())? {
@@ -368,10 +361,7 @@ fn sorted(schema: &SchemaRef, order: &[usize], batches: &[RecordBatch]) -> Resul
     let rows = concat_batches(schema, batches)?;
     let columns: Vec<_> = order
         .iter()
-        .map(|column| arrow::compute::SortColumn {
-            values: Arc::clone(rows.column(*column)),
-            options: Some(ASCENDING),
-        })
+        .map(|column| arrow::compute::SortColumn { values: Arc::clone(rows.column(*column)), options: Some(ASCENDING) })
         .collect();
     let sorted = take_record_batch(&rows, &lexsort_to_indices(&columns, None)?)?;
     Ok((0..sorted.num_rows())
@@ -440,10 +430,8 @@ mod tests {
     use super::*;
 
     fn rows(values: &[(i64, Option<i64>)]) -> RecordBatch {
-        let schema = Schema::new(vec![
-            Field::new("key", DataType::Int64, true),
-            Field::new("value", DataType::Int64, true),
-        ]);
+        let schema =
+            Schema::new(vec![Field::new("key", DataType::Int64, true), Field::new("value", DataType::Int64, true)]);
         let keys = Int64Array::from_iter_values(values.iter().map(|(key, _)| *key));
         let values = Int64Array::from_iter(values.iter().map(|(_, value)| *value));
         RecordBatch::try_new(Arc::new(schema), vec![Arc::new(keys), Arc::new(values)]).unwrap()

@@ -15,8 +15,8 @@ use datafusion::common::{JoinConstraint, JoinType, NullEquality, ScalarValue};
 use datafusion::datasource::provider_as_source;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{
-    Distinct, EmptyRelation, Expr, ExprSchemable, Join, LogicalPlan, LogicalPlanBuilder, Projection, TableScan,
-    cast, try_cast,
+    Distinct, EmptyRelation, Expr, ExprSchemable, Join, LogicalPlan, LogicalPlanBuilder, Projection, TableScan, cast,
+    try_cast,
 };
 use holdfast_types::TableName;
 
@@ -52,7 +52,9 @@ impl Affected<'_> {
         let types = types(asked)?;
         let mut parts = Vec::new();
         match &asked.how {
-            How::Here => return Err(DataFusionError::Internal("keys are chosen behind a step over many rows".to_owned())),
+            How::Here => {
+                return Err(DataFusionError::Internal("keys are chosen behind a step over many rows".to_owned()));
+            }
             How::Through(input) => parts.extend(self.keys(input)?),
             How::Every(inputs) => {
                 for input in inputs {
@@ -203,9 +205,10 @@ fn as_types(keys: LogicalPlan, types: &[DataType]) -> Result<LogicalPlan> {
     if keys.schema().fields().iter().zip(types).all(|(field, wanted)| field.data_type() == wanted) {
         return Ok(keys);
     }
-    let exprs = key_columns(types.len()).into_iter().zip(types).map(|(name, wanted)| {
-        try_cast(column(&name), wanted.clone()).alias(name)
-    });
+    let exprs = key_columns(types.len())
+        .into_iter()
+        .zip(types)
+        .map(|(name, wanted)| try_cast(column(&name), wanted.clone()).alias(name));
     Ok(LogicalPlan::Projection(Projection::try_new(exprs.collect(), Arc::new(keys))?))
 }
 

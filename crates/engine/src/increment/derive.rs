@@ -71,7 +71,8 @@ pub(super) fn ask(plan: &Arc<LogicalPlan>, exprs: Vec<Expr>, trail: Option<&Trai
     }
     match plan.as_ref() {
         LogicalPlan::Projection(projection) => {
-            let made = |column: &Column| Some(projection.expr[projection.schema.maybe_index_of_column(column)?].clone());
+            let made =
+                |column: &Column| Some(projection.expr[projection.schema.maybe_index_of_column(column)?].clone());
             through(&projection.input, below(plan, &exprs, &made)?, trail.and_then(|trail| trail.below(&made)))
         }
         LogicalPlan::SubqueryAlias(alias) => {
@@ -177,9 +178,8 @@ fn ask_rows(plan: &Arc<LogicalPlan>, exprs: Vec<Expr>) -> Result<Asked, NotByKey
             let mut inputs = Vec::with_capacity(union.inputs.len());
             for input in &union.inputs {
                 let columns = input.schema().columns();
-                let below: Option<Vec<Expr>> = all(&|column| {
-                    Some(Expr::Column(columns[union.schema.maybe_index_of_column(column)?].clone()))
-                });
+                let below: Option<Vec<Expr>> =
+                    all(&|column| Some(Expr::Column(columns[union.schema.maybe_index_of_column(column)?].clone())));
                 let Some(below) = below else { return Ok(here) };
                 inputs.push(ask_rows(input, below)?);
             }
@@ -190,11 +190,7 @@ fn ask_rows(plan: &Arc<LogicalPlan>, exprs: Vec<Expr>) -> Result<Asked, NotByKey
 }
 
 /// The expressions as the node's input makes them.
-fn below(
-    plan: &LogicalPlan,
-    exprs: &[Expr],
-    made: &dyn Fn(&Column) -> Option<Expr>,
-) -> Result<Vec<Expr>, NotByKey> {
+fn below(plan: &LogicalPlan, exprs: &[Expr], made: &dyn Fn(&Column) -> Option<Expr>) -> Result<Vec<Expr>, NotByKey> {
     exprs
         .iter()
         .map(|expr| match substituted(expr, made) {
@@ -273,7 +269,9 @@ fn below_distinct(plan: &LogicalPlan, distinct: &DistinctOn, exprs: &[Expr]) -> 
     let equal = Equal::of(&distinct.input);
     let on: Vec<Expr> = distinct.on_expr.iter().map(|expr| equal.written(&bare(expr))).collect();
     match below.iter().find(|expr| !is_function_of(&equal.written(expr), &on)) {
-        Some(expr) => Err(NotByKey::of_node(format!("one row is kept of several keys: distinct on without {expr}"), plan)),
+        Some(expr) => {
+            Err(NotByKey::of_node(format!("one row is kept of several keys: distinct on without {expr}"), plan))
+        }
         None => Ok(below),
     }
 }

@@ -133,8 +133,22 @@ pub(super) fn is_function_of(expr: &Expr, given: &[Expr]) -> bool {
 
 /// Functions that give a value for every argument.
 const TOTAL_FUNCTIONS: [&str; 16] = [
-    "btrim", "coalesce", "concat", "concat_ws", "get_field", "ifnull", "lower", "ltrim", "md5", "nullif", "nvl", "rtrim",
-    "sha256", "struct", "trim", "upper",
+    "btrim",
+    "coalesce",
+    "concat",
+    "concat_ws",
+    "get_field",
+    "ifnull",
+    "lower",
+    "ltrim",
+    "md5",
+    "nullif",
+    "nvl",
+    "rtrim",
+    "sha256",
+    "struct",
+    "trim",
+    "upper",
 ];
 
 /// Whether the expression may fail for some row. It must not be worked out for rows that the query leaves out before.
@@ -155,22 +169,20 @@ pub(super) fn can_fail(expr: &Expr, schema: &DFSchema) -> bool {
             | Expr::InList(_)
             | Expr::Between(_)
             | Expr::TryCast(_) => false,
-            Expr::BinaryExpr(BinaryExpr { op, .. }) => {
-                !matches!(
-                    op,
-                    Operator::Eq
-                        | Operator::NotEq
-                        | Operator::Lt
-                        | Operator::LtEq
-                        | Operator::Gt
-                        | Operator::GtEq
-                        | Operator::IsDistinctFrom
-                        | Operator::IsNotDistinctFrom
-                        | Operator::And
-                        | Operator::Or
-                        | Operator::StringConcat
-                )
-            }
+            Expr::BinaryExpr(BinaryExpr { op, .. }) => !matches!(
+                op,
+                Operator::Eq
+                    | Operator::NotEq
+                    | Operator::Lt
+                    | Operator::LtEq
+                    | Operator::Gt
+                    | Operator::GtEq
+                    | Operator::IsDistinctFrom
+                    | Operator::IsNotDistinctFrom
+                    | Operator::And
+                    | Operator::Or
+                    | Operator::StringConcat
+            ),
             Expr::Cast(cast) => {
                 let to = cast.field.data_type();
                 !cast.expr.get_type(schema).is_ok_and(|from| {

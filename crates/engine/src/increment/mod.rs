@@ -128,6 +128,11 @@ impl KeyPlan {
         Ok(Self { key: key.to_owned(), key_type, asked, reach })
     }
 
+    /// The key's name in the stage's table.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
     /// What a change of each input means.
     pub(crate) fn reach(&self) -> BTreeMap<TableName, Reach> {
         self.reach.clone()

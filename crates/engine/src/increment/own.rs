@@ -54,9 +54,9 @@ pub(super) const OWN_TABLE: &str = "own";
 
 impl Trail {
     pub(super) fn from_output(schema: &DFSchema) -> Self {
-        let shown = schema.iter().map(|(qualifier, field)| {
-            (Column::new(qualifier.cloned(), field.name()), field.name().clone())
-        });
+        let shown = schema
+            .iter()
+            .map(|(qualifier, field)| (Column::new(qualifier.cloned(), field.name()), field.name().clone()));
         Self { shown: shown.collect(), deciding: BTreeSet::new() }
     }
 

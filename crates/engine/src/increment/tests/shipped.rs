@@ -212,7 +212,8 @@ async fn judged(pipeline: &str, stages: &str, keys: &[(&str, &str, &str)]) -> Ve
             .unwrap_or_else(|error| panic!("{}: {error}", stage.name));
         let made = state.optimize(&plan).unwrap();
         known.insert(stage.name.clone(), Arc::clone(made.schema().inner()));
-        let key = keys.iter().find(|(name, _, _)| *name == stage.name.to_string()).map_or("customer_id", |(_, key, _)| key);
+        let key =
+            keys.iter().find(|(name, _, _)| *name == stage.name.to_string()).map_or("customer_id", |(_, key, _)| key);
         let judged = match KeyPlan::derive(&state, &plan, key) {
             Ok(plan) => told(&plan),
             Err(refused) => format!("not: {}", refused.reason),
@@ -276,10 +277,8 @@ const CHURN: &[(&str, &str, &str)] = &[
     ("metric.unknown_fields", "source", ""),
 ];
 
-const ONLINE_RETAIL: &[(&str, &str, &str)] = &[
-    ("core.invoice_lines", "invoice_no", ""),
-    ("core.invoices", "invoice_no", ""),
-];
+const ONLINE_RETAIL: &[(&str, &str, &str)] =
+    &[("core.invoice_lines", "invoice_no", ""), ("core.invoices", "invoice_no", "")];
 
 const COMPLETE_JOURNEY: &[(&str, &str, &str)] = &[
     ("core.baskets", "basket_id", ""),
