@@ -1,5 +1,6 @@
 -- One row a customer who bought in the last 365 days: what they buy, from the lines of orders that were not cancelled and
--- of till receipts. Shares are of the amount paid in lines with a known category.
+-- of till receipts. Shares are of the amount paid in lines with a known category. Sums are of decimals: those of floats depend
+-- on the order of rows.
 -- @stage      incremental key(customer_id)
 -- @owner      commerce data
 -- @expect     fail        has_customer:     customer_id is not null
@@ -11,7 +12,7 @@ with lines as (
         core.order_lines.customer_id,
         core.order_lines.category,
         core.order_lines.ordered_at as bought_at,
-        cast(core.order_lines.line_amount as double) as amount
+        core.order_lines.line_amount as amount
     from core.order_lines
     inner join core.orders
         on core.orders.customer_id = core.order_lines.customer_id
@@ -25,7 +26,7 @@ with lines as (
         customer_id,
         category,
         sold_at as bought_at,
-        cast(line_amount as double) as amount
+        line_amount as amount
     from core.receipts
     where customer_id is not null
         and category is not null
@@ -55,9 +56,9 @@ shares as (
         last_bought_at,
         amount_90d > 0 as is_bought_90d,
         amount_before > 0 as is_bought_before,
-        amount_365d / nullif(sum(amount_365d) over (partition by customer_id), 0) as share_365d,
-        amount_90d / nullif(sum(amount_90d) over (partition by customer_id), 0) as share_90d,
-        amount_before / nullif(sum(amount_before) over (partition by customer_id), 0) as share_before,
+        cast(amount_365d as double) / cast(nullif(sum(amount_365d) over (partition by customer_id), 0) as double) as share_365d,
+        cast(amount_90d as double) / cast(nullif(sum(amount_90d) over (partition by customer_id), 0) as double) as share_90d,
+        cast(amount_before as double) / cast(nullif(sum(amount_before) over (partition by customer_id), 0) as double) as share_before,
         row_number() over (
             partition by customer_id
             order by amount_365d desc, category
@@ -72,6 +73,6 @@ select
     count(*) as categories_365d,                                             -- Categories bought, last 365 days
     count(*) filter (where is_bought_90d) as categories_90d,                 -- Categories bought, last 90 days
     count(*) filter (where is_bought_before and not is_bought_90d) as categories_lost_90d, -- Categories bought before but not in the last 90 days
-    sum(abs(share_90d - share_before)) / 2 as category_drift_90d             -- How far the mix of the last 90 days is from the mix before, 0 same, 1 nothing in common; null without both
+    cast(sum(cast(abs(share_90d - share_before) as decimal(15, 12))) as double) / 2 as category_drift_90d             -- How far the mix of the last 90 days is from the mix before, 0 same, 1 nothing in common; null without both
 from shares
 group by customer_id

@@ -25,8 +25,8 @@ summary as (
         count(*) filter (where is_late and shipped_at > now() - interval '365 days') as parcels_late_365d,
         count(*) filter (where is_late and known_delivered_at is null and shipped_at > now() - interval '90 days') as parcels_overdue,
         count(*) filter (where exception is not null and shipped_at > now() - interval '365 days') as parcel_exceptions_365d,
-        avg((date_part('epoch', known_delivered_at) - date_part('epoch', shipped_at)) / 86400.0)
-            filter (where shipped_at > now() - interval '365 days') as delivery_days_365d,
+        avg(cast(date_part('epoch', known_delivered_at) - date_part('epoch', shipped_at) as bigint))
+            filter (where shipped_at > now() - interval '365 days') / 86400.0 as delivery_days_365d,
         max((date_part('epoch', known_delivered_at) - date_part('epoch', promised_at)) / 86400.0)
             filter (where is_late and shipped_at > now() - interval '90 days') as worst_delay_days_90d
     from known

@@ -40,8 +40,8 @@ refunds as (
         count(*) filter (where requested_at > now() - interval '90 days' and coalesce(known_refunded_at, now()) > promised_at) as refunds_late_90d,
         count(*) filter (where requested_at > now() - interval '365 days' and coalesce(known_refunded_at, now()) > promised_at) as refunds_late_365d,
         min(promised_at) filter (where is_open and promised_at < now()) as oldest_broken_refund_promise_at,
-        avg((date_part('epoch', known_refunded_at) - date_part('epoch', requested_at)) / 86400.0)
-            filter (where requested_at > now() - interval '365 days') as refund_days_365d
+        avg(cast(date_part('epoch', known_refunded_at) - date_part('epoch', requested_at) as bigint))
+            filter (where requested_at > now() - interval '365 days') / 86400.0 as refund_days_365d
     from known_refunds
     group by customer_id
 )

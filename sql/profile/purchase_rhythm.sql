@@ -36,7 +36,17 @@ rhythm as (
         max(purchase_date) as last_purchase_date,
         median(cast(gap_days as double)) as median_gap_days,
         avg(cast(gap_days as double)) as mean_gap_days,
-        stddev(cast(gap_days as double)) as gap_deviation_days,
+        -- Of sums of whole numbers, which are the same in any order of rows.
+        case
+            when count(gap_days) > 1 then sqrt(
+                greatest(
+                    cast(sum(gap_days * gap_days) as double)
+                    - cast(sum(gap_days) as double) * cast(sum(gap_days) as double) / count(gap_days),
+                    0.0
+                )
+                / (count(gap_days) - 1)
+            )
+        end as gap_deviation_days,
         max(gap_days) as longest_gap_days
     from gaps
     group by customer_id

@@ -73,10 +73,10 @@ select
     sum(messages_90d) as messages_90d,                                               -- Messages the customer wrote, last 90 days
     count(waiting_since) as waiting_tickets,                                         -- Requests not solved whose last word is the customer's
     min(waiting_since) as waiting_since,                                             -- Last word of the request that waits longest for an answer
-    avg((date_part('epoch', answered_at) - date_part('epoch', opened_at)) / 60.0)
-        filter (where opened_at > now() - interval '365 days') as first_response_minutes_365d, -- Mean minutes to the first answer, requests of the last 365 days
-    avg((date_part('epoch', solved_at) - date_part('epoch', opened_at)) / 3600.0)
-        filter (where opened_at > now() - interval '365 days') as resolution_hours_365d, -- Mean hours to the solution, requests of the last 365 days
+    avg(cast(date_part('epoch', answered_at) - date_part('epoch', opened_at) as bigint))
+        filter (where opened_at > now() - interval '365 days') / 60.0 as first_response_minutes_365d, -- Mean minutes to the first answer, requests of the last 365 days
+    avg(cast(date_part('epoch', solved_at) - date_part('epoch', opened_at) as bigint))
+        filter (where opened_at > now() - interval '365 days') / 3600.0 as resolution_hours_365d, -- Mean hours to the solution, requests of the last 365 days
     avg(cast(known_csat as double)) filter (where opened_at > now() - interval '365 days') as csat_365d, -- Mean satisfaction 1 to 5, requests of the last 365 days
     min(known_csat) filter (where opened_at > now() - interval '90 days') as lowest_csat_90d, -- Lowest satisfaction 1 to 5, requests of the last 90 days
     avg(cast(known_nps as double)) filter (where opened_at > now() - interval '365 days') as nps_365d -- Mean willingness to recommend 0 to 10, requests of the last 365 days

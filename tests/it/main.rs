@@ -20,6 +20,7 @@ mod contracts;
 mod feeds;
 mod identity;
 mod inbox;
+mod increments;
 mod ingest;
 mod kafka;
 mod kills;

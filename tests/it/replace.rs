@@ -6,9 +6,7 @@ use arrow::array::{AsArray, Int32Array, Int64Array, RecordBatch, StringArray, Ti
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, TimeUnit, TimestampMicrosecondType};
 use datafusion::catalog::TableProvider;
 use holdfast_engine::{LakeReader, SessionSettings};
-use holdfast_lake::{
-    Change, ChangeKind, CommitOutcome, Lake, Position, RowChanges, Table, TableSpec, TableWriter, WriterSettings,
-};
+use holdfast_lake::{Change, ChangeKind, CommitOutcome, Lake, Position, RowChanges, Table, TableSpec};
 use holdfast_testkit::Random;
 use holdfast_types::TableName;
 
