@@ -20,16 +20,17 @@ pub(crate) fn in_order<S: Send, R: Send>(
             let to = (from + round).min(count);
             let next = AtomicUsize::new(from);
             let results: Mutex<Vec<Option<R>>> = Mutex::new((from..to).map(|_| None).collect());
+            let (work, shared, next) = (&work, &results, &next);
             std::thread::scope(|scope| {
                 for state in states.iter_mut() {
-                    scope.spawn(|| {
+                    scope.spawn(move || {
                         loop {
                             let piece = next.fetch_add(1, Ordering::Relaxed);
                             if piece >= to {
                                 break;
                             }
                             let result = work(state, piece);
-                            let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                            let mut results = shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                             results[piece - from] = Some(result);
                         }
                     });

@@ -7,6 +7,8 @@
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used, reason = "a command-line report")]
 
+mod generate;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -25,8 +27,11 @@ struct Args {
     /// A CSV file with a header; two are linked with each other.
     #[arg(long, required = true)]
     data: Vec<PathBuf>,
+    /// Write so many made-up records to the file of `--data` instead.
+    #[arg(long)]
+    generate: Option<usize>,
     /// `name=kind`.
-    #[arg(long = "column", required = true)]
+    #[arg(long = "column")]
     columns: Vec<String>,
     /// The column whose equal values are one person.
     #[arg(long)]
@@ -38,6 +43,9 @@ struct Args {
     threads: usize,
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// One JSON document with the default guard, for the comparison.
+    #[arg(long)]
+    json: bool,
     /// Print the model and the curve of size limits.
     #[arg(long)]
     verbose: bool,
@@ -45,6 +53,11 @@ struct Args {
 
 fn main() {
     let args = Args::parse();
+    if let Some(records) = args.generate {
+        let file = File::create(&args.data[0]).unwrap();
+        generate::write(records, args.seed, std::io::BufWriter::new(file)).unwrap();
+        return;
+    }
     let kinds = args.columns.iter().map(|text| {
         let (name, kind) = text.split_once('=').expect("name=kind");
         (name, serde_json::from_value::<ColumnKind>(kind.into()).expect("a kind"))
