@@ -104,7 +104,8 @@ fn mistype(value: &mut String, numbers: &mut Numbers) {
     }
     let at = numbers.below(chars.len());
     let is_digit = chars[at].is_ascii_digit();
-    let random = if is_digit { char::from(b'0' + numbers.below(10) as u8) } else { char::from(b'a' + numbers.below(26) as u8) };
+    let random =
+        if is_digit { char::from(b'0' + numbers.below(10) as u8) } else { char::from(b'a' + numbers.below(26) as u8) };
     match numbers.below(4) {
         0 => chars[at] = random,
         1 => chars.insert(at, random),

@@ -5,7 +5,14 @@
 //!     --truth rec_id --truth-parts 2
 //! ```
 
-#![expect(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used, reason = "a command-line report")]
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a command-line report"
+)]
+#![expect(clippy::cast_possible_truncation, reason = "small numbers")]
 
 mod generate;
 
@@ -39,14 +46,18 @@ struct Args {
     /// Only so many parts of the truth, between dashes.
     #[arg(long)]
     truth_parts: Option<usize>,
+    /// Threads; 0 for as many as the machine runs at once.
     #[arg(long, default_value_t = 0)]
     threads: usize,
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// One JSON document with the default guard, for the comparison.
+    /// More probabilities from which pairs are links.
+    #[arg(long = "link")]
+    links: Vec<f64>,
+    /// One JSON document, for the comparison.
     #[arg(long)]
     json: bool,
-    /// Print the model and the curve of size limits.
+    /// Print the rules, the model and the curve of size limits.
     #[arg(long)]
     verbose: bool,
 }
@@ -65,7 +76,6 @@ fn main() {
     let mut spec = LinkageSpec::new(kinds);
     spec.seed = args.seed;
     let workers = if args.threads == 0 { Threads::all() } else { Threads::count(args.threads) };
-
     let sets: Vec<Vec<(String, StringArray)>> = args.data.iter().map(|path| read(path)).collect();
     let named: Vec<Vec<NamedColumn<'_>>> =
         sets.iter().map(|set| set.iter().map(|(name, array)| (name.as_str(), array)).collect()).collect();
@@ -77,71 +87,88 @@ fn main() {
         _ => panic!("one or two files"),
     }
     .unwrap();
-    let encoded = start.elapsed();
-    let (model, report) = LinkageModel::fit(&records, &spec, workers).unwrap();
-    let fitted = start.elapsed();
+    let encode_s = start.elapsed().as_secs_f64();
+    let (model, fit) = LinkageModel::fit(&records, &spec, workers).unwrap();
+    let train_s = start.elapsed().as_secs_f64();
     let mut edges = Vec::new();
-    let scored_report = model.score(&records, workers, |batch| edges.extend_from_slice(batch)).unwrap();
-    let scored = start.elapsed();
+    let score = model.score(&records, workers, |batch| edges.extend_from_slice(batch)).unwrap();
+    let predict_s = start.elapsed().as_secs_f64() - train_s;
 
-    println!(
-        "records {} candidates {} patterns {} steps {} edges {} expected matches {:.0} lambda {:.3e}",
-        records.rows(),
-        report.candidate_pairs,
-        report.patterns,
-        report.steps,
-        scored_report.edges,
-        report.expected_matches,
-        model.match_probability
-    );
-    println!(
-        "encode {:.3} s, fit {:.3} s, score {:.3} s",
-        encoded.as_secs_f64(),
-        (fitted - encoded).as_secs_f64(),
-        (scored - fitted).as_secs_f64()
-    );
-    for skipped in &report.skipped {
-        println!("skipped {skipped:?}");
+    if !args.json {
+        println!("{} records, {} pairs compared, {} edges", records.rows(), score.pairs, score.edges);
+        println!("{} patterns, {} steps, converged: {}", fit.patterns, fit.steps, fit.converged);
+        println!("encode {encode_s:.3} s, fit {:.3} s, score {predict_s:.3} s", train_s - encode_s);
+        for skipped in &fit.skipped {
+            println!("skipped {skipped:?}");
+        }
     }
     if args.verbose {
-        for (rule, pairs) in &report.rule_pairs {
-            println!("rule {rule}: {pairs}");
-        }
-        for one in &model.comparisons {
-            println!("{}", one.comparison.column);
-            for (at, level) in one.levels.iter().enumerate() {
-                let label = one.comparison.levels.get(at).map_or("none".to_owned(), ToString::to_string);
-                println!("    {label:40} m {:.5} u {:.3e} bits {:+.2}", level.m, level.u, level.bits());
-            }
-        }
+        describe(&model, &fit, &records, &edges);
     }
     let Some(truth) = &args.truth else { return };
     let truth = truth_labels(&sets, truth, args.truth_parts);
     let known = quality::pairs_within(&truth);
-    for probability in [0.05, 0.5, 0.9, 0.95, 0.99, 0.999] {
-        let least = weight_of(probability);
-        let said: Vec<&Edge> = edges.iter().filter(|edge| edge.weight >= least).collect();
-        let right = said.iter().filter(|edge| truth[edge.left as usize] == truth[edge.right as usize]).count();
-        let quality = Quality { precision: right as f64 / said.len() as f64, recall: right as f64 / known as f64 };
-        println!("p {probability}: edges P {:.4} R {:.4} F1 {:.4}", quality.precision, quality.recall, quality.f1());
-        let scorer = model.scorer(&records).unwrap();
-        let suggested = size_suggested(records.rows(), &edges);
-        for guard in [Guard::None, Guard::SizeSuggested, Guard::SizeMax(20), Guard::SizeMax(25), Guard::Agreement] {
-            let start = Instant::now();
-            let labels = cluster(&scorer, records.rows(), &edges, least, guard);
-            let seconds = start.elapsed().as_secs_f64();
-            let found = cluster_quality(&labels, &truth);
-            println!(
-                "    {:16} clusters P {:.4} R {:.4} F1 {:.4} | B3 {:.4} | largest {} | over-merged {:.4} | {seconds:.2} s",
-                if guard == Guard::SizeSuggested { format!("suggested {suggested}") } else { format!("{guard:?}") },
-                found.pairs.precision,
-                found.pairs.recall,
-                found.pairs.f1(),
-                found.b_cubed.f1(),
-                found.largest,
-                found.over_merged,
-            );
+    let mut results = Vec::new();
+    for probability in [0.5].iter().chain(&args.links) {
+        for guard in [Guard::None, Guard::SizeSuggested] {
+            results.push((format!("p ≥ {probability}, {}", label(guard)), *probability, guard));
         }
+    }
+    results.push(("agreement".to_owned(), model.review_probability, Guard::Agreement));
+    let results = results.into_iter().map(|(label, probability, guard)| {
+        let start = Instant::now();
+        let clusters = cluster(&model.scorer(&records).unwrap(), records.rows(), &edges, weight_of(probability), guard);
+        let cluster_s = start.elapsed().as_secs_f64();
+        // Edges of the guard by agreement are those that link by the model's own threshold.
+        let linking = if guard == Guard::Agreement { model.link_probability } else { probability };
+        let said: Vec<&Edge> = edges.iter().filter(|edge| edge.probability() >= linking).collect();
+        let right = said.iter().filter(|edge| truth[edge.left as usize] == truth[edge.right as usize]).count();
+        let edge = Quality { precision: right as f64 / said.len() as f64, recall: right as f64 / known as f64 };
+        let found = cluster_quality(&clusters, &truth);
+        serde_json::json!({
+            "label": label,
+            "edge_p": edge.precision, "edge_r": edge.recall, "edge_f1": edge.f1(),
+            "cluster_p": found.pairs.precision, "cluster_r": found.pairs.recall, "cluster_f1": found.pairs.f1(),
+            "b3_f1": found.b_cubed.f1(), "largest": found.largest, "over_merged": found.over_merged,
+            "cluster_s": cluster_s,
+        })
+    });
+    if args.json {
+        let report = serde_json::json!({
+            "records": records.rows(), "true_pairs": known, "train_s": train_s, "predict_s": predict_s,
+            "pairs": score.pairs, "results": results.collect::<Vec<_>>(),
+        });
+        println!("{report}");
+    } else {
+        results.for_each(|result| println!("{result:.4}"));
+    }
+}
+
+fn label(guard: Guard) -> &'static str {
+    match guard {
+        Guard::None => "no guard",
+        Guard::SizeMax(_) => "size given",
+        Guard::SizeSuggested => "size suggested",
+        Guard::Agreement => "agreement",
+    }
+}
+
+fn describe(model: &LinkageModel, fit: &FitReport, records: &Records, edges: &[Edge]) {
+    for (rule, pairs) in &fit.rule_pairs {
+        println!("rule {rule}: {pairs} pairs");
+    }
+    println!("match probability {:.3e}, expected matches {:.0}", model.match_probability, fit.expected_matches);
+    for one in &model.comparisons {
+        println!("{}", one.comparison.column);
+        for (at, level) in one.levels.iter().enumerate() {
+            let label = one.comparison.levels.get(at).map_or("none".to_owned(), ToString::to_string);
+            println!("    {label:40} m {:.5} u {:.3e} bits {:+.2}", level.m, level.u, level.bits());
+        }
+    }
+    println!("size suggested {}", size_suggested(records.rows(), edges));
+    let sizes = [2, 3, 4, 6, 8, 10, 15, 20, 25, 30, 40, 60, 100, 1_000, 10_000];
+    for point in size_curve(records.rows(), edges, weight_of(model.link_probability), &sizes) {
+        println!("{point:?}");
     }
 }
 
@@ -150,7 +177,10 @@ fn read(path: &Path) -> Vec<(String, StringArray)> {
     let (schema, _) = format.infer_schema(File::open(path).unwrap(), Some(1)).unwrap();
     let names: Vec<String> = schema.fields().iter().map(|field| field.name().trim().to_owned()).collect();
     let schema = Schema::new(names.iter().map(|name| Field::new(name, DataType::Utf8, true)).collect::<Vec<_>>());
-    let reader = ReaderBuilder::new(Arc::new(schema)).with_format(format).with_batch_size(1 << 20).build(File::open(path).unwrap());
+    let reader = ReaderBuilder::new(Arc::new(schema))
+        .with_format(format)
+        .with_batch_size(1 << 20)
+        .build(File::open(path).unwrap());
     let batches: Vec<_> = reader.unwrap().map(Result::unwrap).collect();
     names
         .into_iter()
@@ -159,7 +189,8 @@ fn read(path: &Path) -> Vec<(String, StringArray)> {
             let arrays: Vec<ArrayRef> = batches.iter().map(|batch| Arc::clone(batch.column(at))).collect();
             let arrays: Vec<&dyn arrow::array::Array> = arrays.iter().map(AsRef::as_ref).collect();
             let all = arrow::compute::concat(&arrays).unwrap();
-            let trimmed = all.as_string::<i32>().iter().map(|value| value.map(str::trim).filter(|value| !value.is_empty()));
+            let trimmed =
+                all.as_string::<i32>().iter().map(|value| value.map(str::trim).filter(|value| !value.is_empty()));
             (name, trimmed.collect())
         })
         .collect()
@@ -172,7 +203,8 @@ fn truth_labels(sets: &[Vec<(String, StringArray)>], column: &str, parts: Option
         let (_, array) = set.iter().find(|(name, _)| name == column).expect("the column of the truth");
         for row in 0..array.len() {
             let value = array.value(row);
-            let value = parts.map_or(value.to_owned(), |parts| value.split('-').take(parts).collect::<Vec<_>>().join("-"));
+            let value =
+                parts.map_or(value.to_owned(), |parts| value.split('-').take(parts).collect::<Vec<_>>().join("-"));
             let next = labels.len() as u32;
             all.push(*labels.entry(value).or_insert(next));
         }

@@ -5,14 +5,17 @@ use std::collections::HashMap;
 use super::error::LinkageError;
 use super::records::{Column, MISSING, Quick, Records};
 use super::spec::{BlockingRule, KeyExpression};
+use super::threads;
 
 /// Pairs a piece of work has at most, where one row has not more of its own.
-const PIECE_PAIRS_MAX: u64 = 200_000;
+const PIECE_PAIRS_MAX: u64 = 50_000;
 
 /// The pairs of some blocking rules: a pair belongs to the first rule that gives it.
 #[derive(Debug)]
 pub(crate) struct Candidates {
     rules: Vec<Blocks>,
+    /// The keys of all rules that have the same key for both sides, row by row; missing for other rules.
+    keys: Vec<u32>,
     /// Work, in its order: rule, block, and the rows of the block's left side.
     pieces: Vec<Piece>,
     /// Where in `pieces` each batch ends.
@@ -49,7 +52,8 @@ struct Piece {
 /// The blocks of one rule.
 #[derive(Debug)]
 struct Blocks {
-    /// The key of each row as the left record, and as the right one where that is another expression.
+    /// The key of each row as the left record, and as the right one where that is another expression. Once all rules are there, keys that are the same
+    /// for both sides are kept together with those of other rules only.
     left_keys: Vec<u32>,
     right_keys: Option<Vec<u32>>,
     left: Groups,
@@ -116,8 +120,7 @@ impl Blocks {
         let (all, split) = (records.rows, records.left_rows);
         let left = Groups::new(&left_keys, count, 0..split.unwrap_or(all));
         let right_side = if is_same { &left_keys } else { &right_keys };
-        let right =
-            (!is_same || split.is_some()).then(|| Groups::new(right_side, count, split.unwrap_or(0)..all));
+        let right = (!is_same || split.is_some()).then(|| Groups::new(right_side, count, split.unwrap_or(0)..all));
         Ok((Self { left_keys, right_keys: (!is_same).then_some(right_keys), left, right }, count))
     }
 
@@ -129,32 +132,42 @@ impl Blocks {
         }
     }
 
-    /// Whether the rule gives the pair of two rows, the first one the smaller.
+    /// Whether a rule with different keys for the two sides gives the pair of two rows, the first one the smaller.
     fn gives(&self, one: u32, two: u32, is_one_set: bool) -> bool {
         let (one, two) = (one as usize, two as usize);
-        match &self.right_keys {
-            None => self.left_keys[one] != MISSING && self.left_keys[one] == self.left_keys[two],
-            Some(right) => {
-                (self.left_keys[one] != MISSING && self.left_keys[one] == right[two])
-                    || (is_one_set && self.left_keys[two] != MISSING && self.left_keys[two] == right[one])
-            }
-        }
+        self.right_keys.as_ref().is_some_and(|right| {
+            (self.left_keys[one] != MISSING && self.left_keys[one] == right[two])
+                || (is_one_set && self.left_keys[two] != MISSING && self.left_keys[two] == right[one])
+        })
     }
 }
 
 impl Candidates {
-    pub(crate) fn new(records: &Records, rules: &[BlockingRule], block_pairs_max: u64) -> Result<Self, LinkageError> {
+    pub(crate) fn new(
+        records: &Records,
+        rules: &[BlockingRule],
+        block_pairs_max: u64,
+        workers: usize,
+    ) -> Result<Self, LinkageError> {
         let mut found = Self {
             rules: Vec::new(),
+            keys: Vec::new(),
             pieces: Vec::new(),
             batches: Vec::new(),
             left_rows: records.left_rows,
             skipped: Vec::new(),
             rule_pairs: Vec::new(),
         };
+        let mut made = Vec::new();
+        threads::in_order(
+            &mut vec![(); workers],
+            rules.len(),
+            |(), at| Blocks::new(records, &rules[at]),
+            |_, blocks| made.push(blocks),
+        );
         let mut in_batch = 0;
-        for (at, rule) in (0..).zip(rules) {
-            let (mut blocks, count) = Blocks::new(records, rule)?;
+        for ((at, rule), blocks) in (0..).zip(rules).zip(made) {
+            let (mut blocks, count) = blocks?;
             let mut skipped = SkippedBlocks {
                 rule: rule.to_string(),
                 blocks: 0,
@@ -179,7 +192,9 @@ impl Candidates {
                     // Without a key the rows give no pairs here, so a later rule may give them.
                     let keys = [Some(&mut blocks.left_keys), blocks.right_keys.as_mut()];
                     for keys in keys.into_iter().flatten() {
-                        for row in blocks.left.get(block).iter().chain(blocks.right.iter().flat_map(|side| side.get(block))) {
+                        for row in
+                            blocks.left.get(block).iter().chain(blocks.right.iter().flat_map(|side| side.get(block)))
+                        {
                             if keys[*row as usize] == block {
                                 keys[*row as usize] = MISSING;
                             }
@@ -210,6 +225,13 @@ impl Candidates {
         if found.batches.last() != Some(&found.pieces.len()) {
             found.batches.push(found.pieces.len());
         }
+        let width = found.rules.len();
+        found.keys = vec![MISSING; records.rows as usize * width];
+        for (at, rule) in found.rules.iter_mut().enumerate().filter(|(_, rule)| rule.right_keys.is_none()) {
+            for (row, key) in std::mem::take(&mut rule.left_keys).into_iter().enumerate() {
+                found.keys[row * width + at] = key;
+            }
+        }
         Ok(found)
     }
 
@@ -226,7 +248,15 @@ impl Candidates {
             let (before, from_here) = self.rules.split_at(piece.rule as usize);
             let rule = &from_here[0];
             let left = rule.left.get(piece.block);
-            let is_new = |one: u32, two: u32| !before.iter().any(|earlier| earlier.gives(one, two, is_one_set));
+            let uneven: Vec<&Blocks> = before.iter().filter(|earlier| earlier.right_keys.is_some()).collect();
+            let keys_before = |row: u32| {
+                let from = row as usize * self.rules.len();
+                &self.keys[from..from + before.len()]
+            };
+            let is_new = |one: u32, two: u32| {
+                let shared = keys_before(one).iter().zip(keys_before(two)).any(|(a, b)| a == b && *a != MISSING);
+                !shared && !uneven.iter().any(|earlier| earlier.gives(one, two, is_one_set))
+            };
             for (at, &row) in left.iter().enumerate().take(piece.to as usize).skip(piece.from as usize) {
                 match &rule.right {
                     None => {

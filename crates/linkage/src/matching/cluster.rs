@@ -1,10 +1,16 @@
 //! From weighed pairs to people, with a guard against the chains of weak links that join strangers. Nothing here knows the truth.
+//!
+//! A pair is weighed alone, so one wrong link joins two people and all that hangs on them. What tells a chain from a person is inside the component: the
+//! records of one person agree with nearly all others of it, those at the ends of a chain disagree. [`Guard::Agreement`] takes every pair of a component
+//! as evidence, for or against, and looks for the parts with the greatest sum (correlation clustering; Bansal, Blum & Chawla 2004). Guards by size
+//! only need links.
 
-use super::model::{Edge, Scorer};
+use super::edges::Edge;
+use super::model::Scorer;
 use super::threads;
 
 /// What keeps chains of links from joining strangers.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Guard {
     /// Nothing: everything that links connect is one person.
     None,
@@ -12,7 +18,9 @@ pub enum Guard {
     SizeMax(u32),
     /// As [`Guard::SizeMax`], with the size the records themselves suggest ([`size_suggested`]).
     SizeSuggested,
-    /// Inside every component all pairs are weighed, and it falls into the parts for which the sum of weights within is greatest.
+    /// Inside every component all pairs are weighed, also those that no blocking rule gave, and it falls into the parts for which the sum of weights
+    /// within is greatest. Made for the edges from `review_probability` on: what is worth a look connects, and pairs below speak against.
+    #[default]
     Agreement,
 }
 
@@ -43,7 +51,8 @@ impl Sets {
     }
 }
 
-/// The cluster of each record, named by its smallest row. Only edges of at least `link_weight` connect.
+/// The cluster of each record, named by its smallest row. Only edges of at least `link_weight` connect; for [`Guard::Agreement`] it is also the weight at
+/// which a pair speaks neither for nor against one person. The result depends on the set of edges, not on their order.
 pub fn cluster(scorer: &Scorer<'_>, rows: u32, edges: &[Edge], link_weight: f64, guard: Guard) -> Vec<u32> {
     match guard {
         Guard::None => {
@@ -74,7 +83,7 @@ pub fn size_suggested(rows: u32, edges: &[Edge]) -> u32 {
     expected.sort_unstable_by(f64::total_cmp);
     let at = (expected.len() * 99 / 100).min(expected.len().saturating_sub(1));
     let size = expected.get(at).copied().unwrap_or(1.0).ceil();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of records")]
+    #[expect(clippy::cast_possible_truncation, reason = "a number of records")]
     let size = size as u32;
     size.max(2)
 }
@@ -112,7 +121,8 @@ impl Merges {
             sets.union(one, two);
             node[one.min(two) as usize] = joined;
         }
-        let mut roots: Vec<u32> = (0..rows).filter(|row| sets.root(*row) == *row).map(|row| node[row as usize]).collect();
+        let mut roots: Vec<u32> =
+            (0..rows).filter(|row| sets.root(*row) == *row).map(|row| node[row as usize]).collect();
         roots.sort_unstable();
         merges.roots = roots;
         merges
@@ -197,7 +207,7 @@ pub fn size_curve(rows: u32, edges: &[Edge], link_weight: f64, sizes: &[u32]) ->
 }
 
 /// Components above this many records are first cut at their weakest links: all pairs within are weighed, and that grows with the square.
-const WEIGHED_MAX: u32 = 1_000;
+const WEIGHED_MAX: u32 = 500;
 /// A pair of records counts this many bits at most, for and against: one pair does not decide over a cluster.
 const PAIR_BITS_MAX: f64 = 20.0;
 
@@ -249,10 +259,6 @@ impl Weights {
     fn set(&mut self, one: usize, two: usize, weight: f64) {
         self.weights[one * self.count + two] = weight;
         self.weights[two * self.count + one] = weight;
-    }
-
-    fn get(&self, one: usize, two: usize) -> f64 {
-        self.weights[one * self.count + two]
     }
 
     /// The parts with the greatest sum of weights within, as far as joining and moving find them (greedy additive edge contraction; Keuper et al. 2015).

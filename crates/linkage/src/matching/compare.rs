@@ -2,7 +2,7 @@
 
 use super::error::LinkageError;
 use super::records::{Column, MISSING, Records};
-use super::similarity::{damerau_levenshtein, jaro_winkler};
+use super::similarity::{damerau_levenshtein, distance_least, jaro_winkler, similarity_most};
 use super::spec::{Comparison, Level};
 
 /// The level of a comparison in which a value is missing; the listed levels follow from 1, the last one is that none holds.
@@ -23,6 +23,9 @@ pub(crate) struct Compiled<'a> {
     /// The comparison that counts a swap, when this one is about its other column.
     counted_by: Option<usize>,
     exact: Option<u8>,
+    /// The greatest distance and the least similarity that a level asks for.
+    distance_most: u32,
+    similarity_least: f64,
     /// By code, what an exact agreement weighs more or less than one on average, in bits; empty when it does not matter.
     pub(crate) term_bits: Vec<f64>,
     /// How often two values of this column are equal by chance.
@@ -145,6 +148,8 @@ impl<'a> Compiled<'a> {
             swapped: None,
             counted_by: None,
             exact: None,
+            distance_most: 0,
+            similarity_least: 1.0,
             term_bits: Vec::new(),
             equal_by_chance: 0.0,
         };
@@ -168,8 +173,11 @@ impl<'a> Compiled<'a> {
                     let other = &records.columns[records.column_at(other)?];
                     let codes: std::collections::HashMap<&str, u32> =
                         (0..).zip(&other.values).map(|(code, value)| (value.as_str(), code)).collect();
-                    let as_other: Vec<u32> =
-                        column.values.iter().map(|value| codes.get(value.as_str()).copied().unwrap_or(MISSING)).collect();
+                    let as_other: Vec<u32> = column
+                        .values
+                        .iter()
+                        .map(|value| codes.get(value.as_str()).copied().unwrap_or(MISSING))
+                        .collect();
                     let equal: f64 = (0..)
                         .zip(&as_other)
                         .filter(|(_, code)| **code != MISSING)
@@ -180,6 +188,8 @@ impl<'a> Compiled<'a> {
                     let chance = (equal + 1.0) / (filled * other.filled() + 1.0);
                     compiled.swapped = Some(Swapped { level: number, other, as_other, by_chance: chance * chance });
                 }
+                Level::DamerauLevenshtein { at_most } => compiled.distance_most = compiled.distance_most.max(*at_most),
+                Level::JaroWinkler { at_least } => compiled.similarity_least = compiled.similarity_least.min(*at_least),
                 _ => {}
             }
         }
@@ -242,17 +252,19 @@ impl<'a> Compiled<'a> {
 
     fn compare_values(&self, a: u32, b: u32) -> u8 {
         let (one, two) = (self.column.texts.get(a), self.column.texts.get(b));
-        // Distances are found once for all levels that ask for them.
-        let most = self.levels.iter().map(|level| if let Level::DamerauLevenshtein { at_most } = level { *at_most } else { 0 }).max();
-        let mut distance = None;
-        let mut similarity = None;
+        // Both are found once for all levels that ask for them; what cannot reach the last of these is far apart without a look at it.
+        let bits = (self.column.texts.bits(a), self.column.texts.bits(b));
+        let mut distance = (distance_least(bits) > self.distance_most).then_some(None);
+        let mut similarity = (similarity_most(one, two, bits) < self.similarity_least).then_some(0.0);
         for (number, level) in (1..).zip(&self.levels) {
             let holds = match level {
                 Level::Exact { .. } => a == b,
                 Level::SwappedWith { .. } => false,
-                Level::JaroWinkler { at_least } => *similarity.get_or_insert_with(|| jaro_winkler(one, two)) >= *at_least,
+                Level::JaroWinkler { at_least } => {
+                    *similarity.get_or_insert_with(|| jaro_winkler(one, two)) >= *at_least
+                }
                 Level::DamerauLevenshtein { at_most } => distance
-                    .get_or_insert_with(|| damerau_levenshtein(one, two, most.unwrap_or(0)))
+                    .get_or_insert_with(|| damerau_levenshtein(one, two, self.distance_most))
                     .is_some_and(|distance| distance <= *at_most),
                 Level::Pinyin { at_most } => self.readings_within(a, b, *at_most),
                 Level::DateWithin { days, months, years } => self.dates_within(a, b, *days, *months, *years),

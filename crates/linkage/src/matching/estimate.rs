@@ -56,7 +56,7 @@ pub(crate) fn maximise(patterns: &[Pattern], by_chance: Vec<Vec<f64>>, first_gue
             .zip(&estimate.u)
             .map(|(m, u)| m.iter().zip(u).map(|(m, u)| (m / u).log2()).collect())
             .collect();
-        let prior = super::model::weight_of(estimate.match_probability);
+        let prior = super::edges::weight_of(estimate.match_probability);
         let mut matches = 0.0;
         let mut reached: Vec<Vec<f64>> = estimate.m.iter().map(|levels| vec![SMOOTHING; levels.len()]).collect();
         for pattern in patterns {
@@ -66,8 +66,7 @@ pub(crate) fn maximise(patterns: &[Pattern], by_chance: Vec<Vec<f64>>, first_gue
                     weight += bits[usize::from(level) - 1];
                 }
             }
-            #[expect(clippy::cast_precision_loss, reason = "counts of pairs stay far below 2⁵³")]
-            let expected = super::model::probability(weight) * pattern.pairs as f64;
+            let expected = super::edges::probability(weight) * pattern.pairs as f64;
             matches += expected;
             for (reached, &level) in reached.iter_mut().zip(&pattern.levels) {
                 if level > 0 {
@@ -101,7 +100,6 @@ const CHANCE_LEAST: f64 = 0.1;
 
 /// Where the search starts: the first level is by far the likeliest, the others share the rest.
 fn first_m(levels: usize) -> Vec<f64> {
-    #[expect(clippy::cast_precision_loss, reason = "a few levels")]
     let rest = (levels.max(2) - 1) as f64;
     (0..levels).map(|level| if level == 0 { 0.8 } else { 0.2 / rest }).collect()
 }

@@ -3,11 +3,12 @@
 mod blocking;
 pub mod cluster;
 mod compare;
+mod edges;
 mod error;
 pub mod estimate;
 mod model;
-mod random;
 pub mod quality;
+mod random;
 pub mod recipe;
 mod records;
 pub mod similarity;
@@ -18,10 +19,10 @@ mod threads;
 
 pub use blocking::SkippedBlocks;
 pub use cluster::{Guard, SizePoint, cluster, size_curve, size_suggested};
+pub use edges::{Edge, edge_batch, probability, weight_of};
 pub use error::LinkageError;
 pub use model::{
-    ComparisonModel, Edge, Explanation, ExplanationStep, FitReport, LevelModel, LinkageModel, ScoreReport, Scorer, Threads,
-    probability, weight_of,
+    ComparisonModel, Explanation, ExplanationStep, FitReport, LevelModel, LinkageModel, ScoreReport, Scorer, Threads,
 };
 pub use quality::{ClusterQuality, Quality, cluster_quality};
 pub use records::{NamedColumn, Records};

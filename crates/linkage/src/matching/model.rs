@@ -2,8 +2,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::blocking::{Candidates, SkippedBlocks};
-use super::compare::{Agreement, Comparator, Memory, NULL_LEVEL, level_of};
+use super::blocking::{Candidates, SkippedBlocks, count_pairs};
+use super::compare::{Agreement, Comparator, Memory};
+use super::edges::{Edge, weight_of};
 use super::error::LinkageError;
 use super::estimate::{Estimate, Pattern, maximise};
 use super::random::Numbers;
@@ -62,7 +63,7 @@ impl LevelModel {
 /// How a fit went.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FitReport {
-    /// Pairs that were looked at.
+    /// Pairs that were learnt from; of very many a part, each counted for those left out.
     pub candidate_pairs: u64,
     /// Pairs per rule, before pairs of several rules are counted once.
     pub rule_pairs: Vec<(String, u64)>,
@@ -76,41 +77,6 @@ pub struct FitReport {
     pub converged: bool,
     /// Matches expected among the pairs that were looked at.
     pub expected_matches: f64,
-}
-
-/// A pair of records and what speaks for it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Edge {
-    /// The row of the left record, or the smaller row.
-    pub left: u32,
-    /// The row of the right record, in two sets counted on from the left one.
-    pub right: u32,
-    /// The logarithm to base 2 of the odds that it is one person.
-    pub weight: f64,
-    /// Four bits for each comparison, the first lowest: 0 for a missing value, then the levels from 1.
-    pub levels: u64,
-}
-
-impl Edge {
-    /// The probability that it is one person.
-    pub fn probability(&self) -> f64 {
-        probability(self.weight)
-    }
-
-    /// The level of a comparison: 0 for a missing value, then the levels from 1, the last one that none holds.
-    pub fn level(&self, comparison: usize) -> u8 {
-        level_of(self.levels, comparison)
-    }
-}
-
-/// The probability of odds given as their logarithm to base 2.
-pub fn probability(weight: f64) -> f64 {
-    1.0 / (1.0 + (-weight).exp2())
-}
-
-/// The logarithm to base 2 of the odds of a probability.
-pub fn weight_of(probability: f64) -> f64 {
-    (probability / (1.0 - probability)).log2()
 }
 
 /// Why a pair has its weight: what it starts from, and what each comparison adds.
@@ -178,15 +144,17 @@ impl LinkageModel {
         let comparator = Comparator::new(records, &comparisons)?;
         let by_chance = chances(records, &comparator, spec, workers);
 
-        let candidates = Candidates::new(records, &blocking, spec.block_pairs_max)?;
+        let candidates = Candidates::new(records, &blocking, spec.block_pairs_max, workers.0)?;
         let patterns = count_patterns(&comparator, &candidates, workers);
         let candidate_pairs: u64 = patterns.iter().map(|pattern| pattern.pairs).sum();
         if candidate_pairs == 0 {
             return Err(LinkageError::Fit("no blocking rule gives a pair".to_owned()));
         }
-        let sure = Candidates::new(records, &recipe::deterministic(spec)?, spec.block_pairs_max)?;
-        let sure_pairs = count_candidates(&sure, workers);
-        let first_guess = ((sure_pairs.max(1.0)) / records.pairs()).min(0.5);
+        let mut sure_pairs = 1;
+        for rule in recipe::deterministic(spec)? {
+            sure_pairs = sure_pairs.max(count_pairs(records, &rule, spec.block_pairs_max)?.0);
+        }
+        let first_guess = (sure_pairs as f64 / records.pairs()).min(0.5);
         let estimate = maximise(&patterns, by_chance, first_guess, records.pairs());
         let report = FitReport {
             candidate_pairs,
@@ -229,7 +197,7 @@ impl LinkageModel {
         mut take: impl FnMut(&[Edge]),
     ) -> Result<ScoreReport, LinkageError> {
         let scorer = self.scorer(records)?;
-        let candidates = Candidates::new(records, &self.blocking, self.block_pairs_max)?;
+        let candidates = Candidates::new(records, &self.blocking, self.block_pairs_max, workers.0)?;
         let least = weight_of(self.review_probability);
         let mut memories: Vec<Memory> = (0..workers.0).map(|_| scorer.comparator.memory()).collect();
         let mut report = ScoreReport { pairs: 0, edges: 0, skipped: candidates.skipped.clone() };
@@ -259,9 +227,18 @@ impl LinkageModel {
     /// The model made ready for records: weighs any pair of them.
     ///
     /// # Errors
-    /// [`LinkageError::Column`] when the records lack a column of the model.
+    /// [`LinkageError::Column`] when the records lack a column of the model, [`LinkageError::Rules`] when a stored model was changed by hand so that it
+    /// has no weights.
     pub fn scorer<'a>(&'a self, records: &'a Records) -> Result<Scorer<'a>, LinkageError> {
         let comparisons: Vec<Comparison> = self.comparisons.iter().map(|one| one.comparison.clone()).collect();
+        for (at, one) in self.comparisons.iter().enumerate() {
+            if one.levels.len() != one.comparison.levels.len() + 1
+                || !one.levels.iter().all(|level| level.bits().is_finite())
+            {
+                let message = "needs m and u above 0 for each level and for none".to_owned();
+                return Err(LinkageError::Rules { key: format!("comparisons[{at}].levels"), message });
+            }
+        }
         let comparator = Comparator::new(records, &comparisons)?;
         let bits = self
             .comparisons
@@ -387,7 +364,6 @@ fn chances(records: &Records, comparator: &Comparator<'_>, spec: &LinkageSpec, w
         },
     );
     let chances = counts.iter().zip(&comparator.comparisons).map(|(levels, comparison)| {
-        #[expect(clippy::cast_precision_loss, reason = "a sample has at most 2³² pairs")]
         let levels: Vec<f64> = levels[1..].iter().map(|count| *count as f64).collect();
         let all: f64 = levels.iter().sum();
         // Half a pair more in each level: what the sample did not show is rare, not impossible.
@@ -404,22 +380,26 @@ fn chances(records: &Records, comparator: &Comparator<'_>, spec: &LinkageSpec, w
     chances.collect()
 }
 
+/// About so many pairs of the blocking rules are enough to learn from.
+const FIT_PAIRS_MAX: u64 = 10_000_000;
 /// Term bits are counted in steps of a half, from 0 for -64.
 const TERM_STEP: f64 = 0.5;
 
 fn count_patterns(comparator: &Comparator<'_>, candidates: &Candidates, workers: Threads) -> Vec<Pattern> {
     type Counts = HashMap<u64, u64, Quick>;
     let mut states: Vec<(Memory, Counts)> = (0..workers.0).map(|_| (comparator.memory(), Counts::default())).collect();
+    // Of very many pairs every so-manieth piece is enough, and stands for those left out.
+    let step = usize::try_from(candidates.rule_pairs.iter().sum::<u64>().div_ceil(FIT_PAIRS_MAX)).unwrap_or(1).max(1);
     threads::in_order(
         &mut states,
-        candidates.batches(),
+        candidates.batches().div_ceil(step),
         |(memory, counts), batch| {
-            candidates.each_pair(batch, |left, right| {
+            candidates.each_pair(batch * step, |left, right| {
                 let agreement = comparator.compare(memory, left, right);
-                let step = (comparator.term_bits(agreement, left) / TERM_STEP).round().clamp(-128.0, 127.0) + 128.0;
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 255")]
-                let step = step as u64;
-                *counts.entry((step << 56) | agreement.levels).or_insert(0) += 1;
+                let term = (comparator.term_bits(agreement, left) / TERM_STEP).round().clamp(-128.0, 127.0) + 128.0;
+                #[expect(clippy::cast_possible_truncation, reason = "between 0 and 255")]
+                let term = term as u64;
+                *counts.entry((term << 56) | agreement.levels).or_insert(0) += 1;
             });
         },
         |_, ()| {},
@@ -428,32 +408,15 @@ fn count_patterns(comparator: &Comparator<'_>, candidates: &Candidates, workers:
     let mut all: BTreeMap<u64, u64> = BTreeMap::new();
     for (_, counts) in states {
         for (key, count) in counts {
-            *all.entry(key).or_insert(0) += count;
+            *all.entry(key).or_insert(0) += count * step as u64;
         }
     }
     all.into_iter()
         .map(|(key, pairs)| {
-            let step = u32::try_from(key >> 56).unwrap_or(128);
+            let term = u32::try_from(key >> 56).unwrap_or(128);
             let agreement = Agreement { levels: key & ((1 << 56) - 1) };
             let levels = (0..comparator.comparisons.len()).map(|at| agreement.level(at)).collect();
-            Pattern { levels, term_bits: (f64::from(step) - 128.0) * TERM_STEP, pairs }
+            Pattern { levels, term_bits: (f64::from(term) - 128.0) * TERM_STEP, pairs }
         })
         .collect()
 }
-
-fn count_candidates(candidates: &Candidates, workers: Threads) -> f64 {
-    let mut all = 0.0;
-    threads::in_order(
-        &mut vec![(); workers.0],
-        candidates.batches(),
-        |(), batch| {
-            let mut pairs = 0.0;
-            candidates.each_pair(batch, |_, _| pairs += 1.0);
-            pairs
-        },
-        |_, pairs: f64| all += pairs,
-    );
-    all
-}
-
-const _: () = assert!(NULL_LEVEL == 0, "levels from 1 are the model's");

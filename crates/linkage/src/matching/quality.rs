@@ -44,7 +44,6 @@ pub fn pairs_within(labels: &[u32]) -> u64 {
 }
 
 /// Compares clusters with the truth, both a label for each record; with `between` only pairs across the two sets count.
-#[expect(clippy::cast_precision_loss, reason = "counts of pairs stay below 2⁵³")]
 pub fn cluster_quality(clusters: &[u32], truth: &[u32]) -> ClusterQuality {
     let (mut sizes, mut people): (HashMap<u32, u64, Quick>, HashMap<u32, u64, Quick>) = Default::default();
     let mut common: HashMap<u64, u64, Quick> = HashMap::default();

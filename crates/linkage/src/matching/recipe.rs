@@ -101,8 +101,7 @@ pub fn blocking(spec: &LinkageSpec, records: &Records) -> Result<Vec<BlockingRul
         narrow.push(vec![name.to_owned()]);
         narrow.push(vec![format!("pinyin({name})")]);
     }
-    let names: Vec<&str> =
-        [forename, surname, one(ColumnKind::FullName)].into_iter().flatten().collect();
+    let names: Vec<&str> = [forename, surname, one(ColumnKind::FullName)].into_iter().flatten().collect();
     for name in &names {
         if let Some(birth) = birth {
             narrow.push(vec![(*name).to_owned(), birth.to_owned()]);
@@ -127,7 +126,9 @@ pub fn blocking(spec: &LinkageSpec, records: &Records) -> Result<Vec<BlockingRul
             }
         }
     }
-    for kind in [ColumnKind::BirthDate, ColumnKind::Address, ColumnKind::Postcode, ColumnKind::Surname, ColumnKind::Forename] {
+    for kind in
+        [ColumnKind::BirthDate, ColumnKind::Address, ColumnKind::Postcode, ColumnKind::Surname, ColumnKind::Forename]
+    {
         for column in all_of(spec, kind) {
             broad.push(vec![column.to_owned()]);
         }

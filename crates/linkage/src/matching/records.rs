@@ -4,6 +4,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use arrow::array::{Array as _, StringArray};
 
 use super::error::LinkageError;
+use super::similarity::characters;
 use super::spec::{ColumnKind, LinkageSpec};
 use crate::normal::{
     DateOrder, address_key, birth_date, fold, has_hanzi, name_key, name_key_any_order, name_pinyin, postcode_key,
@@ -26,7 +27,6 @@ pub struct Records {
 #[derive(Debug)]
 pub(crate) struct Column {
     pub(crate) name: String,
-    pub(crate) kind: ColumnKind,
     pub(crate) codes: Vec<u32>,
     pub(crate) values: Vec<String>,
     /// How many rows have the value.
@@ -43,12 +43,20 @@ pub(crate) struct Column {
 pub(crate) struct Texts {
     chars: Vec<u32>,
     ends: Vec<u32>,
+    /// Which characters each has, as [`characters`].
+    bits: Vec<u64>,
 }
 
 impl Texts {
     fn push(&mut self, text: &str) {
+        let from = self.chars.len();
         self.chars.extend(text.chars().map(u32::from));
         self.ends.push(u32::try_from(self.chars.len()).unwrap_or(u32::MAX));
+        self.bits.push(characters(&self.chars[from..]));
+    }
+
+    pub(crate) fn bits(&self, at: u32) -> u64 {
+        self.bits[at as usize]
     }
 
     pub(crate) fn get(&self, at: u32) -> &[u32] {
@@ -160,7 +168,6 @@ impl Column {
         let mut by_value: HashMap<String, u32, Quick> = HashMap::default();
         let mut column = Self {
             name: name.to_owned(),
-            kind,
             codes: Vec::with_capacity(arrays.iter().map(|array| array.len()).sum()),
             values: Vec::new(),
             counts: Vec::new(),
@@ -217,7 +224,9 @@ fn normalised(kind: ColumnKind, raw: &str) -> Option<(String, Option<i32>)> {
         ColumnKind::FullName => name_key_any_order(raw),
         ColumnKind::Address | ColumnKind::Place | ColumnKind::Region | ColumnKind::Category => address_key(raw),
         ColumnKind::Postcode | ColumnKind::IdNumber | ColumnKind::HouseNumber => postcode_key(raw),
-        ColumnKind::Phone => Some(raw.chars().filter(char::is_ascii_digit).collect::<String>()).filter(|key| !key.is_empty()),
+        ColumnKind::Phone => {
+            Some(raw.chars().filter(char::is_ascii_digit).collect::<String>()).filter(|key| !key.is_empty())
+        }
         ColumnKind::Email => Some(fold(raw.trim())).filter(|key| key.contains('@')),
         ColumnKind::BirthDate => match birth_date(raw, DateOrder::DayFirst) {
             Some(day) => return Some((day.to_string(), Some(day.days_since_1970()))),

@@ -7,7 +7,6 @@ pub fn jaro_winkler(one: &[u32], other: &[u32]) -> f64 {
         return jaro;
     }
     let prefix = one.iter().zip(other).take(4).take_while(|(a, b)| a == b).count();
-    #[expect(clippy::cast_precision_loss, reason = "at most 4")]
     let prefix = prefix as f64;
     (jaro + 0.1 * prefix * (1.0 - jaro)).min(1.0)
 }
@@ -45,7 +44,6 @@ fn jaro(one: &[u32], other: &[u32]) -> f64 {
     }
     let matches = f64::from(matches);
     let transpositions = f64::from(out_of_order / 2);
-    #[expect(clippy::cast_precision_loss, reason = "at most 64")]
     let (one, other) = (one.len() as f64, other.len() as f64);
     (matches / one + matches / other + (matches - transpositions) / matches) / 3.0
 }
@@ -56,31 +54,52 @@ pub fn damerau_levenshtein(one: &[u32], other: &[u32], at_most: u32) -> Option<u
     if one.len().abs_diff(other.len()) > at_most as usize {
         return None;
     }
-    let mut before = [0_u32; CHARACTERS_MAX + 1];
-    let mut last = [0_u32; CHARACTERS_MAX + 1];
-    let mut row = [0_u32; CHARACTERS_MAX + 1];
-    for (distance, cell) in (0..).zip(last.iter_mut().take(other.len() + 1)) {
+    let (mut rows, width) = ([[0_u8; CHARACTERS_MAX + 1]; 3], other.len() + 1);
+    let [before, last, row] = &mut rows;
+    let (mut before, mut last, mut row) = (before, last, row);
+    for (distance, cell) in (0..).zip(&mut last[..width]) {
         *cell = distance;
     }
     for (at, &char) in one.iter().enumerate() {
         row[0] = last[0] + 1;
         let mut least = row[0];
         for (place, &candidate) in other.iter().enumerate() {
-            let mut cell = (last[place] + u32::from(char != candidate)).min(last[place + 1] + 1).min(row[place] + 1);
+            let mut cell = (last[place] + u8::from(char != candidate)).min(last[place + 1] + 1).min(row[place] + 1);
             if at > 0 && place > 0 && char == other[place - 1] && one[at - 1] == candidate {
                 cell = cell.min(before[place - 1] + 1);
             }
             row[place + 1] = cell;
             least = least.min(cell);
         }
-        if least > at_most {
+        if u32::from(least) > at_most {
             return None;
         }
-        before = last;
-        last = row;
+        (before, last, row) = (last, row, before);
     }
-    let distance = last[other.len()];
+    let distance = u32::from(last[width - 1]);
     (distance <= at_most).then_some(distance)
+}
+
+/// A bit for each character, several characters to a bit: what one text has and another lacks is quickly counted.
+pub(crate) fn characters(text: &[u32]) -> u64 {
+    text.iter().fold(0, |bits, char| bits | 1 << (char & 63))
+}
+
+/// No Damerau–Levenshtein distance is below this: every character that the other text lacks takes a change of its own.
+pub(crate) fn distance_least((one, other): (u64, u64)) -> u32 {
+    (one & !other).count_ones().max((other & !one).count_ones())
+}
+
+/// No Jaro–Winkler similarity is above this: characters that the other text lacks do not match.
+pub(crate) fn similarity_most(one: &[u32], other: &[u32], (bits_one, bits_other): (u64, u64)) -> f64 {
+    let matching = |text: &[u32], lacking: u64| {
+        f64::from(u32::try_from(text.len()).unwrap_or(u32::MAX)) - f64::from(lacking.count_ones())
+    };
+    let length = |text: &[u32]| f64::from(u32::try_from(text.len().max(1)).unwrap_or(u32::MAX));
+    let matches = matching(one, bits_one & !bits_other).min(matching(other, bits_other & !bits_one));
+    let jaro = (matches / length(one) + matches / length(other) + 1.0) / 3.0;
+    let prefix = one.iter().zip(other).take(4).take_while(|(a, b)| a == b).count();
+    jaro + 0.1 * f64::from(u8::try_from(prefix).unwrap_or(4)) * (1.0 - jaro)
 }
 
 #[cfg(test)]
@@ -97,14 +116,21 @@ mod tests {
         let numbers = Numbers::new(7);
         let word = |at: u64| -> String {
             let length = numbers.below(at * 100, 12);
-            (0..u64::from(length)).map(|i| char::from(b'a' + u8::try_from(numbers.below(at * 100 + 1 + i, 4)).unwrap())).collect()
+            (0..u64::from(length))
+                .map(|i| char::from(b'a' + u8::try_from(numbers.below(at * 100 + 1 + i, 4)).unwrap()))
+                .collect()
         };
         for at in 0..20_000 {
             let (one, other) = (word(at * 2), word(at * 2 + 1));
             let expected = strsim::jaro_winkler(&one, &other);
             let found = jaro_winkler(&chars(&one), &chars(&other));
             assert!((expected - found).abs() < 1e-12, "{one} {other} {expected} {found}");
+            let bits = (characters(&chars(&one)), characters(&chars(&other)));
+            if !one.is_empty() && !other.is_empty() {
+                assert!(similarity_most(&chars(&one), &chars(&other), bits) >= expected - 1e-12, "{one} {other}");
+            }
             let expected = u32::try_from(strsim::osa_distance(&one, &other)).unwrap();
+            assert!(distance_least(bits) <= expected, "{one} {other}");
             for at_most in 0..5 {
                 let found = damerau_levenshtein(&chars(&one), &chars(&other), at_most);
                 assert_eq!(found, (expected <= at_most).then_some(expected), "{one} {other} {at_most}");

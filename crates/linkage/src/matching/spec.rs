@@ -47,7 +47,7 @@ fn default_review() -> f64 {
 }
 
 fn default_sample() -> u32 {
-    2_000_000
+    1_000_000
 }
 
 fn default_block_pairs_max() -> u64 {
@@ -355,7 +355,12 @@ impl LinkageSpec {
         if self.columns.is_empty() {
             return wrong("columns".to_owned(), "there are none".to_owned());
         }
-        for (key, value) in [("link_probability", self.link_probability), ("review_probability", self.review_probability)] {
+        if self.comparisons.is_none() && self.columns.len() > COMPARISONS_MAX {
+            return wrong("columns".to_owned(), format!("at most {COMPARISONS_MAX} can be compared: name comparisons"));
+        }
+        for (key, value) in
+            [("link_probability", self.link_probability), ("review_probability", self.review_probability)]
+        {
             if !(value > 0.0 && value < 1.0) {
                 return wrong(key.to_owned(), format!("{value} is not between 0 and 1"));
             }
@@ -401,7 +406,9 @@ impl LinkageSpec {
                         Level::DateWithin { days: 0, months: 0, years: 0 } => {
                             return wrong(key, "needs days, months or years".to_owned());
                         }
-                        Level::DateWithin { .. } if self.columns.get(&comparison.column) != Some(&ColumnKind::BirthDate) => {
+                        Level::DateWithin { .. }
+                            if self.columns.get(&comparison.column) != Some(&ColumnKind::BirthDate) =>
+                        {
                             return wrong(key, format!("column `{}` is no birth_date", comparison.column));
                         }
                         Level::SamePrefix { characters: 0 }
@@ -470,7 +477,11 @@ levels = [{ level = "exact", term_frequency = true }, { level = "jaro_winkler", 
             ("at_least = 0.9", "at_least = 1.9", "comparisons[0].levels[1].at_least"),
             ("jaro_winkler", "jaro", "unknown variant `jaro`"),
             ("column = \"name\"", "column = \"nam\"", "comparisons[0].column"),
-            ("level = \"jaro_winkler\", at_least = 0.9", "level = \"date_within\", days = 3", "comparisons[0].levels[1]"),
+            (
+                "level = \"jaro_winkler\", at_least = 0.9",
+                "level = \"date_within\", days = 3",
+                "comparisons[0].levels[1]",
+            ),
             ("link_probability = 0.9", "link_probability = 9", "link_probability"),
             ("link_probability = 0.9", "link_probabilty = 0.9", "unknown field `link_probabilty`"),
             ("\"birth_date\"", "\"date\"", "unknown variant `date`"),

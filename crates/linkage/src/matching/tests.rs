@@ -8,7 +8,8 @@ use super::blocking::Candidates;
 use super::random::Numbers;
 use super::*;
 
-const FORENAMES: [&str; 12] = ["anna", "ben", "clara", "david", "emma", "felix", "greta", "hugo", "ida", "jonas", "klara", "louis"];
+const FORENAMES: [&str; 12] =
+    ["anna", "ben", "clara", "david", "emma", "felix", "greta", "hugo", "ida", "jonas", "klara", "louis"];
 const SURNAMES: [&str; 12] =
     ["adams", "baker", "cooper", "dixon", "evans", "fisher", "grant", "hughes", "irwin", "jones", "king", "lewis"];
 
@@ -105,6 +106,11 @@ fn a_stored_model_scores_the_same() {
     let text = serde_json::to_string(&model).unwrap();
     let again: LinkageModel = serde_json::from_str(&text).unwrap();
     assert_eq!(edges_of(&again, &records, 1), edges_of(&model, &records, 1));
+
+    let mut broken = again;
+    broken.comparisons[1].levels.pop();
+    let error = broken.scorer(&records).expect_err("a level is missing").to_string();
+    assert!(error.contains("comparisons[1].levels"), "{error}");
 }
 
 #[test]
@@ -159,7 +165,7 @@ fn blocking_gives_each_pair_of_brute_force_once() {
     let (other, _) = people(100, 4);
     let two_sets = Records::two_sets(&spec(), &named(&columns), &named(&other)).unwrap();
     for records in [one_set, two_sets] {
-        let candidates = Candidates::new(&records, &rules, u64::MAX).unwrap();
+        let candidates = Candidates::new(&records, &rules, u64::MAX, 2).unwrap();
         let mut found: BTreeMap<(u32, u32), u32> = BTreeMap::new();
         for batch in 0..candidates.batches() {
             candidates.each_pair(batch, |one, two| *found.entry((one, two)).or_insert(0) += 1);
@@ -178,7 +184,7 @@ fn a_skipped_block_is_told_and_later_rules_still_give_its_pairs() {
     let spec = LinkageSpec::new([("name", ColumnKind::Forename), ("place", ColumnKind::Place)]);
     let records = Records::one_set(&spec, &[("name", &names), ("place", &places)]).unwrap();
     let rules = [BlockingRule::new(&["name"]).unwrap(), BlockingRule::new(&["name", "place"]).unwrap()];
-    let candidates = Candidates::new(&records, &rules, 2).unwrap();
+    let candidates = Candidates::new(&records, &rules, 2, 1).unwrap();
     let mut pairs = BTreeSet::new();
     for batch in 0..candidates.batches() {
         candidates.each_pair(batch, |one, two| assert!(pairs.insert((one, two))));
@@ -226,7 +232,10 @@ fn rare_values_weigh_more() {
     let scorer = model.scorer(&records).unwrap();
     let surname = &records.columns[records.column_at("surname").unwrap()];
     let common = (0..surname.counts.len()).max_by_key(|code| surname.counts[*code]).unwrap();
-    let rare = (0..surname.counts.len()).filter(|code| surname.counts[*code] > 1).min_by_key(|code| surname.counts[*code]).unwrap();
+    let rare = (0..surname.counts.len())
+        .filter(|code| surname.counts[*code] > 1)
+        .min_by_key(|code| surname.counts[*code])
+        .unwrap();
     let term_bits = |code: usize| {
         let mut rows = (0..records.rows()).filter(|row| surname.codes[*row as usize] as usize == code);
         let explanation = scorer.explain(rows.next().unwrap(), rows.next().unwrap());
@@ -238,9 +247,29 @@ fn rare_values_weigh_more() {
 
 #[test]
 fn hanzi_and_pinyin_of_one_name_agree() {
-    let names = StringArray::from(vec!["王小明", "Wang Xiaoming", "xiaoming WANG", "張偉", "张伟", "李娜", "Li Na", "陈静", "刘洋", "赵磊"]);
+    let names = StringArray::from(vec![
+        "王小明",
+        "Wang Xiaoming",
+        "xiaoming WANG",
+        "張偉",
+        "张伟",
+        "李娜",
+        "Li Na",
+        "陈静",
+        "刘洋",
+        "赵磊",
+    ]);
     let births = StringArray::from(vec![
-        "1985年3月7日", "1985-03-07", "19850307", "1990-01-01", "1990/1/1", "1971-05-06", "1971-05-06", "1960-01-02", "1961-02-03", "1962-03-04",
+        "1985年3月7日",
+        "1985-03-07",
+        "19850307",
+        "1990-01-01",
+        "1990/1/1",
+        "1971-05-06",
+        "1971-05-06",
+        "1960-01-02",
+        "1961-02-03",
+        "1962-03-04",
     ]);
     let mut spec = LinkageSpec::new([("name", ColumnKind::FullName), ("birth", ColumnKind::BirthDate)]);
     spec.sample_pairs = 1_000;
@@ -282,9 +311,26 @@ fn a_size_limit_cuts_the_weakest_links_first() {
     let edge = |left, right, weight| Edge { left, right, weight, levels: 0 };
     // Two triangles joined by a weak link.
     let edges = [
-        edge(0, 1, 9.0), edge(1, 2, 8.0), edge(0, 2, 7.0), edge(3, 4, 9.0), edge(4, 5, 8.0), edge(3, 5, 7.0), edge(2, 3, 1.0),
+        edge(0, 1, 9.0),
+        edge(1, 2, 8.0),
+        edge(0, 2, 7.0),
+        edge(3, 4, 9.0),
+        edge(4, 5, 8.0),
+        edge(3, 5, 7.0),
+        edge(2, 3, 1.0),
     ];
     let curve = size_curve(6, &edges, 0.0, &[2, 3, 6]);
-    let shape: Vec<_> = curve.iter().map(|point| (point.size_max, point.clusters, point.largest, point.links_cut)).collect();
+    let shape: Vec<_> =
+        curve.iter().map(|point| (point.size_max, point.clusters, point.largest, point.links_cut)).collect();
     assert_eq!(shape, [(2, 2, 2, 5), (3, 2, 3, 1), (6, 1, 6, 0)]);
+}
+
+#[test]
+fn edges_become_columns() {
+    let edges =
+        [Edge { left: 1, right: 4, weight: 0.0, levels: 0x21 }, Edge { left: 2, right: 3, weight: 3.0, levels: 0x03 }];
+    let batch = edge_batch(&edges, 2).unwrap();
+    let text = arrow::util::pretty::pretty_format_batches(&[batch]).unwrap().to_string();
+    assert!(text.contains("| 1    | 4     | 0.0    | 0.5                | [1, 2] |"), "{text}");
+    assert!(text.contains("| [3, 0] |"), "{text}");
 }

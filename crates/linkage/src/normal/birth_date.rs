@@ -75,15 +75,21 @@ pub(crate) fn written_date(text: &str) -> Option<String> {
     let (one, two, three) = date_parts(text)?;
     let is_number = [&one, &two, &three].into_iter().all(|part| part.bytes().all(|byte| byte.is_ascii_digit()));
     let (year, month, day) = if one.len() == 4 { (one, two, three) } else { (three, two, one) };
-    (is_number && year.len() == 4 && month.len() <= 2 && day.len() <= 2).then(|| format!("{year}-{month:0>2}-{day:0>2}"))
+    (is_number && year.len() == 4 && month.len() <= 2 && day.len() <= 2)
+        .then(|| format!("{year}-{month:0>2}-{day:0>2}"))
 }
 
 /// The three parts of a date in their order, whether or not there is such a day.
 fn date_parts(text: &str) -> Option<(String, String, String)> {
     let folded = fold(text.trim());
     // A time after the date says nothing about a birth.
-    let folded = folded.split_once('t').filter(|(date, _)| date.len() >= 8 && date.ends_with(|c: char| c.is_ascii_digit())).map_or(folded.as_str(), |(date, _)| date);
-    let mut parts = folded.split(|char: char| !char.is_alphanumeric() || matches!(char, '年' | '月' | '日' | '号' | '號')).filter(|part| !part.is_empty());
+    let folded = folded
+        .split_once('t')
+        .filter(|(date, _)| date.len() >= 8 && date.ends_with(|c: char| c.is_ascii_digit()))
+        .map_or(folded.as_str(), |(date, _)| date);
+    let mut parts = folded
+        .split(|char: char| !char.is_alphanumeric() || matches!(char, '年' | '月' | '日' | '号' | '號'))
+        .filter(|part| !part.is_empty());
     let one = parts.next()?;
     if one.len() == 8 && one.bytes().all(|byte| byte.is_ascii_digit()) {
         return Some((one[..4].to_owned(), one[4..6].to_owned(), one[6..].to_owned()));
@@ -100,7 +106,20 @@ fn month_number(part: &str) -> Option<u32> {
 }
 
 fn month_by_name(part: &str) -> Option<u32> {
-    const NAMES: [&str; 12] = ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"];
+    const NAMES: [&str; 12] = [
+        "january",
+        "february",
+        "march",
+        "april",
+        "may",
+        "june",
+        "july",
+        "august",
+        "september",
+        "october",
+        "november",
+        "december",
+    ];
     if part.len() < 3 {
         return None;
     }
@@ -116,8 +135,19 @@ mod tests {
         let day = BirthDate::new(1985, 3, 7);
         assert!(day.is_some());
         for text in [
-            "1985-03-07", "19850307", "1985/3/7", "1985年3月7日", "7.3.1985", "07/03/1985", "7 Mar 1985", "March 7, 1985", "7th march 1985",
-            "1985-03-07T00:00:00Z", "1985-03-07 12:30", "１９８５－０３－０７", " 1985-mar-7 ",
+            "1985-03-07",
+            "19850307",
+            "1985/3/7",
+            "1985年3月7日",
+            "7.3.1985",
+            "07/03/1985",
+            "7 Mar 1985",
+            "March 7, 1985",
+            "7th march 1985",
+            "1985-03-07T00:00:00Z",
+            "1985-03-07 12:30",
+            "１９８５－０３－０７",
+            " 1985-mar-7 ",
         ] {
             assert_eq!(birth_date(text, DateOrder::DayFirst), day, "{text}");
         }
@@ -126,7 +156,19 @@ mod tests {
 
     #[test]
     fn what_is_no_day_is_none() {
-        for text in ["1985-02-30", "19371337", "1900-02-29", "85-03-07", "7.3.85", "1985", "1985-03", "", "unknown", "0000-00-00", "2985-01-01"] {
+        for text in [
+            "1985-02-30",
+            "19371337",
+            "1900-02-29",
+            "85-03-07",
+            "7.3.85",
+            "1985",
+            "1985-03",
+            "",
+            "unknown",
+            "0000-00-00",
+            "2985-01-01",
+        ] {
             assert_eq!(birth_date(text, DateOrder::DayFirst), None, "{text}");
         }
         assert!(birth_date("2000-02-29", DateOrder::DayFirst).is_some());

@@ -23,7 +23,8 @@ const SURNAME_READINGS: &[(char, &str)] = &[
 
 /// Surnames of two hanzi.
 const LONG_SURNAMES: &[&str] = &[
-    "欧阳", "上官", "司马", "司徒", "诸葛", "皇甫", "尉迟", "公孙", "令狐", "慕容", "夏侯", "东方", "宇文", "长孙", "南宫", "轩辕", "端木", "独孤", "西门", "闻人",
+    "欧阳", "上官", "司马", "司徒", "诸葛", "皇甫", "尉迟", "公孙", "令狐", "慕容", "夏侯", "东方", "宇文", "长孙",
+    "南宫", "轩辕", "端木", "独孤", "西门", "闻人",
 ];
 
 /// Whether the text has a hanzi in it.
@@ -71,7 +72,8 @@ pub fn pinyin_syllables(text: &str) -> Vec<String> {
 pub fn name_pinyin(key: &str) -> String {
     let mut syllables = if has_hanzi(key) { hanzi_name_syllables(key) } else { Vec::new() };
     if syllables.is_empty() {
-        syllables = key.split(' ').flat_map(|word| split_pinyin(word).unwrap_or_else(|| vec![word.to_owned()])).collect();
+        syllables =
+            key.split(' ').flat_map(|word| split_pinyin(word).unwrap_or_else(|| vec![word.to_owned()])).collect();
     }
     syllables.sort_unstable();
     syllables.concat()
@@ -118,11 +120,12 @@ fn split_pinyin(word: &str) -> Option<Vec<String>> {
 /// Whether an initial and a final stand together to the eye; a few pairs that Mandarin does not use pass too, which costs nothing here.
 fn is_syllable(text: &str) -> bool {
     const INITIALS: [&str; 23] = [
-        "zh", "ch", "sh", "b", "p", "m", "f", "d", "t", "n", "l", "g", "k", "h", "j", "q", "x", "r", "z", "c", "s", "y", "w",
+        "zh", "ch", "sh", "b", "p", "m", "f", "d", "t", "n", "l", "g", "k", "h", "j", "q", "x", "r", "z", "c", "s",
+        "y", "w",
     ];
     const FINALS: [&str; 34] = [
-        "a", "o", "e", "i", "u", "v", "ai", "ei", "ui", "ao", "ou", "iu", "ie", "ue", "ve", "an", "en", "in", "un", "vn", "ang", "eng", "ing",
-        "ong", "ia", "ian", "iang", "iao", "iong", "ua", "uai", "uan", "uang", "uo",
+        "a", "o", "e", "i", "u", "v", "ai", "ei", "ui", "ao", "ou", "iu", "ie", "ue", "ve", "an", "en", "in", "un",
+        "vn", "ang", "eng", "ing", "ong", "ia", "ian", "iang", "iao", "iong", "ua", "uai", "uan", "uang", "uo",
     ];
     const ALONE: [&str; 12] = ["a", "o", "e", "ai", "ei", "ao", "ou", "an", "en", "ang", "eng", "er"];
     let initial = INITIALS.iter().find(|initial| text.starts_with(**initial));
