@@ -1,7 +1,9 @@
 //! Which level each comparison of two records reaches.
 
+use std::collections::HashMap;
+
 use super::error::LinkageError;
-use super::records::{Column, MISSING, Records};
+use super::records::{Column, MISSING, Quick, Records};
 use super::similarity::{damerau_levenshtein, distance_least, jaro_winkler, similarity_most};
 use super::spec::{Comparison, Level};
 
@@ -26,6 +28,8 @@ pub(crate) struct Compiled<'a> {
     /// The greatest distance and the least similarity that a level asks for.
     distance_most: u32,
     similarity_least: f64,
+    /// By code, the words of each value; empty when no level asks for words.
+    words: Vec<Vec<u32>>,
     /// By code, what an exact agreement weighs more or less than one on average, in bits; empty when it does not matter.
     pub(crate) term_bits: Vec<f64>,
     /// How often two values of this column are equal by chance.
@@ -150,6 +154,7 @@ impl<'a> Compiled<'a> {
             exact: None,
             distance_most: 0,
             similarity_least: 1.0,
+            words: Vec::new(),
             term_bits: Vec::new(),
             equal_by_chance: 0.0,
         };
@@ -171,7 +176,7 @@ impl<'a> Compiled<'a> {
                 }
                 Level::SwappedWith { column: other } => {
                     let other = &records.columns[records.column_at(other)?];
-                    let codes: std::collections::HashMap<&str, u32> =
+                    let codes: HashMap<&str, u32> =
                         (0..).zip(&other.values).map(|(code, value)| (value.as_str(), code)).collect();
                     let as_other: Vec<u32> = column
                         .values
@@ -190,6 +195,7 @@ impl<'a> Compiled<'a> {
                 }
                 Level::DamerauLevenshtein { at_most } => compiled.distance_most = compiled.distance_most.max(*at_most),
                 Level::JaroWinkler { at_least } => compiled.similarity_least = compiled.similarity_least.min(*at_least),
+                Level::CommonWords { .. } => compiled.words = words_of(&column.values),
                 _ => {}
             }
         }
@@ -284,7 +290,9 @@ impl<'a> Compiled<'a> {
                     let (short, long) = if one.len() <= two.len() { (one, two) } else { (two, one) };
                     short.len() >= (*characters as usize).max(1) && long.windows(short.len()).any(|part| part == short)
                 }
-                Level::CommonWords { at_least } => common_words(one, two) >= *at_least,
+                Level::CommonWords { at_least } => {
+                    common_words(&self.words[a as usize], &self.words[b as usize]) >= *at_least
+                }
             };
             if holds {
                 return number;
@@ -308,14 +316,34 @@ impl<'a> Compiled<'a> {
     }
 }
 
-/// The share of the words of the text with fewer words that the other one has too.
+/// The words of each value as numbers, sorted, each once.
+fn words_of(values: &[String]) -> Vec<Vec<u32>> {
+    let mut numbers: HashMap<&str, u32, Quick> = HashMap::default();
+    let words = values.iter().map(|value| {
+        let mut words: Vec<u32> = value
+            .split(' ')
+            .map(|word| {
+                let next = u32::try_from(numbers.len()).unwrap_or(MISSING);
+                *numbers.entry(word).or_insert(next)
+            })
+            .collect();
+        words.sort_unstable();
+        words.dedup();
+        words
+    });
+    words.collect()
+}
+
+/// The share of the words of the value with fewer words that the other one has too.
 fn common_words(one: &[u32], two: &[u32]) -> f64 {
-    let words = |text: &'_ [u32]| text.split(|char| *char == u32::from(' ')).filter(|word| !word.is_empty()).count();
-    let (few, many) = if words(one) <= words(two) { (one, two) } else { (two, one) };
-    let (mut common, mut all) = (0.0, 0.0);
-    for word in few.split(|char| *char == u32::from(' ')).filter(|word| !word.is_empty()) {
+    let (few, many) = if one.len() <= two.len() { (one, two) } else { (two, one) };
+    let (mut common, mut all, mut at) = (0.0, 0.0, 0);
+    for word in few {
         all += 1.0;
-        common += f64::from(u8::from(many.split(|char| *char == u32::from(' ')).any(|other| other == word)));
+        while many.get(at).is_some_and(|other| other < word) {
+            at += 1;
+        }
+        common += f64::from(u8::from(many.get(at) == Some(word)));
     }
     if all > 0.0 { common / all } else { 0.0 }
 }

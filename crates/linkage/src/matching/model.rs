@@ -15,7 +15,8 @@ use super::threads;
 
 /// What was learnt: how often each level is reached by two records of one person (m) and of two people (u), and how many pairs are matches.
 ///
-/// It is serialisable, and scores other records of the same columns too. How rare a value is comes from the records that are scored.
+/// It is stored as TOML, which keeps numbers to the bit, and scores other records of the same columns too. How rare a value is comes from the records that
+/// are scored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LinkageModel {
@@ -183,6 +184,22 @@ impl LinkageModel {
             review_probability: spec.review_probability,
         };
         Ok((model, report))
+    }
+
+    /// The model as text.
+    ///
+    /// # Errors
+    /// [`LinkageError::Syntax`] for numbers that TOML cannot hold.
+    pub fn to_toml(&self) -> Result<String, LinkageError> {
+        toml::to_string(self).map_err(|error| LinkageError::Syntax(error.to_string()))
+    }
+
+    /// Reads what [`LinkageModel::to_toml`] wrote.
+    ///
+    /// # Errors
+    /// [`LinkageError::Syntax`] with line and column.
+    pub fn from_toml(text: &str) -> Result<Self, LinkageError> {
+        toml::from_str(text).map_err(|error| LinkageError::Syntax(error.to_string()))
     }
 
     /// Gives every pair of the blocking rules with a probability of at least `review_probability` to `take`, in batches, always in the same order. Holds a

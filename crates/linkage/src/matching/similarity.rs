@@ -82,7 +82,7 @@ pub fn damerau_levenshtein(one: &[u32], other: &[u32], at_most: u32) -> Option<u
 
 /// A bit for each character, several characters to a bit: what one text has and another lacks is quickly counted.
 pub(crate) fn characters(text: &[u32]) -> u64 {
-    text.iter().fold(0, |bits, char| bits | 1 << (char & 63))
+    text.iter().take(CHARACTERS_MAX).fold(0, |bits, char| bits | 1 << (char & 63))
 }
 
 /// No Damerau–Levenshtein distance is below this: every character that the other text lacks takes a change of its own.
@@ -92,10 +92,8 @@ pub(crate) fn distance_least((one, other): (u64, u64)) -> u32 {
 
 /// No Jaro–Winkler similarity is above this: characters that the other text lacks do not match.
 pub(crate) fn similarity_most(one: &[u32], other: &[u32], (bits_one, bits_other): (u64, u64)) -> f64 {
-    let matching = |text: &[u32], lacking: u64| {
-        f64::from(u32::try_from(text.len()).unwrap_or(u32::MAX)) - f64::from(lacking.count_ones())
-    };
-    let length = |text: &[u32]| f64::from(u32::try_from(text.len().max(1)).unwrap_or(u32::MAX));
+    let length = |text: &[u32]| f64::from(u8::try_from(text.len().clamp(1, CHARACTERS_MAX)).unwrap_or(1));
+    let matching = |text: &[u32], lacking: u64| length(text) - f64::from(lacking.count_ones());
     let matches = matching(one, bits_one & !bits_other).min(matching(other, bits_other & !bits_one));
     let jaro = (matches / length(one) + matches / length(other) + 1.0) / 3.0;
     let prefix = one.iter().zip(other).take(4).take_while(|(a, b)| a == b).count();

@@ -94,7 +94,7 @@ fn the_result_does_not_depend_on_threads() {
         let (again, report_again) = LinkageModel::fit(&records, &spec(), Threads::count(threads)).unwrap();
         assert_eq!(again, model, "{threads} threads");
         assert_eq!(report_again, report, "{threads} threads");
-        assert_eq!(edges_of(&again, &records, threads), edges, "{threads} threads");
+        assert!(edges_of(&again, &records, threads) == edges, "{threads} threads");
     }
 }
 
@@ -103,9 +103,9 @@ fn a_stored_model_scores_the_same() {
     let (columns, _) = people(300, 9);
     let records = Records::one_set(&spec(), &named(&columns)).unwrap();
     let (model, _) = LinkageModel::fit(&records, &spec(), Threads::count(2)).unwrap();
-    let text = serde_json::to_string(&model).unwrap();
-    let again: LinkageModel = serde_json::from_str(&text).unwrap();
-    assert_eq!(edges_of(&again, &records, 1), edges_of(&model, &records, 1));
+    let again = LinkageModel::from_toml(&model.to_toml().unwrap()).unwrap();
+    assert_eq!(again, model);
+    assert!(edges_of(&again, &records, 1) == edges_of(&model, &records, 1));
 
     let mut broken = again;
     broken.comparisons[1].levels.pop();
