@@ -10,11 +10,12 @@ import time
 import warnings
 
 warnings.filterwarnings("ignore")
-logging.getLogger("splink").setLevel(logging.ERROR)
 
 import duckdb
 import splink.comparison_library as cl
 from splink import DuckDBAPI, Linker, SettingsCreator, block_on
+
+logging.getLogger("splink").setLevel(logging.ERROR)
 
 THRESHOLDS = (0.5, 0.9, 0.95, 0.99)
 
@@ -163,8 +164,8 @@ def main():
             predictions, threshold_match_probability=threshold
         )
         seconds = time.perf_counter() - from_here
-        found = clusters.as_duckdbpyrelation()
-        connection.sql(f"create or replace temp table found as select {key} id, cluster_id from found")
+        assigned = clusters.as_duckdbpyrelation()  # DuckDB finds it by its name here.
+        connection.sql(f"create or replace temp table found as select {key} id, cluster_id from assigned")
         results.append({"label": f"p ≥ {threshold}", "cluster_s": seconds} | edges(right, said, known) | quality(one, known))
     report = {
         "records": one("select count(*) from truth")[0],
