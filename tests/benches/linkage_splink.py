@@ -17,6 +17,7 @@ from splink import DuckDBAPI, Linker, SettingsCreator, block_on
 
 logging.getLogger("splink").setLevel(logging.ERROR)
 
+# So many that its best one is among them.
 THRESHOLDS = (0.5, 0.9, 0.95, 0.99)
 
 

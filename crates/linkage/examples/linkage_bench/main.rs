@@ -179,7 +179,7 @@ fn read(path: &Path) -> Vec<(String, StringArray)> {
     let schema = Schema::new(names.iter().map(|name| Field::new(name, DataType::Utf8, true)).collect::<Vec<_>>());
     let reader = ReaderBuilder::new(Arc::new(schema))
         .with_format(format)
-        .with_batch_size(1 << 20)
+        .with_batch_size(1 << 16)
         .build(File::open(path).unwrap());
     let batches: Vec<_> = reader.unwrap().map(Result::unwrap).collect();
     names

@@ -8,7 +8,7 @@ use super::records::Records;
 use super::spec::{BlockingRule, ColumnKind, Comparison, Level, LinkageSpec};
 
 /// Pairs per record that a rule of a single broad key may give; above, the rule is left out and others have to find its pairs.
-const BROAD_PAIRS_PER_RECORD: u64 = 30;
+const BROAD_PAIRS_PER_RECORD: u64 = 10;
 
 /// The comparisons of a specification: one for each column.
 pub fn comparisons(spec: &LinkageSpec) -> Vec<Comparison> {

@@ -24,12 +24,10 @@ fn jaro(one: &[u32], other: &[u32]) -> f64 {
     for (at, char) in one.iter().enumerate() {
         let from = at.saturating_sub(window);
         let to = (at + window + 1).min(other.len());
-        for candidate in from..to {
-            if other[candidate] == *char && taken_other & (1 << candidate) == 0 {
-                taken_one |= 1 << at;
-                taken_other |= 1 << candidate;
-                break;
-            }
+        let free = |(place, candidate): &(usize, &u32)| *candidate == char && taken_other & (1 << place) == 0;
+        if let Some((place, _)) = other.iter().enumerate().take(to).skip(from).find(free) {
+            taken_one |= 1 << at;
+            taken_other |= 1 << place;
         }
     }
     let matches = taken_one.count_ones();
