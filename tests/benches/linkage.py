@@ -72,8 +72,7 @@ def compare(name, arguments, folder):
         ours += ["--column", f"{column}={kind}"]
     if truth == "rec_id":
         ours += ["--truth-parts", "2"]
-    model = "febrl3" if name == "synthetic" else name
-    theirs = [str(arguments.splink), str(pathlib.Path(__file__).with_name("linkage_splink.py")), model, str(arguments.threads)]
+    theirs = [str(arguments.splink), str(pathlib.Path(__file__).with_name("linkage_splink.py")), name, str(arguments.threads)]
     theirs += [str(file) for file in files]
 
     # In turn, so that both meet the machine as it is.

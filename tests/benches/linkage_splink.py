@@ -78,6 +78,12 @@ def link_febrl():
     }
 
 
+def dedupe_large():
+    """The comparisons for a FEBRL set with the blocking of a link of two: a name or a postcode alone joins too many of a million records."""
+    keys = link_febrl()["blocking"][:-1]
+    return dedupe_febrl() | {"blocking": keys}
+
+
 def historical():
     first = lambda column, count: f"substr({column},1,{count})"
     exact = lambda column: cl.ExactMatch(column).configure(term_frequency_adjustments=True)
@@ -115,7 +121,7 @@ def historical():
     }
 
 
-MODELS = {"febrl2": dedupe_febrl, "febrl3": dedupe_febrl, "febrl4": link_febrl, "hist50k": historical}
+MODELS = {"febrl2": dedupe_febrl, "febrl3": dedupe_febrl, "febrl4": link_febrl, "hist50k": historical, "synthetic": dedupe_large}
 
 
 def main():

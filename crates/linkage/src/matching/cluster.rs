@@ -218,31 +218,51 @@ fn by_agreement(scorer: &Scorer<'_>, rows: u32, edges: &[Edge], link_weight: f64
         members[*label as usize].push(row);
     }
     let components: Vec<Vec<u32>> = members.into_iter().filter(|members| members.len() > 2).collect();
+    let pieces = pieces_of(&components);
     let mut memories: Vec<_> = (0..threads::available()).map(|_| scorer.memory()).collect();
     threads::in_order(
         &mut memories,
-        components.len(),
+        pieces.len(),
         |memory, at| {
-            let rows = &components[at];
-            let mut weights = Weights::new(rows.len());
-            for (i, &one) in rows.iter().enumerate() {
-                for (j, &two) in rows.iter().enumerate().skip(i + 1) {
-                    let weight = scorer.edge(memory, one, two).weight - link_weight;
-                    weights.set(i, j, weight.clamp(-PAIR_BITS_MAX, PAIR_BITS_MAX));
+            let mut found = Vec::new();
+            for rows in &components[pieces[at].clone()] {
+                let mut weights = Weights::new(rows.len());
+                for (i, &one) in rows.iter().enumerate() {
+                    for (j, &two) in rows.iter().enumerate().skip(i + 1) {
+                        let weight = scorer.edge(memory, one, two).weight - link_weight;
+                        weights.set(i, j, weight.clamp(-PAIR_BITS_MAX, PAIR_BITS_MAX));
+                    }
                 }
+                found.push(weights.parts());
             }
-            weights.parts()
+            found
         },
-        |at, parts| {
-            for part in parts {
-                let least = part.iter().map(|member| components[at][*member]).min().unwrap_or(0);
-                for member in part {
-                    labels[components[at][member] as usize] = least;
+        |at, found| {
+            for (rows, parts) in components[pieces[at].clone()].iter().zip(found) {
+                for part in parts {
+                    let least = part.iter().map(|member| rows[*member]).min().unwrap_or(0);
+                    for member in part {
+                        labels[rows[member] as usize] = least;
+                    }
                 }
             }
         },
     );
     labels
+}
+
+/// Components in runs of about as many pairs, so that small ones are not handed to threads one by one.
+fn pieces_of(components: &[Vec<u32>]) -> Vec<std::ops::Range<usize>> {
+    const PAIRS: usize = 100_000;
+    let (mut pieces, mut from, mut pairs) = (Vec::new(), 0, 0);
+    for (at, component) in components.iter().enumerate() {
+        pairs += component.len() * component.len();
+        if pairs >= PAIRS || at + 1 == components.len() {
+            pieces.push(from..at + 1);
+            (from, pairs) = (at + 1, 0);
+        }
+    }
+    pieces
 }
 
 /// The weights of all pairs of a component.

@@ -1,14 +1,14 @@
 //! What follows from the kinds of columns alone: how they are compared, which pairs are looked at, and which rules hardly err.
 //!
-//! The recipe is the same for all data; only a rule that would give far more pairs than others is left out ([`blocking`]).
+//! The recipe is the same for all data; only how many broad rules there are depends on how many pairs they give ([`blocking`]).
 
 use super::blocking::count_pairs;
 use super::error::LinkageError;
 use super::records::Records;
 use super::spec::{BlockingRule, ColumnKind, Comparison, Level, LinkageSpec};
 
-/// Pairs per record that a rule of a single broad key may give; above, the rule is left out and others have to find its pairs.
-const BROAD_PAIRS_PER_RECORD: u64 = 10;
+/// Pairs per record that all broad rules together may give; the rules that give fewest come first, and the pairs of those left out are for others to find.
+const BROAD_PAIRS_PER_RECORD: u64 = 30;
 
 /// The comparisons of a specification: one for each column.
 pub fn comparisons(spec: &LinkageSpec) -> Vec<Comparison> {
@@ -70,8 +70,8 @@ fn levels(kind: ColumnKind, swapped_with: Option<&str>) -> Vec<Level> {
     }
 }
 
-/// The blocking rules of a specification. Narrow rules are always there; a rule of one broad key (a birth date, a postcode, a surname alone) is there when
-/// it gives not more than [`BROAD_PAIRS_PER_RECORD`] pairs a record.
+/// The blocking rules of a specification. Narrow rules are always there. Broad ones (a birth date, a postcode, a surname alone) are added, those with
+/// fewest pairs first, up to [`BROAD_PAIRS_PER_RECORD`]: that depends on how often values occur, not on what is true.
 ///
 /// # Errors
 /// [`LinkageError::Column`] when the records lack a column.
@@ -141,11 +141,18 @@ pub fn blocking(spec: &LinkageSpec, records: &Records) -> Result<Vec<BlockingRul
     for keys in narrow {
         rules.push(rule(&keys)?);
     }
-    let most = BROAD_PAIRS_PER_RECORD * u64::from(records.rows());
+    let mut counted = Vec::new();
     for keys in broad {
         let rule = rule(&keys)?;
         let (pairs, skipped) = count_pairs(records, &rule, spec.block_pairs_max)?;
-        if pairs + skipped <= most {
+        counted.push((pairs + skipped, rule));
+    }
+    // Rules with as many pairs keep their order.
+    counted.sort_by_key(|(pairs, _)| *pairs);
+    let mut left = BROAD_PAIRS_PER_RECORD * u64::from(records.rows());
+    for (pairs, rule) in counted {
+        if pairs <= left {
+            left -= pairs;
             rules.push(rule);
         }
     }
