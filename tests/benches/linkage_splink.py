@@ -79,9 +79,9 @@ def link_febrl():
 
 
 def dedupe_large():
-    """The comparisons for a FEBRL set with the blocking of a link of two: a name or a postcode alone joins too many of a million records."""
-    keys = link_febrl()["blocking"][:-1]
-    return dedupe_febrl() | {"blocking": keys}
+    """The comparisons for a FEBRL set with narrower blocking and training: a name or a postcode alone joins too many of a million records."""
+    narrow = {"blocking": link_febrl()["blocking"][:-1], "training": [block_on("date_of_birth"), block_on("soc_sec_id")]}
+    return dedupe_febrl() | narrow
 
 
 def historical():
