@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
+use super::common::Common;
 use super::error::LinkageError;
 use super::records::{Column, MISSING, Quick, Records};
 use super::spec::{BlockingRule, KeyExpression};
 use super::threads;
+use crate::normal::name_pinyin;
 
 /// Pairs a piece of work has at most, where one row has not more of its own.
 const PIECE_PAIRS_MAX: u64 = 50_000;
@@ -24,6 +26,8 @@ pub(crate) struct Candidates {
     pub(crate) skipped: Vec<SkippedBlocks>,
     /// Pairs of each rule before pairs of several rules are counted once.
     pub(crate) rule_pairs: Vec<u64>,
+    /// The keys of skipped blocks, each with the number of its rule.
+    pub(crate) common_keys: Vec<(usize, String)>,
 }
 
 /// What a rule gave up because a value is shared by too many records.
@@ -147,8 +151,10 @@ impl Candidates {
         records: &Records,
         rules: &[BlockingRule],
         block_pairs_max: u64,
+        common: Option<&dyn Common>,
         workers: usize,
     ) -> Result<Self, LinkageError> {
+        let common = common.filter(|common| common.has_common_keys());
         let mut found = Self {
             rules: Vec::new(),
             keys: Vec::new(),
@@ -157,6 +163,7 @@ impl Candidates {
             left_rows: records.left_rows,
             skipped: Vec::new(),
             rule_pairs: Vec::new(),
+            common_keys: Vec::new(),
         };
         let mut made = Vec::new();
         threads::in_order(
@@ -166,7 +173,7 @@ impl Candidates {
             |_, blocks| made.push(blocks),
         );
         let mut in_batch = 0;
-        for ((at, rule), blocks) in (0..).zip(rules).zip(made) {
+        for ((at, rule), blocks) in (0_u32..).zip(rules).zip(made) {
             let (mut blocks, count) = blocks?;
             let mut skipped = SkippedBlocks {
                 rule: rule.to_string(),
@@ -181,14 +188,19 @@ impl Candidates {
                 if pairs == 0 {
                     continue;
                 }
-                if pairs > block_pairs_max {
+                let is_common = |common: &dyn Common| {
+                    common.is_common(at as usize, &key_text(records, rule, blocks.left.get(block)[0]))
+                };
+                if pairs > block_pairs_max || common.is_some_and(is_common) {
                     skipped.blocks += 1;
                     skipped.pairs += pairs;
                     let rows = blocks.left.get(block);
+                    let key = key_text(records, rule, rows[0]);
                     if pairs > skipped.largest_pairs {
                         skipped.largest_pairs = pairs;
-                        skipped.largest_key = key_text(records, rule, rows[0]);
+                        skipped.largest_key.clone_from(&key);
                     }
+                    found.common_keys.push((at as usize, key));
                     // Without a key the rows give no pairs here, so a later rule may give them.
                     let keys = [Some(&mut blocks.left_keys), blocks.right_keys.as_mut()];
                     for keys in keys.into_iter().flatten() {
@@ -324,8 +336,16 @@ fn expression_text(column: &Column, expression: &KeyExpression, code: u32) -> Op
     if !expression.pinyin && expression.from == 0 && expression.to.is_none() {
         return Some(column.values[code as usize].clone());
     }
-    let texts = if expression.pinyin && !column.readings.is_empty() { &column.readings } else { &column.texts };
-    let chars = texts.get(code);
+    let read;
+    let chars = if !expression.pinyin {
+        column.texts.get(code)
+    } else if column.readings.is_empty() {
+        // Without hanzi readings are not kept; names in Latin letters have one all the same.
+        read = name_pinyin(&column.values[code as usize]).chars().map(u32::from).collect::<Vec<u32>>();
+        &read
+    } else {
+        column.readings.get(code)
+    };
     let to = expression.to.unwrap_or(chars.len()).min(chars.len());
     let part = chars.get(expression.from..to).filter(|part| !part.is_empty())?;
     Some(part.iter().filter_map(|char| char::from_u32(*char)).collect())

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::common::Common;
 use super::error::LinkageError;
 use super::records::{Column, MISSING, Quick, Records};
 use super::similarity::{damerau_levenshtein, distance_least, jaro_winkler, similarity_most};
@@ -32,6 +33,8 @@ pub(crate) struct Compiled<'a> {
     words: Vec<Vec<u32>>,
     /// By code, what an exact agreement weighs more or less than one on average, in bits; empty when it does not matter.
     pub(crate) term_bits: Vec<f64>,
+    /// Whether it matters how rare a value is.
+    counts_terms: bool,
     /// How often two values of this column are equal by chance.
     pub(crate) equal_by_chance: f64,
 }
@@ -104,6 +107,15 @@ impl<'a> Comparator<'a> {
         Ok(Self { comparisons: compiled })
     }
 
+    /// Takes how rare values are from elsewhere in place of these records.
+    pub(crate) fn with_terms(mut self, common: &dyn Common) -> Self {
+        for compiled in self.comparisons.iter_mut().filter(|compiled| compiled.counts_terms) {
+            let column = compiled.column;
+            compiled.term_bits = column.values.iter().map(|value| common.term_bits(&column.name, value)).collect();
+        }
+        self
+    }
+
     pub(crate) fn memory(&self) -> Memory {
         Memory::new(self.comparisons.len())
     }
@@ -156,6 +168,7 @@ impl<'a> Compiled<'a> {
             similarity_least: 1.0,
             words: Vec::new(),
             term_bits: Vec::new(),
+            counts_terms: false,
             equal_by_chance: 0.0,
         };
         let filled = column.filled();
@@ -169,6 +182,7 @@ impl<'a> Compiled<'a> {
             match level {
                 Level::Exact { term_frequency } => {
                     compiled.exact = Some(number);
+                    compiled.counts_terms = *term_frequency;
                     if *term_frequency && compiled.equal_by_chance > 0.0 {
                         let bits = |count: &u32| (compiled.equal_by_chance * filled / f64::from(*count)).log2();
                         compiled.term_bits = column.counts.iter().map(bits).collect();
@@ -257,6 +271,8 @@ impl<'a> Compiled<'a> {
     }
 
     fn compare_values(&self, a: u32, b: u32) -> u8 {
+        // Codes depend on the order of records, and Jaro's similarity may depend on which value comes first.
+        let (a, b) = if self.column.texts.get(a) <= self.column.texts.get(b) { (a, b) } else { (b, a) };
         let (one, two) = (self.column.texts.get(a), self.column.texts.get(b));
         // Both are found once for all levels that ask for them; what cannot reach the last of these is far apart without a look at it.
         let bits = (self.column.texts.bits(a), self.column.texts.bits(b));

@@ -2,6 +2,7 @@
 
 mod blocking;
 pub mod cluster;
+mod common;
 mod compare;
 mod edges;
 mod error;
@@ -19,6 +20,7 @@ mod threads;
 
 pub use blocking::SkippedBlocks;
 pub use cluster::{Guard, SizePoint, cluster, size_curve, size_suggested};
+pub use common::{Common, Term};
 pub use edges::{Edge, edge_batch, probability, weight_of};
 pub use error::LinkageError;
 pub use model::{

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::blocking::{Candidates, SkippedBlocks, count_pairs};
+use super::common::Common;
 use super::compare::{Agreement, Comparator, Memory};
 use super::edges::{Edge, weight_of};
 use super::error::LinkageError;
@@ -124,6 +125,10 @@ impl Threads {
         Self(threads::available())
     }
 
+    pub(crate) fn workers(self) -> usize {
+        self.0
+    }
+
     /// So many, at least one.
     pub fn count(count: usize) -> Self {
         Self(count.max(1))
@@ -145,7 +150,7 @@ impl LinkageModel {
         let comparator = Comparator::new(records, &comparisons)?;
         let by_chance = chances(records, &comparator, spec, workers);
 
-        let candidates = Candidates::new(records, &blocking, spec.block_pairs_max, workers.0)?;
+        let candidates = Candidates::new(records, &blocking, spec.block_pairs_max, None, workers.0)?;
         let patterns = count_patterns(&comparator, &candidates, workers);
         let candidate_pairs: u64 = patterns.iter().map(|pattern| pattern.pairs).sum();
         if candidate_pairs == 0 {
@@ -211,10 +216,37 @@ impl LinkageModel {
         &self,
         records: &Records,
         workers: Threads,
+        take: impl FnMut(&[Edge]),
+    ) -> Result<ScoreReport, LinkageError> {
+        let candidates = Candidates::new(records, &self.blocking, self.block_pairs_max, None, workers.0)?;
+        self.score_candidates(&self.scorer(records)?, &candidates, workers, take)
+    }
+
+    /// As [`LinkageModel::score`], but how common values and keys are is what it was when the model was learnt: the weight of a pair, and whether it is looked at, depends on its two
+    /// records alone. So records that come later can be compared with those that are there, and the pairs are those of all records at once.
+    ///
+    /// # Errors
+    /// As [`LinkageModel::score`].
+    pub fn score_as_learnt(
+        &self,
+        records: &Records,
+        common: &dyn Common,
+        workers: Threads,
+        take: impl FnMut(&[Edge]),
+    ) -> Result<ScoreReport, LinkageError> {
+        let mut scorer = self.scorer(records)?;
+        scorer.comparator = scorer.comparator.with_terms(common);
+        let candidates = Candidates::new(records, &self.blocking, u64::MAX, Some(common), workers.0)?;
+        self.score_candidates(&scorer, &candidates, workers, take)
+    }
+
+    fn score_candidates(
+        &self,
+        scorer: &Scorer<'_>,
+        candidates: &Candidates,
+        workers: Threads,
         mut take: impl FnMut(&[Edge]),
     ) -> Result<ScoreReport, LinkageError> {
-        let scorer = self.scorer(records)?;
-        let candidates = Candidates::new(records, &self.blocking, self.block_pairs_max, workers.0)?;
         let least = weight_of(self.review_probability);
         let mut memories: Vec<Memory> = (0..workers.0).map(|_| scorer.comparator.memory()).collect();
         let mut report = ScoreReport { pairs: 0, edges: 0, skipped: candidates.skipped.clone() };

@@ -79,6 +79,39 @@ pub fn blocking(spec: &LinkageSpec, records: &Records) -> Result<Vec<BlockingRul
     if let Some(rules) = &spec.blocking {
         return Ok(rules.clone());
     }
+    let (narrow, broad) = keys(spec);
+    let mut rules = Vec::new();
+    for keys in narrow {
+        rules.push(rule(&keys)?);
+    }
+    let mut counted = Vec::new();
+    for keys in broad {
+        let rule = rule(&keys)?;
+        let (pairs, skipped) = count_pairs(records, &rule, spec.block_pairs_max)?;
+        counted.push((pairs + skipped, rule));
+    }
+    // Rules with as many pairs keep their order.
+    counted.sort_by_key(|(pairs, _)| *pairs);
+    let mut left = BROAD_PAIRS_PER_RECORD * u64::from(records.rows());
+    for (pairs, rule) in counted {
+        if pairs <= left {
+            left -= pairs;
+            rules.push(rule);
+        }
+    }
+    Ok(rules)
+}
+
+/// The narrow rules alone: they do not depend on the records, so they hold for those that are still to come.
+///
+/// # Errors
+/// None in practice: the keys follow from the columns.
+pub fn narrow_blocking(spec: &LinkageSpec) -> Result<Vec<BlockingRule>, LinkageError> {
+    keys(spec).0.iter().map(|keys| rule(keys)).collect()
+}
+
+/// The keys of narrow rules and of broad ones.
+fn keys(spec: &LinkageSpec) -> (Vec<Vec<String>>, Vec<Vec<String>>) {
     let one = |kind| first_of(spec, kind);
     let mut narrow: Vec<Vec<String>> = Vec::new();
     let mut broad: Vec<Vec<String>> = Vec::new();
@@ -111,6 +144,12 @@ pub fn blocking(spec: &LinkageSpec, records: &Records) -> Result<Vec<BlockingRul
             broad.push(vec![(*name).to_owned(), format!("{postcode}[..3]")]);
         }
     }
+    // A name with a slip of the finger further on.
+    for name in all_of(spec, ColumnKind::FullName) {
+        if let Some(birth) = birth {
+            narrow.push(vec![format!("{name}[..1]"), birth.to_owned()]);
+        }
+    }
     if let Some(birth) = birth {
         for place in all_of(spec, ColumnKind::Place) {
             narrow.push(vec![birth.to_owned(), place.to_owned()]);
@@ -137,26 +176,7 @@ pub fn blocking(spec: &LinkageSpec, records: &Records) -> Result<Vec<BlockingRul
         // Nothing but places and categories: all of them together.
         narrow.push(spec.columns.keys().cloned().collect());
     }
-    let mut rules = Vec::new();
-    for keys in narrow {
-        rules.push(rule(&keys)?);
-    }
-    let mut counted = Vec::new();
-    for keys in broad {
-        let rule = rule(&keys)?;
-        let (pairs, skipped) = count_pairs(records, &rule, spec.block_pairs_max)?;
-        counted.push((pairs + skipped, rule));
-    }
-    // Rules with as many pairs keep their order.
-    counted.sort_by_key(|(pairs, _)| *pairs);
-    let mut left = BROAD_PAIRS_PER_RECORD * u64::from(records.rows());
-    for (pairs, rule) in counted {
-        if pairs <= left {
-            left -= pairs;
-            rules.push(rule);
-        }
-    }
-    Ok(rules)
+    (narrow, broad)
 }
 
 /// Rules that hardly ever join two people: an id number; name and birth date; birth date and postcode.

@@ -165,7 +165,7 @@ fn blocking_gives_each_pair_of_brute_force_once() {
     let (other, _) = people(100, 4);
     let two_sets = Records::two_sets(&spec(), &named(&columns), &named(&other)).unwrap();
     for records in [one_set, two_sets] {
-        let candidates = Candidates::new(&records, &rules, u64::MAX, 2).unwrap();
+        let candidates = Candidates::new(&records, &rules, u64::MAX, None, 2).unwrap();
         let mut found: BTreeMap<(u32, u32), u32> = BTreeMap::new();
         for batch in 0..candidates.batches() {
             candidates.each_pair(batch, |one, two| *found.entry((one, two)).or_insert(0) += 1);
@@ -184,7 +184,7 @@ fn a_skipped_block_is_told_and_later_rules_still_give_its_pairs() {
     let spec = LinkageSpec::new([("name", ColumnKind::Forename), ("place", ColumnKind::Place)]);
     let records = Records::one_set(&spec, &[("name", &names), ("place", &places)]).unwrap();
     let rules = [BlockingRule::new(&["name"]).unwrap(), BlockingRule::new(&["name", "place"]).unwrap()];
-    let candidates = Candidates::new(&records, &rules, 2, 1).unwrap();
+    let candidates = Candidates::new(&records, &rules, 2, None, 1).unwrap();
     let mut pairs = BTreeSet::new();
     for batch in 0..candidates.batches() {
         candidates.each_pair(batch, |one, two| assert!(pairs.insert((one, two))));
