@@ -52,7 +52,7 @@ pub(crate) struct Note {
     edges: u64,
     /// The version of `identity.matches`.
     #[serde(default)]
-    matches: Option<u64>,
+    matches_version: Option<u64>,
     rules: String,
     #[serde(flatten)]
     pub(crate) taken: Taken,
@@ -145,7 +145,7 @@ impl Resolver {
         };
         if let (Some(table), Some(note)) = (&identifiers, &note)
             && note.edges == edges_version
-            && (note.matches, note.taken.model) == (matches, model)
+            && (note.matches_version, note.taken.model) == (matches, model)
             && note.is_by(&self.tokens)
             && note.taken.decision == newest_decision(lake).await?
         {
@@ -172,7 +172,8 @@ impl Resolver {
         };
         events.extend(known.advance(lake, settings).await?.events);
         let taken = known.taken.clone();
-        let note = Note { edges: edges_version, matches, rules: self.tokens.fingerprint().to_owned(), taken };
+        let note =
+            Note { edges: edges_version, matches_version: matches, rules: self.tokens.fingerprint().to_owned(), taken };
         write(lake, &mut known, &events, (&note, step_before), report).await?;
         self.resident = Some(Resident { note, known });
         Ok(())

@@ -244,6 +244,13 @@ pub(crate) async fn query(
     frame.collect().await.map_err(failed)
 }
 
+/// The type of the one column of a query, which is not run.
+pub(crate) async fn type_of(lake: &Lake, settings: &SessionSettings, table: &TableName, sql: &str) -> Result<DataType> {
+    let session = LakeReader::newest_of(lake, settings, std::slice::from_ref(table)).await?.session()?;
+    let plan = plan_read_only(&session, sql).await?;
+    Ok(plan.schema().field(0).data_type().clone())
+}
+
 fn failed(source: DataFusionError) -> IdentityError {
     IdentityError::Engine(EngineError::Execution { what: "resolving identity".to_owned(), source: Box::new(source) })
 }

@@ -224,7 +224,8 @@ impl<'a> Compiled<'a> {
     /// How often a level is reached by chance, where that follows from how often values occur.
     pub(crate) fn known_chance(&self, level: usize) -> Option<f64> {
         if self.exact.map(usize::from) == Some(level) {
-            return Some(self.equal_by_chance);
+            // Of a column without values nothing is known.
+            return Some(self.equal_by_chance).filter(|chance| *chance > 0.0);
         }
         self.swapped.as_ref().filter(|swapped| usize::from(swapped.level) == level).map(|swapped| swapped.by_chance)
     }
