@@ -25,6 +25,7 @@ mod ingest;
 mod kafka;
 mod kills;
 mod leases;
+mod linkage;
 mod maintain;
 mod postgres;
 mod proto;

@@ -94,6 +94,11 @@ impl Row {
         self.is_live
     }
 
+    /// Records carried both ends. A comparison that found records alike says nothing of when an identifier was used, nor that it is shared.
+    pub(crate) fn is_certain(&self) -> bool {
+        self.weight.is_infinite()
+    }
+
     pub(crate) fn other(&self, node: u32) -> u32 {
         if self.left == node { self.right } else { self.left }
     }

@@ -213,8 +213,9 @@ impl<'a> Resolver<'a> {
     pub(crate) fn order(&self, one: &Candidate, two: &Candidate) -> Ordering {
         let ends = |candidate: &Candidate| {
             let (left, right) = (&self.vertices[candidate.left as usize], &self.vertices[candidate.right as usize]);
-            let undated_last =
-                if candidate.first_seen == crate::evidence::UNDATED.0 { i64::MAX } else { candidate.first_seen };
+            // When records were found alike depends on the order in which they came.
+            let is_dated = candidate.first_seen != crate::evidence::UNDATED.0 && candidate.weight.is_infinite();
+            let undated_last = if is_dated { candidate.first_seen } else { i64::MAX };
             (
                 left.rank.min(right.rank),
                 left.rank.max(right.rank),
@@ -232,7 +233,7 @@ impl<'a> Resolver<'a> {
         for (row_number, row) in self.evidence.rows_of(node) {
             self.edges_seen += 1;
             let life = life_at(lives, row.first_seen, row.last_seen);
-            if let Some(life) = life {
+            if let Some(life) = life.filter(|_| row.is_certain()) {
                 widen(&mut self.seen[(first_vertex + u32::from(life)) as usize], row.first_seen, row.last_seen);
             }
             // Each edge once, from its smaller end.

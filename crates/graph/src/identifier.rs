@@ -151,7 +151,7 @@ impl Examiner {
 
     fn has_more_partners(&mut self, evidence: &Evidence, node: u32, most: usize) -> bool {
         self.partners.clear();
-        for (_, row) in evidence.rows_of(node).filter(|(_, row)| row.left != row.right) {
+        for (_, row) in evidence.rows_of(node).filter(|(_, row)| row.left != row.right && row.is_certain()) {
             self.partners.push(row.other(node));
             // Looks at no more than it takes: a bot has millions of edges. Several edges with one partner are rare.
             if self.partners.len() > 2 * most {
@@ -170,7 +170,7 @@ impl Examiner {
     /// The unique values seen with the node, each with one interval, by first moment.
     fn collect_unique(&mut self, evidence: &Evidence, rules: &Rules, node: u32) {
         self.unique.clear();
-        for (_, row) in evidence.rows_of(node) {
+        for (_, row) in evidence.rows_of(node).filter(|(_, row)| row.is_certain()) {
             let partner = row.other(node);
             let bit = rules.unique_bit(evidence.ranks[partner as usize]);
             if partner != node && bit != 0 && !evidence.blocked.contains(&partner) {
@@ -248,6 +248,9 @@ pub(crate) fn seen_at(evidence: &Evidence, states: &States, node: u32, edges: &m
     let mut seen = vec![None; lives.len().max(1)];
     for (_, row) in evidence.rows_of(node) {
         *edges += 1;
+        if !row.is_certain() {
+            continue;
+        }
         if let Some(life) = life_at(lives, row.first_seen, row.last_seen) {
             widen(&mut seen[usize::from(life)], row.first_seen, row.last_seen);
         }

@@ -46,7 +46,7 @@ impl Arrivals {
         }
     }
 
-    fn newest(self, source: &IdentitySource) -> i64 {
+    pub(crate) fn newest(self, source: &IdentitySource) -> i64 {
         match self {
             Self::Batches => source.newest_batch,
             Self::Replays => source.newest_replay,

@@ -55,6 +55,8 @@ impl IdentityKey {
 pub struct IdentifierTokens {
     rules: Arc<IdentityRules>,
     keys: Vec<(String, [u8; 32])>,
+    /// For the values that records are compared by.
+    value_key: [u8; 32],
     fingerprint: String,
 }
 
@@ -71,9 +73,12 @@ impl IdentifierTokens {
                 (name.clone(), *hasher.finalize().as_bytes())
             })
             .collect();
+        let mut hasher = blake3::Hasher::new_derive_key("holdfast matching value v1");
+        hasher.update(&key.0);
+        let value_key = *hasher.finalize().as_bytes();
         let check = blake3::keyed_hash(&key.0, b"fingerprint").to_hex();
         let fingerprint = format!("{}-{}", rules.fingerprint(), &check[..8]);
-        Self { rules: Arc::new(rules), keys, fingerprint }
+        Self { rules: Arc::new(rules), keys, value_key, fingerprint }
     }
 
     /// The rules.
@@ -93,6 +98,15 @@ impl IdentifierTokens {
     pub fn token(&self, identifier_type: &str, value: &str) -> Option<String> {
         let key = self.key(identifier_type)?;
         self.token_with(key, identifier_type, value)
+    }
+
+    /// The keyed hash of a value that records are compared by, or of a blocking key.
+    pub(crate) fn value_hash(&self, of: &str, value: &str) -> i64 {
+        let mut hasher = blake3::Hasher::new_keyed(&self.value_key);
+        hasher.update(of.as_bytes()).update(&[0]).update(value.as_bytes());
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+        i64::from_le_bytes(bytes)
     }
 
     fn key(&self, identifier_type: &str) -> Option<&[u8; 32]> {
@@ -368,7 +382,7 @@ mod tests {
                 .into_iter()
                 .map(|(name, country)| (name.to_owned(), rule(country)))
                 .collect();
-        IdentityRules { priority: types.keys().cloned().collect(), types, blocked: BTreeMap::new() }
+        IdentityRules { priority: types.keys().cloned().collect(), types, blocked: BTreeMap::new(), matching: None }
     }
 
     #[test]

@@ -16,8 +16,9 @@ use crate::customer::CustomerId;
 use crate::decisions::{Decision, DecisionKind, Identifier, in_force, record};
 use crate::error::IdentityError;
 use crate::identifier::{IdentifierTokens, Reading};
-use crate::known::{Known, Moved, parse_token};
+use crate::known::{GUARD_STEP, Known, Moved, parse_token};
 use crate::resolve::{HistoryRow, Note, standing_text};
+use crate::review::in_percent;
 use crate::tables::{self, query};
 
 /// A path between customers is looked for over so many edges.
@@ -29,7 +30,7 @@ const GUARD_CAPS: [u32; 5] = [5, 10, 20, 50, 100];
 /// Identity as it was resolved last, for those who ask about it. Changes nothing in the lake but by [`Inquiry::record`].
 #[derive(Debug)]
 pub struct Inquiry {
-    known: Known,
+    pub(crate) known: Known,
     note: Option<Note>,
 }
 
@@ -125,12 +126,14 @@ pub struct ExplainedStep {
     pub from: Identifier,
     /// To there.
     pub to: Identifier,
-    /// `evidence` or `decision`.
+    /// `evidence`, `match` (records that were found alike) or `decision`.
     pub support: &'static str,
     /// The source of the earliest record.
     pub source: Option<String>,
     /// How many records carried both.
     pub records: Option<u32>,
+    /// The logarithm to base 2 of the odds, where records were found alike.
+    pub weight: Option<f64>,
     /// The first of them.
     pub first_seen_at: Option<DateTime<Utc>>,
     /// The last of them.
@@ -184,6 +187,14 @@ pub struct Quality {
     pub largest: Vec<LargestCustomer>,
     /// Decisions in force.
     pub decisions: u64,
+    /// The model by which records are compared; 0: none.
+    pub model: i64,
+    /// Pairs of identifiers whose records are so alike that they are joined, unless a rule or decision forbids it.
+    pub alike: u64,
+    /// Pairs for a person to decide.
+    pub to_review: u64,
+    /// The guard that is in force.
+    pub guard_cap: Option<u32>,
     /// What a guard of some cap would leave. It cuts evidence that is not certain, so it is flat while there is none.
     pub guard_curve: Vec<GuardLine>,
 }
@@ -264,7 +275,7 @@ impl Inquiry {
         };
         let note = Note::read(Some(&identifiers)).await?;
         let taken = note.as_ref().map(|note| &note.taken);
-        let (known, _) = Known::load(lake, settings, tokens, taken).await?;
+        let (known, _) = Known::load(lake, settings, tokens, taken, taken.map_or(0, |taken| taken.model)).await?;
         Ok(Self { known, note })
     }
 
@@ -431,7 +442,7 @@ impl Inquiry {
         examples: usize,
     ) -> Result<Effects> {
         let taken = self.note.as_ref().map(|note| &note.taken);
-        let (known, moved) = Known::load(lake, settings, tokens, taken).await?;
+        let (known, moved) = Known::load(lake, settings, tokens, taken, taken.map_or(0, |taken| taken.model)).await?;
         Ok(effects(&known, &moved, examples))
     }
 
@@ -470,7 +481,7 @@ impl Inquiry {
                 as u64,
         };
         let largest = sizes.iter().take(5);
-        let curve = self.known.graph.guard_curve(&GUARD_CAPS, 1.0)?;
+        let curve = self.known.graph.guard_curve(&GUARD_CAPS, GUARD_STEP)?;
         Ok(Quality {
             customers: of_customer.len() as u64,
             retired: self.known.assignment.retired().count() as u64,
@@ -485,6 +496,10 @@ impl Inquiry {
             ],
             largest: largest.map(|&(identifiers, customer_id)| LargestCustomer { customer_id, identifiers }).collect(),
             decisions: in_force(&self.known.decisions).count() as u64,
+            model: self.known.taken.model,
+            alike: self.known.alike.values().filter(|alike| self.is_joining(alike)).count() as u64,
+            to_review: self.to_review().len() as u64,
+            guard_cap: self.known.graph.rules().guard().map(|guard| guard.cap),
             guard_curve: curve
                 .into_iter()
                 .map(|point| GuardLine {
@@ -652,12 +667,32 @@ impl Inquiry {
             support,
             source: None,
             records: None,
+            weight: None,
             first_seen_at: None,
             last_seen_at: None,
             words,
             refused_because,
         };
         match step.support {
+            Support::Edge(edge) if edge.weight.is_some() => {
+                let weight = edge.weight.map_or(0.0, f64::from);
+                let pair = (edge.left.min(edge.right), edge.left.max(edge.right));
+                let how = self.known.alike.get(&pair).map(|alike| self.known.words_of(alike)).unwrap_or_default();
+                let (chance, source) = (in_percent(weight), self.known.source(edge.source));
+                let model = self.known.taken.model;
+                ExplainedStep {
+                    source: Some(source.to_owned()),
+                    weight: Some(weight),
+                    first_seen_at: DateTime::from_timestamp_micros(edge.first_seen),
+                    ..plain(
+                        "match",
+                        format!(
+                            "{from} and {to} speak for records that are alike, {chance} to be one person's \
+                             (weight {weight:.1}, model {model}, in {source}): {how}"
+                        ),
+                    )
+                }
+            }
             Support::Edge(edge) => {
                 let is_dated = (edge.first_seen, edge.last_seen) != UNDATED;
                 let at = |moment| DateTime::from_timestamp_micros(moment).filter(|_| is_dated);
@@ -737,8 +772,13 @@ impl Inquiry {
                 let by = known.map_or_else(String::new, |known| format!(": {}", told(known)));
                 format!("{one} and {two} are never one customer{by}")
             }
-            Refusal::BelowBar { weight, bar } | Refusal::Guard { weight, bar } => {
-                format!("its weight of {weight:.1} is below {bar:.1}")
+            Refusal::BelowBar { weight, bar } => {
+                format!("its weight of {weight:.1} is below {bar:.1}, from which on records are joined")
+            }
+            Refusal::Guard { weight, bar } => {
+                format!(
+                    "its weight of {weight:.1} is below {bar:.1}: so much is asked for where so many identifiers would come together"
+                )
             }
             Refusal::SpansLives(node) | Refusal::OtherLife(node) => format!("{} changed hands", name(node)),
         }

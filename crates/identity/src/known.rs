@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
+use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
 use holdfast_engine::SessionSettings;
 use holdfast_graph::{
-    Assignment, Cause, Change, Edge, Event, Founder, IdentityGraph, Link, Member, Retired, Touched, UNDATED,
+    Assignment, Cause, Change, Edge, Event, Founder, Guard, IdentityGraph, Link, Member, Retired, Touched, UNDATED,
 };
 use holdfast_lake::Lake;
 use serde::{Deserialize, Serialize};
@@ -16,11 +16,17 @@ use crate::customer::CustomerId;
 use crate::decisions::{Decision, DecisionKind, Identifier, decisions, in_force};
 use crate::error::IdentityError;
 use crate::identifier::IdentifierTokens;
+use crate::matching::{Matching, guard_of};
 use crate::tables::{self, query};
 
 /// Evidence whose records say when they happened goes before evidence whose records do not. Kept apart, because one without a date would make the other undated as well.
 const DATED: u8 = 0;
 const WITHOUT_DATE: u8 = 1;
+/// Records that were found alike go last, the most alike first.
+const ALIKE: u8 = 2;
+
+/// In parts that are too large, the bar is raised by this many bits at a time.
+pub(crate) const GUARD_STEP: f32 = 1.0;
 
 /// How much of the evidence and the decisions has been taken in.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +35,23 @@ pub(crate) struct Taken {
     pub(crate) sources: BTreeMap<String, (i64, i64)>,
     /// The newest decision.
     pub(crate) decision: i64,
+    /// The model by which records were compared; 0: they were not.
+    #[serde(default)]
+    pub(crate) model: i64,
+    /// For each source the newest batch and the newest replay whose records were found alike with others.
+    #[serde(default)]
+    pub(crate) matches: BTreeMap<String, (i64, i64)>,
+}
+
+/// Two identifiers whose records were found alike.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Alike {
+    /// The logarithm to base 2 of the odds that they are one person's.
+    pub(crate) weight: f64,
+    /// For a person to decide, whatever the weight.
+    pub(crate) names_differ: bool,
+    /// In words: a number of [`Known::words_of`].
+    words: u32,
 }
 
 /// What is known.
@@ -45,6 +68,10 @@ pub(crate) struct Known {
     ids: HashSet<CustomerId>,
     /// The names of sources, by the number that edges have.
     sources: Vec<String>,
+    /// Identifiers whose records were found alike, the smaller node first.
+    pub(crate) alike: BTreeMap<(u32, u32), Alike>,
+    /// How records compare, each way once, with its number.
+    words: (Vec<String>, HashMap<String, u32>),
     /// Types that the rules no longer know, of identifiers that are kept.
     resting: HashMap<u32, String>,
 }
@@ -69,30 +96,43 @@ pub(crate) struct Reason<'a> {
 #[derive(Debug, Clone, Copy)]
 enum Part<'a> {
     All,
-    Until(&'a Taken),
-    After(&'a Taken),
+    Until(&'a Newest),
+    After(&'a Newest),
 }
+
+/// For each source the newest batch and the newest replay.
+type Newest = BTreeMap<String, (i64, i64)>;
 
 impl Known {
     /// Identity as it was resolved last: the evidence and the decisions up to `taken`, under today's rules, and the customers of the tables. Without `taken`, all evidence and decisions.
+    /// Records were compared by `model`; of another one than last time all that it found counts.
     /// Where other rules, or no resolution before, make other clusters, the customers are brought in line; what that changed is the second part of the answer.
     pub(crate) async fn load(
         lake: &Lake,
         settings: &SessionSettings,
         tokens: &IdentifierTokens,
         taken: Option<&Taken>,
+        model: i64,
     ) -> Result<(Self, Moved)> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let graph = IdentityGraph::new(tokens.rules().graph_rules()?).with_threads(threads);
+        let matching = tokens.rules().matching.as_ref();
+        let model = if matching.is_some() { model } else { 0 };
+        let cap = guard_of(lake, settings, model).await?;
+        let rules = tokens.rules().graph_rules()?;
+        let rules = rules.with_weight_min(matching.map_or(0.0, Matching::link_weight))?;
+        let rules = rules.with_guard(cap.map(|cap| Guard { cap, step: GUARD_STEP }))?;
+        let graph = IdentityGraph::new(rules).with_threads(threads);
         let mut known = Self {
             tokens: tokens.clone(),
             graph,
             assignment: Assignment::default(),
             retired_at: HashMap::new(),
             decisions: Vec::new(),
-            taken: Taken::default(),
+            taken: Taken { model, ..Taken::default() },
             ids: HashSet::new(),
             sources: Vec::new(),
+            alike: BTreeMap::new(),
+            words: Default::default(),
             resting: HashMap::new(),
         };
         known.block_by_rule()?;
@@ -100,8 +140,11 @@ impl Known {
         decided.retain(|decision| taken.is_none_or(|taken| decision.decision_id <= taken.decision));
         let changes = known.take_decisions(decided)?;
         known.graph.apply(&changes)?;
-        let part = taken.map_or(Part::All, Part::Until);
-        let edges = known.read_edges(lake, settings, part).await?;
+        let part = taken.map_or(Part::All, |taken| Part::Until(&taken.sources));
+        let mut edges = known.read_edges(lake, settings, part).await?;
+        let is_last = |taken: &&Taken| taken.model == model;
+        let part = taken.filter(is_last).map_or(Part::All, |taken| Part::Until(&taken.matches));
+        edges.extend(known.read_matches(lake, settings, part).await?);
         known.graph.build(edges)?;
         let labels = known.restore(lake, settings).await?;
         let touched = known.graph.since(labels);
@@ -117,8 +160,9 @@ impl Known {
         let mut decided = decisions(lake, settings).await?;
         decided.retain(|decision| decision.decision_id > taken.decision);
         let mut changes = self.take_decisions(decided)?;
-        let edges = self.read_edges(lake, settings, Part::After(&taken)).await?;
+        let mut edges = self.read_edges(lake, settings, Part::After(&taken.sources)).await?;
         let seen: HashSet<u32> = edges.iter().flat_map(|edge| [edge.left, edge.right]).collect();
+        edges.extend(self.read_matches(lake, settings, Part::After(&taken.matches)).await?);
         changes.extend(edges.into_iter().map(Change::Add));
         let touched = self.graph.apply(&changes)?;
         let moved = self.assign(&touched)?;
@@ -167,7 +211,7 @@ impl Known {
     /// First and last moment and number of records of an identifier's evidence.
     pub(crate) fn seen(&self, node: u32) -> Result<(Option<i64>, Option<i64>, i64)> {
         let (mut first, mut last, mut records) = (None, None, 0);
-        for edge in self.graph.edges_of(node)? {
+        for edge in self.graph.edges_of(node)?.filter(|edge| edge.weight.is_none()) {
             records += i64::from(edge.records);
             if (edge.first_seen, edge.last_seen) != UNDATED {
                 first = Some(first.map_or(edge.first_seen, |first: i64| first.min(edge.first_seen)));
@@ -188,6 +232,9 @@ impl Known {
         };
         let decided = |kind: DecisionKind, one: u32, two: Option<u32>| self.newest_about(kind, one, two);
         match *cause {
+            Cause::Edge(edge) if edge.weight.is_some() => {
+                Reason { source: Some(self.source(edge.source)), ..pair("match", edge.left, edge.right) }
+            }
             Cause::Edge(edge) => {
                 Reason { source: Some(self.source(edge.source)), ..pair("evidence", edge.left, edge.right) }
             }
@@ -422,6 +469,98 @@ impl Known {
         Ok(edges)
     }
 
+    /// A part of what was found alike by the model, added to what is known; answers what may join. Notes how far it goes.
+    async fn read_matches(&mut self, lake: &Lake, settings: &SessionSettings, part: Part<'_>) -> Result<Vec<Edge>> {
+        let spec = tables::matches()?;
+        if self.taken.model == 0 || lake.table(&spec.name).await?.is_none() {
+            return Ok(Vec::new());
+        }
+        let sql = format!(
+            "select source, batch, replay, left_type, left_token, right_type, right_token, weight, names_differ, \
+             comparison, first_seen_at from identity.matches where model = {} and ({})",
+            self.taken.model,
+            conditions(part, true)
+        );
+        let mut edges = Vec::new();
+        for rows in query(lake, settings, &spec.name, &sql).await? {
+            let text = |index: usize| rows.column(index).as_string::<i32>();
+            let number = |index: usize| rows.column(index).as_primitive::<Int64Type>();
+            let weight = rows.column(7).as_primitive::<Float64Type>();
+            let first = rows.column(10).as_primitive::<TimestampMicrosecondType>();
+            for row in 0..rows.num_rows() {
+                let source = text(0).value(row);
+                let newest = self.taken.matches.entry(source.to_owned()).or_default();
+                match number(2).is_valid(row) {
+                    true => newest.1 = newest.1.max(number(2).value(row)),
+                    false => newest.0 = newest.0.max(number(1).value(row)),
+                }
+                let rank = |index: usize| self.tokens.rules().rank(text(index).value(row));
+                let (Some(left), Some(right)) = (rank(3), rank(5)) else { continue };
+                let left = self.graph.node(parse_token(text(4).value(row))?, left)?;
+                let right = self.graph.node(parse_token(text(6).value(row))?, right)?;
+                let words = self.number_of_words(text(9).value(row));
+                let names_differ = rows.column(8).as_boolean().value(row);
+                self.note_alike((left, right), Alike { weight: weight.value(row), names_differ, words });
+                if names_differ {
+                    continue;
+                }
+                let at = first.is_valid(row).then(|| first.value(row));
+                let (first_seen, last_seen) = at.map_or(UNDATED, |at| (at, at));
+                #[expect(clippy::cast_possible_truncation, reason = "bits of a probability")]
+                let weight = weight.value(row) as f32;
+                let source = self.number_of_source(source);
+                edges.push(Edge {
+                    left,
+                    right,
+                    strength: ALIKE,
+                    weight: Some(weight),
+                    first_seen,
+                    last_seen,
+                    records: 1,
+                    source,
+                });
+            }
+        }
+        Ok(edges)
+    }
+
+    /// Of several pairs of records of two identifiers the best counts, and one whose names differ only where no other does.
+    fn note_alike(&mut self, (one, two): (u32, u32), found: Alike) {
+        let rank = |alike: &Alike| (!alike.names_differ, alike.weight);
+        let words = |alike: &Alike| &self.words.0[alike.words as usize];
+        let pair = (one.min(two), one.max(two));
+        let is_better = self.alike.get(&pair).is_none_or(|known| {
+            let ((is_new, new), (is_known, weight)) = (rank(&found), rank(known));
+            is_new.cmp(&is_known).then(new.total_cmp(&weight)).then_with(|| words(known).cmp(words(&found))).is_gt()
+        });
+        if is_better {
+            self.alike.insert(pair, found);
+        }
+    }
+
+    /// How the records of two identifiers compare.
+    pub(crate) fn words_of(&self, alike: &Alike) -> &str {
+        self.words.0.get(alike.words as usize).map(String::as_str).unwrap_or_default()
+    }
+
+    fn number_of_words(&mut self, text: &str) -> u32 {
+        if let Some(&number) = self.words.1.get(text) {
+            return number;
+        }
+        let number = u32::try_from(self.words.0.len()).unwrap_or(u32::MAX);
+        self.words.0.push(text.to_owned());
+        self.words.1.insert(text.to_owned(), number);
+        number
+    }
+
+    fn number_of_source(&mut self, name: &str) -> u32 {
+        let at = self.sources.iter().position(|known| known == name).unwrap_or_else(|| {
+            self.sources.push(name.to_owned());
+            self.sources.len() - 1
+        });
+        u32::try_from(at).unwrap_or(u32::MAX)
+    }
+
     fn read_batch(&mut self, batch: &RecordBatch, edges: &mut Vec<Edge>) -> Result<()> {
         let text = |index: usize| batch.column(index).as_string::<i32>();
         let first = batch.column(5).as_primitive::<TimestampMicrosecondType>();
@@ -459,20 +598,30 @@ impl Known {
     }
 }
 
-/// Reads the evidence of a part. Conditions are such that files can be left out by what the log says of them.
+/// Reads the evidence of a part.
 fn edges_sql(part: Part<'_>, has_replays: bool) -> String {
     let replay = if has_replays { "replay" } else { "cast(null as bigint)" };
+    format!(
+        "select source, left_type, left_token, right_type, right_token, min(first_seen_at), max(last_seen_at), \
+         sum(records), max(batch) filter (where {replay} is null), max({replay}) from identity.edges where {} \
+         group by source, left_type, left_token, right_type, right_token, first_seen_at is null",
+        conditions(part, has_replays)
+    )
+}
+
+/// Which rows are of a part: such that files can be left out by what the log says of them.
+fn conditions(part: Part<'_>, has_replays: bool) -> String {
     let quoted = |name: &String| format!("'{}'", name.replace('\'', "''"));
-    let of_sources = |taken: &Taken, condition: &dyn Fn(i64, i64) -> String| -> Vec<String> {
+    let of_sources = |newest: &Newest, condition: &dyn Fn(i64, i64) -> String| -> Vec<String> {
         let of = |(name, (batch, replay)): (&String, &(i64, i64))| {
             format!("source = {} and ({})", quoted(name), condition(*batch, *replay))
         };
-        taken.sources.iter().map(of).collect()
+        newest.iter().map(of).collect()
     };
     let conditions = match part {
         Part::All => vec!["true".to_owned()],
-        Part::Until(taken) => {
-            let mut parts = of_sources(taken, &|batch, newest| {
+        Part::Until(newest) => {
+            let mut parts = of_sources(newest, &|batch, newest| {
                 if has_replays {
                     format!("(replay is null and batch <= {batch}) or replay <= {newest}")
                 } else {
@@ -482,15 +631,15 @@ fn edges_sql(part: Part<'_>, has_replays: bool) -> String {
             parts.push("false".to_owned());
             parts
         }
-        Part::After(taken) => {
-            let mut parts = of_sources(taken, &|batch, newest| {
+        Part::After(newest) => {
+            let mut parts = of_sources(newest, &|batch, newest| {
                 if has_replays {
                     format!("(replay is null and batch > {batch}) or replay > {newest}")
                 } else {
                     format!("batch > {batch}")
                 }
             });
-            let names: Vec<String> = taken.sources.keys().map(quoted).collect();
+            let names: Vec<String> = newest.keys().map(quoted).collect();
             parts.push(if names.is_empty() {
                 "true".to_owned()
             } else {
@@ -500,12 +649,7 @@ fn edges_sql(part: Part<'_>, has_replays: bool) -> String {
         }
     };
     let conditions: Vec<String> = conditions.into_iter().map(|condition| format!("({condition})")).collect();
-    format!(
-        "select source, left_type, left_token, right_type, right_token, min(first_seen_at), max(last_seen_at), \
-         sum(records), max(batch) filter (where {replay} is null), max({replay}) from identity.edges where {} \
-         group by source, left_type, left_token, right_type, right_token, first_seen_at is null",
-        conditions.join(" or ")
-    )
+    conditions.join(" or ")
 }
 
 /// The moments of a column that may be of another unit, as a null is that older tables lack.

@@ -2,8 +2,8 @@
 //!
 //! A record with several identifiers is evidence that they belong to one person. A [`Resolver`] collects that evidence from `raw.*` into `identity.edges`
 //! (each batch once), adds what people have decided, joins identifiers into customers by the rules of the pipeline, and keeps `identity.identifiers`, `identity.customers` and
-//! `identity.history`. One that is kept reads only what is new the next time. Matching is exact, on normalised values; what is stored are keyed hashes, never the values. The
-//! graph itself is in `holdfast-graph`.
+//! `identity.history`. One that is kept reads only what is new the next time. What is stored are keyed hashes, never the values. The
+//! graph itself is in `holdfast-graph`, the comparison of records that share no identifier in `holdfast-linkage`.
 //!
 //! This crate must not know files, formats or stages: it is handed raw tables and SQL expressions for their identifiers.
 
@@ -14,7 +14,9 @@ mod evidence;
 mod identifier;
 mod inquiry;
 mod known;
+mod matching;
 mod resolve;
+mod review;
 mod rules;
 mod tables;
 
@@ -27,7 +29,9 @@ pub use inquiry::{
     Effect, Effects, Explained, ExplainedStep, GuardLine, HistoryLine, Inquiry, LargestCustomer, Quality, Shown,
     ShownIdentifier, SizeClass, Subject, TypeQuality, Wish,
 };
+pub use matching::{Attribute, Matching, MatchingSource};
 pub use resolve::{ResolveReport, Resolver};
+pub use review::ReviewPair;
 pub use rules::{Blocked, IdentityRules, TypeRule};
 pub use tables::declared_tables;
 

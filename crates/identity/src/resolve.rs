@@ -15,6 +15,7 @@ use crate::error::IdentityError;
 use crate::evidence::{Arrivals, IdentitySource, collect_edges};
 use crate::identifier::IdentifierTokens;
 use crate::known::{Known, Taken};
+use crate::matching::find_matches;
 use crate::tables::{self, RESOLVE_APP, batch, moments};
 
 /// The key of the note that says what an identity was resolved from.
@@ -49,6 +50,9 @@ pub struct ResolveReport {
 pub(crate) struct Note {
     /// The version of `identity.edges`.
     edges: u64,
+    /// The version of `identity.matches`.
+    #[serde(default)]
+    matches_version: Option<u64>,
     rules: String,
     #[serde(flatten)]
     pub(crate) taken: Taken,
@@ -73,6 +77,8 @@ impl Note {
 pub struct Resolver {
     tokens: IdentifierTokens,
     resident: Option<Resident>,
+    /// Whether the next resolution learns anew how records of one person differ.
+    learns_anew: bool,
 }
 
 /// Identity as this resolver left it in the lake.
@@ -85,7 +91,14 @@ struct Resident {
 impl Resolver {
     /// A resolver by these rules. Knows nothing yet.
     pub fn new(tokens: IdentifierTokens) -> Self {
-        Self { tokens, resident: None }
+        Self { tokens, resident: None, learns_anew: false }
+    }
+
+    /// Has the next resolution learn anew how records of one person differ, from all that are there then. Everything is worked out anew, as after other rules.
+    #[must_use]
+    pub fn learning_anew(mut self) -> Self {
+        self.learns_anew = true;
+        self
     }
 
     /// Brings identity up to date with the raw tables and with what people have decided. Each batch of a source gives its evidence once; with nothing new nothing is committed. May be
@@ -110,7 +123,9 @@ impl Resolver {
             }
         }
         let Some(edges) = lake.table(&edges_spec.name).await? else { return Ok(report) };
-        self.resolve_customers(lake, settings, &edges, &mut report).await?;
+        let model = find_matches((lake, settings), &self.tokens, sources, self.learns_anew, progress).await?;
+        self.learns_anew = false;
+        self.resolve_customers(lake, settings, (&edges, model), &mut report).await?;
         Ok(report)
     }
 
@@ -118,14 +133,19 @@ impl Resolver {
         &mut self,
         lake: &Lake,
         settings: &SessionSettings,
-        edges: &Table,
+        (edges, model): (&Table, i64),
         report: &mut ResolveReport,
     ) -> Result<()> {
         let identifiers = lake.table(&tables::identifiers()?.name).await?;
         let note = Note::read(identifiers.as_ref()).await?;
         let edges_version = edges.data_version().await?;
+        let matches = match lake.table(&tables::matches()?.name).await? {
+            Some(matches) if model > 0 => Some(matches.data_version().await?),
+            _ => None,
+        };
         if let (Some(table), Some(note)) = (&identifiers, &note)
             && note.edges == edges_version
+            && (note.matches_version, note.taken.model) == (matches, model)
             && note.is_by(&self.tokens)
             && note.taken.decision == newest_decision(lake).await?
         {
@@ -138,18 +158,22 @@ impl Resolver {
             None => 0,
         };
         // Taken out: what fails or is dropped on the way leaves nothing half done behind.
-        let resident = self.resident.take().filter(|resident| Some(&resident.note) == note.as_ref());
+        let resident = self
+            .resident
+            .take()
+            .filter(|resident| Some(&resident.note) == note.as_ref() && resident.known.taken.model == model);
         let (mut known, mut events) = match resident {
             Some(resident) => (resident.known, Vec::new()),
             None => {
                 let taken = note.as_ref().map(|note| &note.taken);
-                let (known, moved) = Known::load(lake, settings, &self.tokens, taken).await?;
+                let (known, moved) = Known::load(lake, settings, &self.tokens, taken, model).await?;
                 (known, moved.events)
             }
         };
         events.extend(known.advance(lake, settings).await?.events);
         let taken = known.taken.clone();
-        let note = Note { edges: edges_version, rules: self.tokens.fingerprint().to_owned(), taken };
+        let note =
+            Note { edges: edges_version, matches_version: matches, rules: self.tokens.fingerprint().to_owned(), taken };
         write(lake, &mut known, &events, (&note, step_before), report).await?;
         self.resident = Some(Resident { note, known });
         Ok(())

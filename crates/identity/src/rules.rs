@@ -10,6 +10,7 @@ use toml::Spanned;
 use crate::Result;
 use crate::error::IdentityError;
 use crate::identifier::normalise;
+use crate::matching::{Matching, MatchingText, line_and_column};
 
 /// Ranks are counted in a byte, and one is for types that the rules do not know.
 const TYPES_MAX: usize = 255;
@@ -23,6 +24,8 @@ pub struct IdentityRules {
     pub types: BTreeMap<String, TypeRule>,
     /// What is nobody's, by type.
     pub blocked: BTreeMap<String, Blocked>,
+    /// How records that share no identifier are compared; `None`: not at all.
+    pub matching: Option<Matching>,
 }
 
 /// What holds for an identifier type.
@@ -71,6 +74,7 @@ struct File {
     types: BTreeMap<Spanned<String>, RuleText>,
     #[serde(default)]
     blocked: BTreeMap<Spanned<String>, Vec<Spanned<String>>>,
+    matching: Option<MatchingText>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -102,15 +106,14 @@ impl IdentityRules {
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| IdentityError::Unreadable { path: path.to_owned(), source })?;
-        Self::parse(&text).map_err(|(offset, message)| {
-            let before = text.get(..offset).unwrap_or_default();
-            IdentityError::Rules {
-                path: path.to_owned(),
-                line: before.matches('\n').count() + 1,
-                column: before.rsplit('\n').next().unwrap_or_default().chars().count() + 1,
-                message,
-            }
-        })
+        let mut rules = Self::parse(&text).map_err(|(offset, message)| {
+            let (line, column) = line_and_column(&text, offset);
+            IdentityError::Rules { path: path.to_owned(), line, column, message }
+        })?;
+        if let Some(matching) = &mut rules.matching {
+            matching.path = path.to_owned();
+        }
+        Ok(rules)
     }
 
     pub(crate) fn parse(text: &str) -> Result<Self, Wrong> {
@@ -141,7 +144,7 @@ impl IdentityRules {
                 return Err((at, format!("`{name}` is missing in priority: every type has a rank{hint}")));
             }
         }
-        let mut rules = Self { priority, types: BTreeMap::new(), blocked: BTreeMap::new() };
+        let mut rules = Self { priority, types: BTreeMap::new(), blocked: BTreeMap::new(), matching: None };
         for (name, rule) in file.types {
             let rule = checked(name.as_ref(), rule)?;
             rules.types.insert(name.into_inner(), rule);
@@ -164,6 +167,7 @@ impl IdentityRules {
             }
             rules.blocked.insert(name.into_inner(), blocked);
         }
+        rules.matching = file.matching.map(|matching| Matching::checked(text, matching)).transpose()?;
         // What is left to be wrong concerns the file as a whole.
         Rules::new(rules.graph_types()).map_err(|error| (0, error.to_string()))?;
         Ok(rules)
@@ -196,7 +200,10 @@ impl IdentityRules {
 
     /// A text that changes whenever the rules would give other customers.
     pub fn fingerprint(&self) -> String {
-        blake3::hash(format!("{self:?}").as_bytes()).to_hex().chars().take(32).collect()
+        let Self { priority, types, blocked, matching } = self;
+        let bar = matching.as_ref().map(Matching::bar).unwrap_or_default();
+        let text = format!("IdentityRules {{ priority: {priority:?}, types: {types:?}, blocked: {blocked:?} }}{bar}");
+        blake3::hash(text.as_bytes()).to_hex().chars().take(32).collect()
     }
 }
 

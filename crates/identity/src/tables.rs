@@ -118,7 +118,7 @@ pub(crate) fn history() -> Result<TableSpec> {
             moment("changed_at", "When it was done"),
             text(
                 "cause",
-                "evidence (of both identifiers), standing (the identifier became shared or a hub, or is so no more), link, unlink, block and their withdrawal, compared (the first time, or after other rules)",
+                "evidence (of both identifiers), match (their records are alike), standing (the identifier became shared or a hub, or is so no more), link, unlink, block and their withdrawal, compared (the first time, or after other rules)",
             ),
             text("cause_other_type", "Type of the other identifier of the pair that caused it"),
             text("cause_other_token", "Keyed hash of that identifier"),
@@ -154,12 +154,76 @@ pub(crate) fn decisions() -> Result<TableSpec> {
     )
 }
 
+pub(crate) fn models() -> Result<TableSpec> {
+    spec(
+        "models",
+        "What was learnt of how records of one person differ, append-only; the newest is in force",
+        vec![
+            column("model", DataType::Int64, "Counts from 1"),
+            moment("fitted_at", "When it was learnt"),
+            text("fitted_for", "Changes with what [matching] in identity.toml compares"),
+            column("records", DataType::Int64, "Different records it was learnt from"),
+            column("pairs", DataType::Int64, "Pairs of them that were compared"),
+            column("expected_matches", DataType::Float64, "How many of these pairs are expected to be one person's"),
+            column("guard_cap", DataType::Int64, "Identifiers that a customer may have before the bar is raised"),
+            text("settings", "Weights and blocking rules, as TOML; no values of records"),
+        ],
+    )
+}
+
+pub(crate) fn match_terms() -> Result<TableSpec> {
+    spec(
+        "match_terms",
+        "What was common when a model was learnt, one row a value or blocking key",
+        vec![
+            column("model", DataType::Int64, "The model"),
+            text("attribute", "The attribute, or the number of the blocking rule"),
+            column("token", DataType::Int64, "Keyed hash of the value or key; null for all values that are not listed"),
+            column(
+                "bits",
+                DataType::Float64,
+                "What an agreement on it weighs more or less than one on average; null for a key that gives no pairs",
+            ),
+        ],
+    )
+}
+
+pub(crate) fn matches() -> Result<TableSpec> {
+    spec(
+        "matches",
+        "Records that were found alike without sharing an identifier, one row a pair of identifiers, model and batch",
+        vec![
+            column("model", DataType::Int64, "The model that weighed it; rows of earlier ones count no more"),
+            text("source", "The source whose newly arrived record is one of the two"),
+            column("batch", DataType::Int64, "The batch that brought it"),
+            column(
+                "replay",
+                DataType::Int64,
+                "The replay that brought it out of quarantine; null for what came by itself",
+            ),
+            text("left_type", "Type of the identifier that speaks for one record"),
+            text("left_token", "Its keyed hash"),
+            text("right_type", "Type of the identifier that speaks for the other record"),
+            text("right_token", "Its keyed hash"),
+            text("other_source", "The source of the other record"),
+            column("weight", DataType::Float64, "The logarithm to base 2 of the odds that both are one person's"),
+            column(
+                "names_differ",
+                DataType::Boolean,
+                "Their names are clearly different: for a person to decide, whatever the weight",
+            ),
+            text("comparison", "How each attribute compared, in words; no values"),
+            moment("first_seen_at", "When both records were there"),
+        ],
+    )
+}
+
 /// The tables of this crate, for stages that read them.
 ///
 /// # Errors
 /// None in practice: the names are fixed.
 pub fn declared_tables() -> Result<Vec<DeclaredTable>> {
-    [edges()?, identifiers()?, customers()?, history()?, decisions()?]
+    [edges()?, identifiers()?, customers()?, history()?, decisions()?, models()?, matches()?]
         .into_iter()
         .map(|spec| {
             Ok(DeclaredTable { name: spec.name, schema: SchemaRef::clone(&spec.schema), identifiers: Vec::new() })
@@ -178,6 +242,13 @@ pub(crate) async fn query(
     let plan = plan_read_only(&session, sql).await?;
     let frame = session.execute_logical_plan(plan).await.map_err(failed)?;
     frame.collect().await.map_err(failed)
+}
+
+/// The type of the one column of a query, which is not run.
+pub(crate) async fn type_of(lake: &Lake, settings: &SessionSettings, table: &TableName, sql: &str) -> Result<DataType> {
+    let session = LakeReader::newest_of(lake, settings, std::slice::from_ref(table)).await?.session()?;
+    let plan = plan_read_only(&session, sql).await?;
+    Ok(plan.schema().field(0).data_type().clone())
 }
 
 fn failed(source: DataFusionError) -> IdentityError {

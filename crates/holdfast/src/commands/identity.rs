@@ -11,7 +11,7 @@ use holdfast_lake::Lake;
 use holdfast_types::{Clock, Progress};
 use serde::Serialize;
 
-use super::ingest::{has_unified, resolve_identity, run_options, unified_stages};
+use super::ingest::{has_unified, learn_anew, resolve_identity, run_options, unified_stages};
 use super::{grouped, print, print_json};
 use crate::clock::SystemClock;
 use crate::error::CliError;
@@ -36,6 +36,8 @@ enum IdentityCommand {
     Block(BlockArgs),
     Withdraw(WithdrawArgs),
     Decisions(DecisionsArgs),
+    Review(ReviewArgs),
+    Learn(LearnArgs),
     Diff(DiffArgs),
     Quality(QualityArgs),
 }
@@ -120,6 +122,21 @@ struct DecisionsArgs {
     json: bool,
 }
 
+/// Pairs of customers whose records are alike, for you to decide with link or unlink
+#[derive(Debug, clap::Args)]
+struct ReviewArgs {
+    /// How many to show, the likeliest first
+    #[arg(long, value_name = "NUMBER", default_value_t = 20)]
+    limit: usize,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Learn anew how records of one person differ, from all that are there now; everything is worked out again
+#[derive(Debug, clap::Args)]
+struct LearnArgs {}
+
 /// What other rules would make of the same evidence; writes nothing
 #[derive(Debug, clap::Args)]
 struct DiffArgs {
@@ -163,6 +180,8 @@ pub(crate) async fn run(project: &Project, args: &IdentityArgs, terminal: &Arc<T
             Box::pin(decide(project, wish, &args.signed, terminal)).await
         }
         IdentityCommand::Decisions(args) => list(project, args).await,
+        IdentityCommand::Review(args) => review(project, args, terminal).await,
+        IdentityCommand::Learn(LearnArgs {}) => Box::pin(learn(project, terminal)).await,
         IdentityCommand::Diff(args) => diff(project, args, terminal).await,
         IdentityCommand::Quality(args) => quality(project, args, terminal).await,
     }
@@ -240,6 +259,7 @@ fn because(past: &holdfast_identity::HistoryLine) -> String {
     let decision = past.decision_id.map(|id| format!(" (decision {id})")).unwrap_or_default();
     match (past.cause.as_deref(), &past.cause_source) {
         (Some("evidence"), Some(source)) => format!(", for {names} in {source}"),
+        (Some("match"), Some(source)) => format!(", because records of {names} are alike, in {source}"),
         (Some("standing"), _) => format!(", because what {names} is has changed"),
         (Some("compared"), _) | (None, _) => format!(", for {names}"),
         (Some(cause), _) => format!(", by {cause} of {names}{decision}"),
@@ -371,6 +391,49 @@ fn decision_words(decision: &Decision) -> String {
     }
 }
 
+async fn review(project: &Project, args: &ReviewArgs, terminal: &Terminal) -> Result<(), CliError> {
+    let lake = project.open_lake().await?;
+    let mut pairs = inquire(project, &lake, terminal).await?.review();
+    let all = pairs.len();
+    pairs.truncate(args.limit);
+    if args.json {
+        return print_json(&pairs);
+    }
+    let mut text = String::new();
+    for pair in &pairs {
+        let (left, right) = (pair.left_customer_id, pair.right_customer_id);
+        line(&mut text, &format!("{left}  {right}  {:.2} %: {}", 100.0 * pair.score, pair.why));
+        line(&mut text, &format!("    for:     {}", listed(&pair.agree)));
+        line(&mut text, &format!("    against: {}", listed(&pair.differ)));
+    }
+    print(if text.is_empty() { "there is nothing to decide\n" } else { &text })?;
+    if all > pairs.len() {
+        let left = grouped((all - pairs.len()) as u64);
+        terminal.note(&format!("           {left} more: --limit NUMBER shows them"));
+    }
+    Ok(())
+}
+
+fn listed(parts: &[String]) -> String {
+    if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
+}
+
+async fn learn(project: &Project, terminal: &Arc<Terminal>) -> Result<(), CliError> {
+    let (stages, tokens, settings) = (project.stages()?, project.tokens()?, project.session_settings()?);
+    if tokens.rules().matching.is_none() {
+        let remedy = "there is no [matching] in identity.toml: docs/identity.md says how records are compared";
+        return Err(CliError::Argument(remedy.to_owned()));
+    }
+    let lake = project.open_lake_to_write().await?;
+    learn_anew(project, &lake, &tokens, terminal).await?;
+    if has_unified(&stages) {
+        let runner = Runner::new(lake, stages, settings);
+        let run = runner.run(&run_options(project, None, unified_stages(), false), terminal.as_ref()).await?;
+        super::run::judge(&run)?;
+    }
+    Ok(())
+}
+
 async fn diff(project: &Project, args: &DiffArgs, terminal: &Terminal) -> Result<(), CliError> {
     let tokens = project.tokens_by(&args.rules)?;
     let lake = project.open_lake().await?;
@@ -439,6 +502,19 @@ fn quality_text(quality: &Quality) -> String {
     }
     for largest in &quality.largest {
         line(&mut text, &format!("  {} has {}", largest.customer_id, grouped(largest.identifiers)));
+    }
+    if quality.model > 0 {
+        line(
+            &mut text,
+            &format!(
+                "\nmodel {}: {} pairs of identifiers have records that are alike, {} pairs of customers are to review",
+                quality.model,
+                grouped(quality.alike),
+                grouped(quality.to_review)
+            ),
+        );
+        let cap = quality.guard_cap.unwrap_or_default();
+        line(&mut text, &format!("more is asked for where more than {cap} identifiers would come together"));
     }
     line(&mut text, "\nwith a guard of   customers   largest   evidence cut");
     for point in &quality.guard_curve {

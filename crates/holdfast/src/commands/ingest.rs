@@ -552,6 +552,17 @@ pub(crate) async fn resolve_identity(
     resolve_sources(project, lake, &mut resolver, &identity_sources(project, lake).await?, terminal).await
 }
 
+/// As [`resolve_identity`], with a model of how records of one person differ that is learnt from all that are there now.
+pub(crate) async fn learn_anew(
+    project: &Project,
+    lake: &Lake,
+    tokens: &IdentifierTokens,
+    terminal: &Arc<Terminal>,
+) -> Result<ResolveReport, CliError> {
+    let mut resolver = Resolver::new(tokens.clone()).learning_anew();
+    resolve_sources(project, lake, &mut resolver, &identity_sources(project, lake).await?, terminal).await
+}
+
 async fn resolve_sources(
     project: &Project,
     lake: &Lake,
