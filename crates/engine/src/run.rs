@@ -35,10 +35,10 @@ use crate::stage::Stage;
 const ENGINE_VERSION: &str = "1";
 
 /// The key of a stage's note in its commits.
-const STAGE_NOTE: &str = "holdfast.stage";
+pub(crate) const STAGE_NOTE: &str = "holdfast.stage";
 
 /// How many commits back a stage's own note may be: others write to the table only for maintenance.
-const NOTE_COMMITS_MAX: usize = 20;
+pub(crate) const NOTE_COMMITS_MAX: usize = 20;
 
 /// How many sorted runs of a frugal stage are merged at once.
 const FRUGAL_MERGE_FAN_IN: usize = 3;
