@@ -1,6 +1,6 @@
 -- @stage      full
 -- @owner      customer voice
--- @expect     warn        sane_reach:   reach >= 0
+-- @expect     warn        sane_reach:  reach >= 0
 with latest as (
     select
         *,
