@@ -1,6 +1,6 @@
 -- @stage      incremental key(crm_id)
 -- @owner      customer data
--- @expect     warn        not_empty:    count(*) > 0
+-- @expect     warn        not_empty:  count(*) > 0
 select
     customer_id,
     crm_id,

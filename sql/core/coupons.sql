@@ -1,6 +1,6 @@
 -- @stage      incremental key(event_id)
 -- @owner      marketing
--- @expect     warn        sane_value:     face_value > 0
+-- @expect     warn        sane_value:  face_value > 0
 with latest as (
     select
         *,

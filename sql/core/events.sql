@@ -2,7 +2,7 @@
 -- content: the first arrival counts and repeats change nothing.
 -- @stage      incremental key(event_id)
 -- @owner      digital data
--- @expect     warn        sane_duration:   duration_ms is null or duration_ms between 0 and 86400000
+-- @expect     warn        sane_duration:  duration_ms is null or duration_ms between 0 and 86400000
 with repeated as (
     select "messageId"
     from raw.events

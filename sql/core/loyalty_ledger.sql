@@ -1,6 +1,6 @@
 -- @stage      incremental key(entry_id)
 -- @owner      loyalty
--- @expect     warn        sign_agrees:   case entry_type when 'earn' then points >= 0 when 'burn' then points <= 0 when 'expire' then points <= 0 else true end
+-- @expect     warn        sign_agrees:  case entry_type when 'earn' then points >= 0 when 'burn' then points <= 0 when 'expire' then points <= 0 else true end
 with latest as (
     select
         *,

@@ -2,7 +2,7 @@
 -- last.
 -- @stage      incremental key(order_id)
 -- @owner      commerce data
--- @expect     quarantine  sane_amount:      paid_amount >= 0 and paid_amount < 10000000
+-- @expect     quarantine  sane_amount:  paid_amount >= 0 and paid_amount < 10000000
 with latest as (
     select
         *,

@@ -1,6 +1,6 @@
 -- @stage      incremental key(payment_id)
 -- @owner      finance
--- @expect     quarantine  sane_amount:     amount >= 0
+-- @expect     quarantine  sane_amount:  amount >= 0
 with latest as (
     select
         *,

@@ -1,6 +1,6 @@
 -- @stage      incremental key(purchase_id)
 -- @owner      commerce data
--- @expect     fail        returns_negative: is_return = (net_amount < 0)
+-- @expect     fail        returns_negative:  is_return = (net_amount < 0)
 with pieces as (
     select
         order_id,

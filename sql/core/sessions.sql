@@ -1,6 +1,6 @@
 -- @stage      incremental key(customer_id)
 -- @owner      digital data
--- @expect     warn        not_endless:     ended_at < started_at + interval '24 hours'
+-- @expect     warn        not_endless:  ended_at < started_at + interval '24 hours'
 select
     customer_id,
     session_id,

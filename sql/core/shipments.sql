@@ -1,6 +1,6 @@
 -- @stage      incremental key(shipment_id)
 -- @owner      logistics
--- @expect     quarantine  ordered_times:    delivered_at is null or delivered_at >= shipped_at
+-- @expect     quarantine  ordered_times:  delivered_at is null or delivered_at >= shipped_at
 with latest as (
     select
         *,

@@ -1,6 +1,6 @@
 -- @stage      incremental key(post_id)
 -- @owner      customer voice
--- @expect     warn        sane_reach:   reach >= 0
+-- @expect     warn        sane_reach:  reach >= 0
 with latest as (
     select
         *,

@@ -1,8 +1,8 @@
 -- The desk's own status is kept only where it does not contradict the time it was solved.
 -- @stage      incremental key(ticket_id)
 -- @owner      customer service
--- @expect     quarantine  ordered_times:   resolved_at is null or resolved_at >= opened_at
--- @expect     warn        sane_nps:        nps is null or nps between 0 and 10
+-- @expect     quarantine  ordered_times:  resolved_at is null or resolved_at >= opened_at
+-- @expect     warn        sane_nps:       nps is null or nps between 0 and 10
 with latest as (
     select
         *,

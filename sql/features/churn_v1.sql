@@ -6,11 +6,11 @@
 -- were cancelled in the end are no purchases at any moment, since the order system does not say when.
 -- @stage      incremental key(customer_id)
 -- @owner      data science
--- @expect     fail        has_customer:      customer_id is not null
--- @expect     fail        unique_customer:   count(*) = count(distinct customer_id)
--- @expect     fail        at_now:            event_timestamp = now()
--- @expect     fail        days_not_negative: days_since_purchase >= 0 and days_since_session >= 0 and tenure_days >= 0
--- @expect     warn        sane_recency:      days_since_purchase < 3650
+-- @expect     fail        has_customer:       customer_id is not null
+-- @expect     fail        unique_customer:    count(*) = count(distinct customer_id)
+-- @expect     fail        at_now:             event_timestamp = now()
+-- @expect     fail        days_not_negative:  days_since_purchase >= 0 and days_since_session >= 0 and tenure_days >= 0
+-- @expect     warn        sane_recency:       days_since_purchase < 3650
 select
     profile.lifecycle.customer_id as customer_id,                                    -- Unified customer id
     arrow_cast(now(), 'Timestamp(Microsecond, Some("UTC"))') as event_timestamp,     -- The moment at which all values were known

@@ -2,9 +2,9 @@
 -- opened and closed where batches are recorded, by the limits in the contract's section [quality].
 -- @stage      full
 -- @owner      data platform
--- @expect     fail        has_key:        pipeline is not null and source is not null and rule is not null
--- @expect     fail        known_severity: severity in ('warning', 'critical')
--- @expect     warn        nothing_open:   count(*) = 0
+-- @expect     fail        has_key:         pipeline is not null and source is not null and rule is not null
+-- @expect     fail        known_severity:  severity in ('warning', 'critical')
+-- @expect     warn        nothing_open:    count(*) = 0
 with newest as (
     select *
     from metric.ingest_alerts

@@ -2,10 +2,10 @@
 -- risk is the spend of the last 365 days weighted with the probability of losing it; negative spend counts as none.
 -- @stage      full
 -- @owner      retention
--- @expect     fail        has_key:      lifecycle_stage is not null and risk_band is not null
--- @expect     fail        unique_key:   count(*) = count(distinct lifecycle_stage || '/' || risk_band)
--- @expect     fail        some:         customers > 0
--- @expect     warn        not_empty:    count(*) > 0
+-- @expect     fail        has_key:     lifecycle_stage is not null and risk_band is not null
+-- @expect     fail        unique_key:  count(*) = count(distinct lifecycle_stage || '/' || risk_band)
+-- @expect     fail        some:        customers > 0
+-- @expect     warn        not_empty:   count(*) > 0
 with customers as (
     select
         lifecycle_stage,

@@ -1,8 +1,8 @@
 -- One row a column of a batch that was stored: how often it was empty, and how often it was in up to 14 batches before.
 -- @stage      full
 -- @owner      data platform
--- @expect     fail        has_key:        pipeline is not null and source is not null and batch is not null and column_name is not null
--- @expect     fail        sane_count:     nulls between 0 and rows_stored
+-- @expect     fail        has_key:     pipeline is not null and source is not null and batch is not null and column_name is not null
+-- @expect     fail        sane_count:  nulls between 0 and rows_stored
 with listed as (
     select
         pipeline,

@@ -3,11 +3,11 @@
 -- look at is in metric.alerts.
 -- @stage      full
 -- @owner      data platform
--- @expect     fail        has_key:        pipeline is not null and source is not null and batch is not null
--- @expect     fail        unique_batch:   count(*) = count(distinct pipeline || '/' || source || '/' || cast(batch as varchar))
--- @expect     fail        nothing_lost:   rows_read = rows_stored + rows_quarantined
--- @expect     fail        moved_once:     rows_replayed <= rows_quarantined
--- @expect     warn        few_refused:    quarantined_share is null or quarantined_share <= 0.1
+-- @expect     fail        has_key:       pipeline is not null and source is not null and batch is not null
+-- @expect     fail        unique_batch:  count(*) = count(distinct pipeline || '/' || source || '/' || cast(batch as varchar))
+-- @expect     fail        nothing_lost:  rows_read = rows_stored + rows_quarantined
+-- @expect     fail        moved_once:    rows_replayed <= rows_quarantined
+-- @expect     warn        few_refused:   quarantined_share is null or quarantined_share <= 0.1
 with stored as (
     select
         *,

@@ -5,14 +5,14 @@
 -- day for everybody (days since the last purchase) is in profile.lifecycle, so that a row here changes with its customer.
 -- @stage      incremental key(customer_id)
 -- @owner      customer data
--- @expect     fail        has_customer:      customer_id is not null
--- @expect     fail        unique_customer:   count(*) = count(distinct customer_id)
--- @expect     fail        known_stage:       lifecycle_stage in ('prospect', 'new', 'growing', 'mature', 'silent', 'churned')
--- @expect     fail        not_in_future:     last_purchase_at is null or last_purchase_at <= now()
--- @expect     warn        not_empty:         count(*) > 0
--- @expect     warn        spend_has_purchase: spend = 0 or purchases > 0
--- @expect     warn        sane_age:          age_years is null or age_years between 10 and 110
--- @expect     warn        known_person:      has_phone or has_email or has_wechat or member_ids > 0
+-- @expect     fail        has_customer:        customer_id is not null
+-- @expect     fail        unique_customer:     count(*) = count(distinct customer_id)
+-- @expect     fail        known_stage:         lifecycle_stage in ('prospect', 'new', 'growing', 'mature', 'silent', 'churned')
+-- @expect     fail        not_in_future:       last_purchase_at is null or last_purchase_at <= now()
+-- @expect     warn        not_empty:           count(*) > 0
+-- @expect     warn        spend_has_purchase:  spend = 0 or purchases > 0
+-- @expect     warn        sane_age:            age_years is null or age_years between 10 and 110
+-- @expect     warn        known_person:        has_phone or has_email or has_wechat or member_ids > 0
 -- @tag        pii(gender, age_years, province, city)
 select
     -- identity and contactability

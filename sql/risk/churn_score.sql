@@ -10,12 +10,12 @@
 -- docs/churn_pack.md lists every rule with its source; a change of points is a new model_version.
 -- @stage      incremental key(customer_id)
 -- @owner      retention
--- @expect     fail        has_customer:      customer_id is not null
--- @expect     fail        unique_customer:   count(*) = count(distinct customer_id)
--- @expect     fail        is_probability:    churn_probability > 0 and churn_probability < 1
--- @expect     fail        known_band:        risk_band in ('high', 'medium', 'low')
--- @expect     fail        high_has_reason:   risk_band <> 'high' or reason_1 is not null
--- @expect     warn        plausible_share:   count(*) < 100 or count(*) filter (where risk_band = 'high') between count(*) / 50 and count(*) * 2 / 3
+-- @expect     fail        has_customer:     customer_id is not null
+-- @expect     fail        unique_customer:  count(*) = count(distinct customer_id)
+-- @expect     fail        is_probability:   churn_probability > 0 and churn_probability < 1
+-- @expect     fail        known_band:       risk_band in ('high', 'medium', 'low')
+-- @expect     fail        high_has_reason:  risk_band <> 'high' or reason_1 is not null
+-- @expect     warn        plausible_share:  count(*) < 100 or count(*) filter (where risk_band = 'high') between count(*) / 50 and count(*) * 2 / 3
 with measures as (
     select
         profile.lifecycle.customer_id,

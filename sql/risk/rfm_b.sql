@@ -13,11 +13,11 @@
 --   service   up to 10: 10 for contacts in 90 days that are all solved without a complaint, 5 without contacts, 0 otherwise
 -- @stage      incremental key(customer_id)
 -- @owner      retention
--- @expect     fail        has_customer:      customer_id is not null
--- @expect     fail        unique_customer:   count(*) = count(distinct customer_id)
--- @expect     fail        scores_in_range:   r_score between 0 and 100 and f_score between 0 and 100 and m_score between 0 and 100 and b_score between 0 and 100 and rfm_b_score between 0 and 100
--- @expect     fail        known_group:       rfm_group is not null
--- @expect     warn        few_high_risk:     count(*) = 0 or count(*) filter (where is_high_value_high_risk) * 2 <= count(*)
+-- @expect     fail        has_customer:     customer_id is not null
+-- @expect     fail        unique_customer:  count(*) = count(distinct customer_id)
+-- @expect     fail        scores_in_range:  r_score between 0 and 100 and f_score between 0 and 100 and m_score between 0 and 100 and b_score between 0 and 100 and rfm_b_score between 0 and 100
+-- @expect     fail        known_group:      rfm_group is not null
+-- @expect     warn        few_high_risk:    count(*) = 0 or count(*) filter (where is_high_value_high_risk) * 2 <= count(*)
 with measures as (
     select
         profile.lifecycle.customer_id,

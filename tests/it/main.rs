@@ -10,6 +10,7 @@
 )]
 
 mod append_times;
+mod authoring;
 mod bad_data;
 mod bad_input;
 mod collect;

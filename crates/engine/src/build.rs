@@ -33,10 +33,10 @@ use crate::session::{SessionSettings, plan_as_of, session_with};
 const ENGINE_VERSION: &str = "2";
 
 /// The key of a stage's note in its commits.
-const STAGE_NOTE: &str = "holdfast.stage";
+pub(crate) const STAGE_NOTE: &str = "holdfast.stage";
 
 /// How many commits back a stage's own note may be: others write to the table only for maintenance.
-const NOTE_COMMITS_MAX: usize = 20;
+pub(crate) const NOTE_COMMITS_MAX: usize = 20;
 
 /// What a version of a stage's table was made from. Kept in the commit that made it, so that progress lives beside the data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,6 +21,7 @@ use crate::diagnostic::{Diagnostic, Diagnostics, line_and_column};
 use crate::error::{EngineError, describe};
 use crate::project::{CheckedStage, Project};
 use crate::session::{SessionSettings, plan_as_of, session_with};
+use crate::stage::Stage;
 
 /// How the cases of a project did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -70,6 +71,83 @@ struct Expect {
     rows: String,
 }
 
+impl CaseFile {
+    /// Reads a file of cases. The inner error is what is wrong with its text.
+    fn read(file: &Path) -> Result<Result<Self, Box<Diagnostic>>> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| EngineError::Unreadable { path: file.to_owned(), source })?;
+        Ok(toml::from_str(&text).map_err(|error| {
+            let (line, column) = error.span().map_or((0, 0), |span| line_and_column(&text, span.start));
+            Box::new(Diagnostic::at("E0401", error.message(), file, &text, line, column, 1))
+        }))
+    }
+}
+
+/// The names of the cases beside a stage, in their order.
+///
+/// # Errors
+/// A file that cannot be read, or is no file of cases.
+pub fn case_names(stage: &Stage) -> Result<Vec<String>> {
+    let file = stage.file.with_extension("cases.toml");
+    if !file.exists() {
+        return Ok(Vec::new());
+    }
+    let parsed = CaseFile::read(&file)?.map_err(|wrong| mistake(*wrong))?;
+    Ok(parsed.cases.into_iter().map(|case| case.name).collect())
+}
+
+/// What is wrong with the cases beside a stage, as far as it can be seen without running them.
+///
+/// # Errors
+/// A file that cannot be read. What is wrong in it is in the answer.
+pub(crate) fn mistakes(
+    stage: &Stage,
+    made: &SchemaRef,
+    schemas: &BTreeMap<TableName, SchemaRef>,
+) -> Result<Vec<Diagnostic>> {
+    let file = stage.file.with_extension("cases.toml");
+    if !file.exists() {
+        return Ok(Vec::new());
+    }
+    let parsed = match CaseFile::read(&file)? {
+        Ok(parsed) => parsed,
+        Err(mistake) => return Ok(vec![*mistake]),
+    };
+    let text =
+        std::fs::read_to_string(&file).map_err(|source| EngineError::Unreadable { path: file.clone(), source })?;
+    let mut found = Vec::new();
+    for case in &parsed.cases {
+        let place = text.lines().position(|line| {
+            line.split_once('=').is_some_and(|(key, value)| key.trim() == "name" && value.contains(&case.name))
+        });
+        let mut wrong = |message: String| {
+            let message = format!("case {}: {message}", case.name);
+            found.push(match place {
+                Some(index) => {
+                    let width = text.lines().nth(index).map_or(1, |line| line.trim_end().chars().count());
+                    Diagnostic::at("E0402", message, &file, &text, index + 1, 1, width)
+                }
+                None => Diagnostic::of_file("E0402", message, &file),
+            });
+        };
+        for (name, rows) in &case.given {
+            let input = name.parse::<TableName>().ok().filter(|name| stage.inputs.contains_key(name));
+            match input.as_ref().and_then(|input| schemas.get(input)) {
+                None => wrong(format!("{name} is not read by {}", stage.name)),
+                Some(schema) => {
+                    if let Err(message) = given_rows(rows, schema) {
+                        wrong(format!("{name}: {message}"));
+                    }
+                }
+            }
+        }
+        if let Err(message) = given_rows(&case.expect.rows, made) {
+            wrong(format!("expected rows: {message}"));
+        }
+    }
+    Ok(found)
+}
+
 /// Runs the cases of every stage: `<table>.cases.toml` beside `<table>.sql`.
 ///
 /// # Errors
@@ -94,12 +172,7 @@ pub async fn run_cases(
             report.stages_without.push(stage.stage.name.clone());
             continue;
         }
-        let text =
-            std::fs::read_to_string(&file).map_err(|source| EngineError::Unreadable { path: file.clone(), source })?;
-        let parsed: CaseFile = toml::from_str(&text).map_err(|error| {
-            let (line, column) = error.span().map_or((0, 0), |span| line_and_column(&text, span.start));
-            mistake(Diagnostic::at("E0401", error.message(), &file, &text, line, column, 1))
-        })?;
+        let parsed = CaseFile::read(&file)?.map_err(|wrong| mistake(*wrong))?;
         for case in &parsed.cases {
             let difference = run_case(lake, settings, stage, &schemas, case, parsed.as_of, &file).await?;
             match difference {

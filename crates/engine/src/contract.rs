@@ -217,6 +217,11 @@ impl Contract {
         Some(self.at("E0515", parts.join("; "), self.identifiers_place).with_help(help))
     }
 
+    /// A mistake where a column's type is written.
+    pub(crate) fn at_type(&self, column: &ContractColumn, code: &'static str, message: String) -> Diagnostic {
+        self.at(code, message, column.type_place)
+    }
+
     /// A mistake where the version is written.
     pub(crate) fn at_version(&self, code: &'static str, message: String) -> Diagnostic {
         self.at(code, message, self.version_place)

@@ -62,6 +62,16 @@ impl Diagnostic {
         }
     }
 
+    /// Whether it is a warning: something that works today and will surprise somebody. Codes of warnings begin with `W`.
+    pub fn is_warning(&self) -> bool {
+        self.code.starts_with('W')
+    }
+
+    /// Where it belongs in a list: by file, then by place.
+    pub(crate) fn order(&self) -> (PathBuf, usize, usize, &'static str) {
+        (self.file.clone(), self.line, self.column, self.code)
+    }
+
     /// With a hint on what to do.
     #[must_use]
     pub fn with_help(mut self, help: impl Into<String>) -> Self {
@@ -81,7 +91,8 @@ impl Diagnostic {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error[{}]: {}", self.code, self.message)?;
+        let level = if self.is_warning() { "warning" } else { "error" };
+        write!(f, "{level}[{}]: {}", self.code, self.message)?;
         if self.line == 0 {
             write!(f, "\n  --> {}", self.file.display())?;
             if let Some(help) = &self.help {

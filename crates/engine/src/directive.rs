@@ -68,14 +68,37 @@ pub struct Expectation {
 pub struct Directives {
     /// `@stage`
     pub kind: StageKind,
+    /// Where `@stage` says more than its name: line, column and width. `None` where the file does not say it.
+    pub kind_place: Option<(usize, usize, usize)>,
     /// `@expect`, in order.
     pub expectations: Vec<Expectation>,
     /// `@tag`: tag and columns.
     pub tags: Vec<(String, Vec<String>)>,
+    /// The tags that come from the folder's defaults: they are about those of their columns that the stage has.
+    pub default_tags: Vec<String>,
+    /// `@source`, in order: what the author says about where rows come from.
+    pub sources: Vec<String>,
+    /// `@x.<name>`, in order, as they are written: for tools of your own.
+    pub own: Vec<(String, String)>,
+    /// `-- holdfast: allow(W0000) reason`, in order.
+    pub allowed: Vec<Allowed>,
     /// `@owner`
     pub owner: Option<String>,
     /// The comment lines before the query that are not directives, joined.
     pub description: String,
+}
+
+/// A warning that the author looked at and wants to keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allowed {
+    /// Its code.
+    pub code: String,
+    /// Why.
+    pub reason: String,
+    /// The line it stands on, with column and width.
+    pub place: (usize, usize, usize),
+    /// The line it is about: the next that is no comment. `None` when it stands before the query and is about the whole file.
+    pub line: Option<usize>,
 }
 
 const KNOWN: [&str; 5] = ["stage", "expect", "tag", "owner", "source"];
@@ -84,8 +107,13 @@ const KNOWN: [&str; 5] = ["stage", "expect", "tag", "owner", "source"];
 pub(crate) fn parse(file: &Path, text: &str) -> (Directives, Vec<Diagnostic>) {
     let mut directives = Directives {
         kind: StageKind::Full,
+        kind_place: None,
         expectations: Vec::new(),
         tags: Vec::new(),
+        default_tags: Vec::new(),
+        sources: Vec::new(),
+        own: Vec::new(),
+        allowed: Vec::new(),
         owner: None,
         description: String::new(),
     };
@@ -101,6 +129,13 @@ pub(crate) fn parse(file: &Path, text: &str) -> (Directives, Vec<Diagnostic>) {
         }
         let comment = trimmed.trim_start_matches('-').trim_start();
         let place = Place { file, text, line: index + 1, raw: line };
+        if let Some(body) = comment.strip_prefix("holdfast:") {
+            match allow(&place, body.trim(), text, in_header) {
+                Ok(allowed) => directives.allowed.push(allowed),
+                Err(mistake) => mistakes.push(*mistake),
+            }
+            continue;
+        }
         match comment.strip_prefix('@') {
             Some(body) => {
                 if let Err(mistake) = directive(&mut directives, &place, body.trim_end()) {
@@ -153,7 +188,11 @@ fn directive(directives: &mut Directives, place: &Place<'_>, body: &str) -> Resu
     let (name, rest) = body.split_once(char::is_whitespace).unwrap_or((body, &body[body.len()..]));
     let rest = rest.trim_start();
     match name {
-        "stage" => directives.kind = stage_kind(place, rest)?,
+        "stage" => {
+            once(place, name, directives.kind_place.is_some())?;
+            directives.kind_place = Some((place.line, place.column_of(rest), rest.trim_end().chars().count()));
+            directives.kind = stage_kind(place, rest)?;
+        }
         "expect" => {
             let expectation = expectation(place, rest)?;
             if directives.expectations.iter().any(|other| other.name == expectation.name) {
@@ -163,11 +202,26 @@ fn directive(directives: &mut Directives, place: &Place<'_>, body: &str) -> Resu
             }
             directives.expectations.push(expectation);
         }
-        "tag" => directives.tags.push(tag(place, rest)?),
-        "owner" => directives.owner = Some(rest.to_owned()),
+        "tag" => {
+            let (tag, columns) = tag(place, rest)?;
+            let mut tagged = directives.tags.iter().filter(|(other, _)| *other == tag).flat_map(|(_, columns)| columns);
+            if let Some(column) = tagged.find(|column| columns.contains(column)) {
+                let mistake = place.mistake("E0105", format!("`@tag {tag}` names `{column}` twice"), rest);
+                return Err(Box::new(mistake.with_help("take one of the two out")));
+            }
+            directives.tags.push((tag, columns));
+        }
+        "owner" => {
+            once(place, name, directives.owner.is_some())?;
+            if rest.is_empty() {
+                let mistake = place.mistake("E0102", "malformed @owner", place.raw);
+                return Err(Box::new(mistake.with_help("write `@owner the team that answers for it`")));
+            }
+            directives.owner = Some(rest.to_owned());
+        }
         // What a file reads from is found by parsing; the directive only documents it.
-        "source" => {}
-        _ if name.starts_with("x.") => {}
+        "source" => directives.sources.push(rest.to_owned()),
+        _ if name.starts_with("x.") => directives.own.push((name.to_owned(), rest.to_owned())),
         _ => {
             let mistake = place.mistake("E0101", format!("unknown directive `@{name}`"), name);
             return Err(Box::new(match most_similar(name, KNOWN) {
@@ -177,6 +231,49 @@ fn directive(directives: &mut Directives, place: &Place<'_>, body: &str) -> Resu
         }
     }
     Ok(())
+}
+
+fn once(place: &Place<'_>, name: &str, is_there: bool) -> Result<(), Box<Diagnostic>> {
+    if !is_there {
+        return Ok(());
+    }
+    let mistake = place.mistake("E0105", format!("`@{name}` is there twice"), place.raw.trim_start());
+    Err(Box::new(mistake.with_help("a stage has one: take one of the two out")))
+}
+
+/// `allow(W0000) reason`. It is about the next line that is no comment, or about the whole file when it stands before the query.
+fn allow(place: &Place<'_>, body: &str, text: &str, in_header: bool) -> Result<Allowed, Box<Diagnostic>> {
+    let malformed = |message: &str| {
+        let mistake = place.mistake("E0108", message, if body.is_empty() { place.raw } else { body });
+        Box::new(mistake.with_help("write `-- holdfast: allow(W0601) why it is right here`"))
+    };
+    let (code, reason) = body
+        .strip_prefix("allow(")
+        .and_then(|rest| rest.split_once(')'))
+        .ok_or_else(|| malformed("only `allow(…)` is known here"))?;
+    let code = code.trim();
+    if !crate::explain::is_known(code) {
+        return Err(malformed(&format!("there is no warning `{code}`")));
+    }
+    if !code.starts_with('W') {
+        return Err(malformed(&format!("`{code}` is an error, which cannot be allowed")));
+    }
+    let reason = reason.trim();
+    if reason.is_empty() {
+        return Err(malformed("the reason is missing"));
+    }
+    let next = || text.lines().enumerate().skip(place.line).find(|(_, line)| !line.trim_start().starts_with("--"));
+    Ok(Allowed {
+        code: code.to_owned(),
+        reason: reason.to_owned(),
+        place: (place.line, place.column_of(body), body.chars().count()),
+        line: if in_header { None } else { next().map(|(index, _)| index + 1) },
+    })
+}
+
+pub(crate) fn parse_kind(text: &str) -> Option<StageKind> {
+    let place = Place { file: Path::new(""), text, line: 1, raw: text };
+    stage_kind(&place, text).ok()
 }
 
 fn stage_kind(place: &Place<'_>, rest: &str) -> Result<StageKind, Box<Diagnostic>> {

@@ -2,23 +2,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use chrono::{DateTime, Utc};
-use datafusion::catalog::TableProvider;
-use datafusion::common::DFSchema;
-use datafusion::datasource::empty::EmptyTable;
-use datafusion::error::DataFusionError;
-use datafusion::execution::SessionState;
-use datafusion::prelude::SessionContext;
-use holdfast_lake::{Lake, delta_compatible};
-use holdfast_types::{COMMENT_KEY, CUSTOMER_BUCKET, CUSTOMER_ID, TableName};
+use holdfast_lake::Lake;
+use holdfast_types::TableName;
 
 use crate::Result;
 use crate::contract::Contract;
+use crate::defaults::Defaults;
 use crate::diagnostic::{Diagnostic, Diagnostics, most_similar};
-use crate::error::{EngineError, describe};
-use crate::expectation;
-use crate::session::{SessionSettings, plan_as_of, session_with};
+use crate::error::EngineError;
+use crate::session::SessionSettings;
 use crate::stage::Stage;
 
 /// A contract's file is the stage's with this in the place of `sql`.
@@ -63,62 +57,108 @@ pub enum Selection {
     Patterns(Vec<String>),
 }
 
+/// A project as far as it can be read, and the mistakes that can be seen without planning.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    /// The stages that have a query. What is in `mistakes` may be about them as well.
+    pub(crate) project: Project,
+    pub(crate) mistakes: Vec<Diagnostic>,
+}
+
+impl Draft {
+    /// Reads all stages below `root`. `declared` are the tables they may read besides each other's.
+    ///
+    /// # Errors
+    /// Folders and files that cannot be read.
+    pub fn read(root: &Path, declared: Vec<DeclaredTable>) -> Result<Self> {
+        let identifiers =
+            declared.iter().map(|table| (table.name.clone(), table.identifiers.clone())).collect::<BTreeMap<_, _>>();
+        let declared: BTreeMap<_, _> = declared.into_iter().map(|table| (table.name, table.schema)).collect();
+        let mut mistakes = Vec::new();
+        let mut stages = BTreeMap::new();
+        let mut defaults: BTreeMap<PathBuf, Option<Arc<Defaults>>> = BTreeMap::new();
+        let mut unread = BTreeSet::new();
+        for (name, file) in stage_files(root, &mut mistakes)? {
+            let text = std::fs::read_to_string(&file)
+                .map_err(|source| EngineError::Unreadable { path: file.clone(), source })?;
+            let contract = read_contract(&file, &mut mistakes)?;
+            let (stage, found) = Stage::read(name.clone(), &file, text);
+            mistakes.extend(found);
+            let Some(mut stage) = stage else {
+                unread.insert(name);
+                continue;
+            };
+            if let Some(contract) = contract {
+                mistakes.extend(stage.adopt(contract));
+            }
+            let folder = file.parent().unwrap_or(root);
+            let defaults = match defaults.get(folder) {
+                Some(defaults) => defaults.clone(),
+                None => {
+                    let read = Defaults::of_folder(folder, &mut mistakes)?;
+                    defaults.insert(folder.to_owned(), read.clone());
+                    read
+                }
+            };
+            if let Some(defaults) = defaults {
+                defaults.fill(&mut stage);
+            }
+            if declared.contains_key(&name) {
+                let message = format!("`{name}` is a table that no stage makes");
+                let mistake = Diagnostic::of_file("E0210", message, &stage.file);
+                mistakes.push(
+                    mistake.with_help("it is written by ingestion or identity: give the stage another folder or name"),
+                );
+                continue;
+            }
+            stages.insert(name, stage);
+        }
+        let known: BTreeSet<&TableName> = stages.keys().chain(declared.keys()).chain(&unread).collect();
+        mistakes.extend(stages.values().flat_map(|stage| unknown_inputs(stage, &known)));
+        let stages = in_order(stages, &mut mistakes);
+        let project = Project { root: root.to_owned(), stages, declared, identifiers };
+        Ok(Self { project, mistakes })
+    }
+
+    /// The stages that could be read, inputs first.
+    pub fn stages(&self) -> &[Stage] {
+        &self.project.stages
+    }
+
+    /// The project, when nothing is wrong with it.
+    ///
+    /// # Errors
+    /// [`EngineError::Mistakes`] with all of them.
+    pub fn into_project(mut self) -> Result<Project> {
+        self.mistakes.sort_by_key(Diagnostic::order);
+        if self.mistakes.is_empty() { Ok(self.project) } else { Err(EngineError::Mistakes(Diagnostics(self.mistakes))) }
+    }
+}
+
+fn unknown_inputs(stage: &Stage, known: &BTreeSet<&TableName>) -> Vec<Diagnostic> {
+    let mut mistakes = Vec::new();
+    for (input, place) in stage.inputs.iter().filter(|(input, _)| !known.contains(input)) {
+        let names: Vec<String> = known.iter().map(ToString::to_string).collect();
+        let mistake = stage.mistake("E0203", format!("table `{input}` not found"), *place);
+        mistakes.push(match most_similar(&input.to_string(), names.iter().map(String::as_str)) {
+            Some(name) => mistake.with_help(format!("did you mean `{name}`?")),
+            None => mistake.with_help(format!(
+                "add the stage {}/{}.sql, or a source of that name",
+                input.schema(),
+                input.table()
+            )),
+        });
+    }
+    mistakes
+}
+
 impl Project {
     /// Reads all stages below `root`. `declared` are the tables they may read besides each other's.
     ///
     /// # Errors
     /// [`EngineError::Mistakes`] with every mistake that can be seen without planning: syntax, directives, unknown tables, cycles.
     pub fn load(root: &Path, declared: Vec<DeclaredTable>) -> Result<Self> {
-        let identifiers =
-            declared.iter().map(|table| (table.name.clone(), table.identifiers.clone())).collect::<BTreeMap<_, _>>();
-        let declared: BTreeMap<_, _> = declared.into_iter().map(|table| (table.name, table.schema)).collect();
-        let mut mistakes = Vec::new();
-        let mut stages = BTreeMap::new();
-        for (name, file) in stage_files(root, &mut mistakes)? {
-            let text = std::fs::read_to_string(&file)
-                .map_err(|source| EngineError::Unreadable { path: file.clone(), source })?;
-            let contract = read_contract(&file, &mut mistakes)?;
-            match Stage::parse(name.clone(), &file, text) {
-                Ok(mut stage) => {
-                    if let Some(contract) = contract {
-                        mistakes.extend(stage.adopt(contract));
-                    }
-                    stages.insert(name, stage);
-                }
-                Err(found) => mistakes.extend(found),
-            }
-        }
-        let known: BTreeSet<&TableName> = stages.keys().chain(declared.keys()).collect();
-        for stage in stages.values() {
-            for (input, &(line, column, width)) in &stage.inputs {
-                if known.contains(input) {
-                    continue;
-                }
-                let names: Vec<String> = known.iter().map(ToString::to_string).collect();
-                let mistake = Diagnostic::at(
-                    "E0203",
-                    format!("table `{input}` not found"),
-                    &stage.file,
-                    &stage.text,
-                    line,
-                    column,
-                    width,
-                );
-                mistakes.push(match most_similar(&input.to_string(), names.iter().map(String::as_str)) {
-                    Some(name) => mistake.with_help(format!("did you mean `{name}`?")),
-                    None => mistake.with_help(format!(
-                        "add the stage {}/{}.sql, or a source of that name",
-                        input.schema(),
-                        input.table()
-                    )),
-                });
-            }
-        }
-        if !mistakes.is_empty() {
-            return Err(EngineError::Mistakes(Diagnostics(mistakes)));
-        }
-        let stages = in_order(stages)?;
-        Ok(Self { root: root.to_owned(), stages, declared, identifiers })
+        Draft::read(root, declared)?.into_project()
     }
 
     /// The folder.
@@ -201,73 +241,22 @@ impl Project {
     /// Plans every stage against the columns of its inputs, without touching data.
     ///
     /// # Errors
-    /// [`EngineError::Mistakes`] with the first mistake of every stage: unknown columns, wrong types, conditions of expectations that
-    /// do not fit. A stage behind a wrong one is not judged.
+    /// [`EngineError::Mistakes`] with the mistakes of every stage: unknown columns, wrong types, conditions of expectations that
+    /// do not fit. A stage behind one that cannot be planned is not judged.
     pub async fn check(
         &self,
-        lake: &Lake,
+        _lake: &Lake,
         settings: &SessionSettings,
         as_of: DateTime<Utc>,
     ) -> Result<Vec<CheckedStage>> {
-        let runtime = settings.runtime(lake)?;
-        let mut known: BTreeMap<TableName, SchemaRef> = self.declared.clone();
-        let mut checked = Vec::with_capacity(self.stages.len());
-        let mut mistakes = Vec::new();
-        for stage in &self.stages {
-            if stage.inputs.keys().any(|input| !known.contains_key(input)) {
-                continue;
-            }
-            let tables = stage.inputs.keys().filter_map(|input| {
-                let schema = known.get(input)?;
-                Some((input.clone(), Arc::new(EmptyTable::new(Arc::clone(schema))) as Arc<dyn TableProvider>))
-            });
-            let context = session_with(settings, &runtime, lake.settings().customer_buckets, tables)?;
-            match self.check_stage(stage, &context, as_of).await {
-                Ok(schema) => {
-                    known.insert(stage.name.clone(), Arc::clone(&schema));
-                    checked.push(CheckedStage { stage: stage.clone(), schema });
-                }
-                Err(found) => mistakes.extend(found),
-            }
-        }
-        if mistakes.is_empty() { Ok(checked) } else { Err(EngineError::Mistakes(Diagnostics(mistakes))) }
+        let inspection = self.inspect(settings, as_of)?.without_mistakes()?;
+        let checked = inspection.stages.into_iter();
+        Ok(checked.map(|inspected| CheckedStage { stage: inspected.stage, schema: inspected.schema }).collect())
     }
 
-    async fn check_stage(
-        &self,
-        stage: &Stage,
-        context: &SessionContext,
-        as_of: DateTime<Utc>,
-    ) -> Result<SchemaRef, Vec<Diagnostic>> {
-        let (state, plan) = plan_as_of(context, stage.statement.clone(), as_of)
-            .await
-            .map_err(|error| vec![plan_mistake(stage, &error)])?;
-        // Planning alone does not coerce types; a wrong argument shows only here.
-        let plan = state.optimize(&plan).map_err(|error| vec![plan_mistake(stage, &error)])?;
-        let schema = output_schema(stage, plan.schema()).map_err(|mistake| vec![*mistake])?;
-        // Before the expectations, which the contract's columns have a part in.
-        let mistakes = self.check_contract(stage, &schema);
-        if !mistakes.is_empty() {
-            return Err(mistakes);
-        }
-        check_directives(stage, &schema, &state).map_err(|mistake| vec![*mistake])?;
-        Ok(schema)
-    }
-
-    /// Whether the stage gives what its contract says.
-    fn check_contract(&self, stage: &Stage, schema: &Schema) -> Vec<Diagnostic> {
-        let Some(contract) = &stage.contract else { return Vec::new() };
-        let made: Fields = schema.fields().iter().filter(|field| field.name() != CUSTOMER_BUCKET).cloned().collect();
-        let mut mistakes = contract.differences(&Schema::new(made));
-        let mut brought: Vec<String> = Vec::new();
-        for name in stage.inputs.keys().filter_map(|input| self.identifiers.get(input)).flatten() {
-            // A table that belongs to nobody may read who bought what, and brings nobody.
-            if contract.column(CUSTOMER_ID).is_some() && !brought.contains(name) {
-                brought.push(name.clone());
-            }
-        }
-        mistakes.extend(contract.check_identifiers(&brought));
-        mistakes
+    /// The types of identifiers that a declared table brings.
+    pub(crate) fn identifiers(&self, table: &TableName) -> Option<&Vec<String>> {
+        self.identifiers.get(table)
     }
 }
 
@@ -288,113 +277,6 @@ fn read_contract(stage: &Path, mistakes: &mut Vec<Diagnostic>) -> Result<Option<
     }
 }
 
-/// Whether what the directives (and the contract) ask of the columns can be asked of these.
-fn check_directives(stage: &Stage, schema: &SchemaRef, state: &SessionState) -> Result<(), Box<Diagnostic>> {
-    for expectation in &stage.directives.expectations {
-        expectation::check(expectation, schema, state).map_err(|message| {
-            let (line, column) = expectation.place;
-            let width = expectation.condition.chars().count();
-            Box::new(Diagnostic::at("E0301", message, &stage.file, &stage.text, line, column, width))
-        })?;
-    }
-    for (tag, columns) in &stage.directives.tags {
-        for column in columns {
-            if schema.field_with_name(column).is_err() {
-                let mistake = Diagnostic::of_file(
-                    "E0104",
-                    format!("@tag {tag} names `{column}`, which is no column"),
-                    &stage.file,
-                )
-                .with_suggestion(column, schema.fields().iter().map(|field| field.name().as_str()));
-                return Err(Box::new(mistake));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The columns of a stage's table: types that Delta knows, comments and tags as metadata, the bucket last.
-fn output_schema(stage: &Stage, planned: &DFSchema) -> Result<SchemaRef, Box<Diagnostic>> {
-    let mut names = BTreeSet::new();
-    let mut fields = Vec::with_capacity(planned.fields().len() + 1);
-    for field in planned.fields() {
-        let problem = |code, message: String| Box::new(Diagnostic::of_file(code, message, &stage.file));
-        if field.name() == CUSTOMER_BUCKET {
-            return Err(Box::new(
-                Diagnostic::of_file("E0206", format!("column `{CUSTOMER_BUCKET}` is reserved"), &stage.file)
-                    .with_help("name the columns you want: the bucket is added when the table is written"),
-            ));
-        }
-        if !names.insert(field.name().to_lowercase()) {
-            return Err(problem("E0207", format!("column `{}` is there twice", field.name())));
-        }
-        let data_type = delta_compatible(field.data_type())
-            .map_err(|reason| problem("E0205", format!("column `{}` has type {reason}", field.name())))?;
-        let mut metadata = field.metadata().clone();
-        if let Some(comment) = stage.column_comments.get(field.name()) {
-            metadata.insert(COMMENT_KEY.to_owned(), comment.clone());
-        }
-        for (tag, _) in stage.directives.tags.iter().filter(|(_, columns)| columns.contains(field.name())) {
-            metadata.insert(tag.clone(), "true".to_owned());
-        }
-        fields.push(Arc::new(Field::new(field.name(), data_type, true).with_metadata(metadata)));
-    }
-    if names.contains(CUSTOMER_ID) {
-        fields.push(Arc::new(Field::new(CUSTOMER_BUCKET, DataType::Int32, true)));
-    }
-    Ok(Arc::new(Schema::new(fields.into_iter().collect::<Fields>())))
-}
-
-/// What the planner says, at the place it means.
-fn plan_mistake(stage: &Stage, error: &DataFusionError) -> Diagnostic {
-    let error = match error {
-        DataFusionError::Collection(errors) => errors.first().unwrap_or(error),
-        other => other,
-    };
-    let code = "E0205";
-    let at = |line: usize, column: usize, width: usize, message: String| {
-        Diagnostic::at(code, message, &stage.file, &stage.text, line, column, width)
-    };
-    if let Some(diagnostic) = error.diagnostic() {
-        let helps: Vec<&str> = diagnostic.helps.iter().map(|help| help.message.as_str()).collect();
-        let notes: Vec<&str> = diagnostic.notes.iter().map(|note| note.message.as_str()).collect();
-        let mut mistake = match diagnostic.span {
-            Some(span) => {
-                let (line, column) = (to_usize(span.start.line), to_usize(span.start.column));
-                let width =
-                    if span.end.line == span.start.line { to_usize(span.end.column).saturating_sub(column) } else { 1 };
-                at(line, column, width, diagnostic.message.clone())
-            }
-            None => Diagnostic::of_file(code, diagnostic.message.clone(), &stage.file),
-        };
-        if let DataFusionError::SchemaError(inner, _) = error.find_root()
-            && let datafusion::common::SchemaError::FieldNotFound { field, valid_fields } = inner.as_ref()
-        {
-            mistake = mistake.with_suggestion(&field.name, valid_fields.iter().map(|column| column.name.as_str()));
-        }
-        if mistake.help.is_none()
-            && let Some(hint) = helps.first().or_else(|| notes.first())
-        {
-            mistake = mistake.with_help(*hint);
-        }
-        return mistake;
-    }
-    let message = describe(error);
-    // Unknown functions and the like carry no span; find the name they quote.
-    let quoted = message.split('\'').nth(1).unwrap_or_default();
-    if !quoted.is_empty()
-        && let Some(offset) = stage.text.find(quoted)
-    {
-        let (line, column) = crate::diagnostic::line_and_column(&stage.text, offset);
-        return at(line, column, quoted.chars().count(), message);
-    }
-    Diagnostic::of_file(code, message, &stage.file)
-}
-
-fn to_usize(number: u64) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
-}
-
 fn stage_files(root: &Path, mistakes: &mut Vec<Diagnostic>) -> Result<Vec<(TableName, PathBuf)>> {
     let unreadable = |path: &Path| {
         let path = path.to_owned();
@@ -404,6 +286,10 @@ fn stage_files(root: &Path, mistakes: &mut Vec<Diagnostic>) -> Result<Vec<(Table
     for schema in std::fs::read_dir(root).map_err(unreadable(root))? {
         let folder = schema.map_err(unreadable(root))?.path();
         if !folder.is_dir() {
+            if folder.extension().and_then(|extension| extension.to_str()) == Some("sql") {
+                let mistake = Diagnostic::of_file("E0211", "a stage must be in a folder, which is its schema", &folder);
+                mistakes.push(mistake.with_help("move it to <schema>/<table>.sql"));
+            }
             continue;
         }
         for file in std::fs::read_dir(&folder).map_err(unreadable(&folder))? {
@@ -416,13 +302,27 @@ fn stage_files(root: &Path, mistakes: &mut Vec<Diagnostic>) -> Result<Vec<(Table
                     mistakes.push(mistake.with_help(format!("it is about the table of {}", stage.display())));
                 }
             }
+            if let Some(stem) = name.strip_suffix(".cases.toml") {
+                let stage = folder.join(format!("{stem}.sql"));
+                if !stage.exists() {
+                    let mistake = Diagnostic::of_file("E0403", "cases for which there is no stage", &file);
+                    mistakes.push(mistake.with_help(format!("they are about {}", stage.display())));
+                }
+            }
             if file.extension().and_then(|extension| extension.to_str()) != Some("sql") {
+                if file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("sql")) {
+                    let mistake = Diagnostic::of_file("E0200", "a stage's file ends in `.sql`, in lowercase", &file);
+                    mistakes.push(mistake.with_help("rename it"));
+                }
                 continue;
             }
             let part = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
             match TableName::new(&part(&folder), part(&file).trim_end_matches(".sql")) {
                 Ok(name) => found.push((name, file)),
-                Err(error) => mistakes.push(Diagnostic::of_file("E0200", error.to_string(), &file)),
+                Err(error) => {
+                    let mistake = Diagnostic::of_file("E0200", error.to_string(), &file);
+                    mistakes.push(mistake.with_help("rename the file or its folder"));
+                }
             }
         }
     }
@@ -430,8 +330,9 @@ fn stage_files(root: &Path, mistakes: &mut Vec<Diagnostic>) -> Result<Vec<(Table
     Ok(found)
 }
 
-/// The stages with inputs first; equal ranks by name, so that the order is the same every time.
-fn in_order(mut stages: BTreeMap<TableName, Stage>) -> Result<Vec<Stage>> {
+/// The stages with inputs first; equal ranks by name, so that the order is the same every time. Those that read each other in a circle
+/// are left out and told.
+fn in_order(mut stages: BTreeMap<TableName, Stage>, mistakes: &mut Vec<Diagnostic>) -> Vec<Stage> {
     let mut ordered: Vec<Stage> = Vec::with_capacity(stages.len());
     while !stages.is_empty() {
         let ready: Vec<TableName> = stages
@@ -440,16 +341,20 @@ fn in_order(mut stages: BTreeMap<TableName, Stage>) -> Result<Vec<Stage>> {
             .map(|stage| stage.name.clone())
             .collect();
         if ready.is_empty() {
-            return Err(EngineError::Mistakes(Diagnostics(vec![cycle(&stages)])));
+            let (members, mistake) = cycle(&stages);
+            mistakes.push(mistake);
+            stages.retain(|name, _| !members.contains(name));
+            continue;
         }
         for name in ready {
             ordered.extend(stages.remove(&name));
         }
     }
-    Ok(ordered)
+    ordered
 }
 
-fn cycle(stages: &BTreeMap<TableName, Stage>) -> Diagnostic {
+/// One of the circles, and what to say about it.
+fn cycle(stages: &BTreeMap<TableName, Stage>) -> (BTreeSet<TableName>, Diagnostic) {
     let mut path: Vec<&Stage> = Vec::new();
     let mut current = stages.values().next();
     while let Some(stage) = current {
@@ -460,16 +365,20 @@ fn cycle(stages: &BTreeMap<TableName, Stage>) -> Diagnostic {
         path.push(stage);
         current = stage.inputs.keys().find_map(|input| stages.get(input));
     }
+    let members = path.iter().map(|stage| stage.name.clone()).collect();
     let names: Vec<String> = path.iter().chain(path.first()).map(|stage| stage.name.to_string()).collect();
-    let message = format!("stages read each other in a circle: {}", names.join(" reads "));
-    match path.first().map(|stage| (stage, path.get(1).unwrap_or(stage))) {
-        Some((stage, next)) => match stage.inputs.get(&next.name) {
-            Some(&(line, column, width)) => {
-                Diagnostic::at("E0209", message, &stage.file, &stage.text, line, column, width)
-                    .with_help("take one of these out, or split a stage in two")
-            }
-            None => Diagnostic::of_file("E0209", message, &stage.file),
-        },
+    let (message, help) = match path.len() {
+        1 => (format!("stage `{}` reads itself", names[0]), "read what it is made from, or give it another name"),
+        _ => (
+            format!("stages read each other in a circle: {}", names.join(" reads ")),
+            "take one of these out, or split a stage in two",
+        ),
+    };
+    let mistake = match path.first().map(|stage| (stage, path.get(1).unwrap_or(stage))) {
+        Some((stage, next)) => {
+            stage.mistake("E0209", message, stage.inputs.get(&next.name).copied().unwrap_or_default())
+        }
         None => Diagnostic::of_file("E0209", message, PathBuf::new()),
-    }
+    };
+    (members, mistake.with_help(help))
 }

@@ -135,6 +135,26 @@ pub fn session_with(
     Ok(context)
 }
 
+/// Adds a table to a session.
+///
+/// # Errors
+/// When it is there already.
+pub(crate) fn add_table(context: &SessionContext, name: &TableName, provider: Arc<dyn TableProvider>) -> Result<()> {
+    let failed = || EngineError::execution(format!("registering {name}"));
+    let missing = || DataFusionError::Internal(format!("there is no schema {}", name.schema()));
+    let catalog = context.catalog(CATALOG).ok_or_else(missing).map_err(failed())?;
+    let schema = match catalog.schema(name.schema()) {
+        Some(schema) => schema,
+        None => {
+            let schema: Arc<dyn SchemaProvider> = Arc::new(MemorySchemaProvider::new());
+            catalog.register_schema(name.schema(), Arc::clone(&schema)).map_err(failed())?;
+            schema
+        }
+    };
+    schema.register_table(name.table().to_owned(), provider).map_err(failed())?;
+    Ok(())
+}
+
 /// Plans a statement with `now()` standing still at `as_of`. The state must be used to run the plan, too.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::resolve::resolve_table_references;
@@ -12,6 +13,7 @@ use holdfast_types::{PII_KEY, TableName};
 
 use crate::contract::{Contract, KEY_UNIQUE};
 use crate::contract_change::Terms;
+use crate::defaults::Defaults;
 use crate::diagnostic::{Diagnostic, line_and_column};
 use crate::directive::{self, Directives};
 
@@ -35,24 +37,39 @@ pub struct Stage {
     /// Whether the result depends on the moment of the run.
     pub depends_on_time: bool,
     pub(crate) statement: Statement,
+    /// What its folder says for it.
+    pub(crate) defaults: Option<Arc<Defaults>>,
 }
 
 /// Functions whose value is the moment of the run.
-const CLOCK_FUNCTIONS: [&str; 6] =
+pub(crate) const CLOCK_FUNCTIONS: [&str; 6] =
     ["now", "current_timestamp", "current_date", "current_time", "today", "localtimestamp"];
 
 /// Functions whose value differs from call to call: a stage with one cannot be repeated.
-const VOLATILE_FUNCTIONS: [&str; 3] = ["random", "uuid", "gen_random_uuid"];
+pub(crate) const VOLATILE_FUNCTIONS: [&str; 3] = ["random", "uuid", "gen_random_uuid"];
 
 impl Stage {
-    /// Reads a stage. All mistakes are reported that can be seen in the file alone.
+    /// Reads a stage.
+    ///
+    /// # Errors
+    /// All mistakes that can be seen in the file alone.
+    #[cfg(test)]
     pub(crate) fn parse(name: TableName, file: &Path, text: String) -> Result<Self, Vec<Diagnostic>> {
+        match Self::read(name, file, text) {
+            (Some(stage), mistakes) if mistakes.is_empty() => Ok(stage),
+            (_, mistakes) => Err(mistakes),
+        }
+    }
+
+    /// Reads a stage as far as it can be read: `None` when there is no query to go on with. Says all mistakes that can be seen in
+    /// the file alone.
+    pub(crate) fn read(name: TableName, file: &Path, text: String) -> (Option<Self>, Vec<Diagnostic>) {
         let (directives, mut mistakes) = directive::parse(file, &text);
         let statement = match parse_statement(file, &text) {
             Ok(statement) => statement,
             Err(mistake) => {
                 mistakes.push(*mistake);
-                return Err(mistakes);
+                return (None, mistakes);
             }
         };
         let inputs = inputs(file, &text, &statement, &mut mistakes);
@@ -81,22 +98,119 @@ impl Stage {
                 ControlFlow::Continue(())
             });
         }
-        if mistakes.is_empty() {
-            let column_comments = column_comments(&text);
-            Ok(Self {
-                name,
-                file: file.to_owned(),
-                text,
-                directives,
-                inputs,
-                contract: None,
-                column_comments: column_comments.into_iter().map(|(name, comment)| (name, comment.text)).collect(),
-                depends_on_time,
-                statement,
-            })
-        } else {
-            Err(mistakes)
+        let column_comments = column_comments(&text);
+        let stage = Self {
+            name,
+            file: file.to_owned(),
+            text,
+            directives,
+            inputs,
+            contract: None,
+            column_comments: column_comments.into_iter().map(|(name, comment)| (name, comment.text)).collect(),
+            depends_on_time,
+            statement,
+            defaults: None,
+        };
+        (Some(stage), mistakes)
+    }
+
+    /// A mistake at a place of its file; one about the whole file where the place is not known (line 0).
+    pub(crate) fn mistake(
+        &self,
+        code: &'static str,
+        message: impl Into<String>,
+        (line, column, width): (usize, usize, usize),
+    ) -> Diagnostic {
+        match line {
+            0 => Diagnostic::of_file(code, message, &self.file),
+            _ => Diagnostic::at(code, message, &self.file, &self.text, line, column, width),
         }
+    }
+
+    /// Where a directive of this name has a word; the directive itself where it has not.
+    pub(crate) fn place_in_directive(&self, directive: &str, word: &str) -> (usize, usize, usize) {
+        let start = format!("@{directive}");
+        for (index, line) in self.text.lines().enumerate() {
+            let Some(comment) = line.trim_start().strip_prefix("--") else { continue };
+            if !comment.trim_start_matches('-').trim_start().starts_with(&start) {
+                continue;
+            }
+            let is_part = |character: char| character.is_ascii_alphanumeric() || character == '_';
+            let found = line.match_indices(word).find(|(offset, _)| {
+                let before = line[..*offset].chars().next_back();
+                let after = line[offset + word.len()..].chars().next();
+                !before.is_some_and(is_part) && !after.is_some_and(is_part)
+            });
+            if let Some((offset, _)) = found {
+                return (index + 1, line[..offset].chars().count() + 1, word.chars().count());
+            }
+        }
+        (0, 0, 0)
+    }
+
+    /// Where a word stands for the nth time in the query, comments left out; nowhere when it does not.
+    pub(crate) fn place_of_word(&self, word: &str, nth: usize) -> (usize, usize, usize) {
+        let places = self.words(word);
+        let place = places.get(nth.saturating_sub(1)).or_else(|| places.first());
+        place.map_or((0, 0, 0), |(line, column, _)| (*line, *column, word.chars().count()))
+    }
+
+    /// Which of the calls of a function is the one that is ordered like this: the first whose text has all the columns.
+    pub(crate) fn nth_call(&self, function: &str, order_by: &[datafusion::logical_expr::SortExpr]) -> usize {
+        let columns: Vec<String> = order_by
+            .iter()
+            .flat_map(|sort| sort.expr.column_refs().into_iter().map(|column| column.name.to_lowercase()))
+            .collect();
+        let calls = self.words(function);
+        let found = calls.iter().position(|(_, _, offset)| {
+            let rest = self.text[*offset..].to_lowercase();
+            let end = rest
+                .match_indices("order by")
+                .nth(0)
+                .and_then(|(start, _)| rest[start..].find(')').map(|length| start + length));
+            let call = &rest[..end.unwrap_or(rest.len())];
+            columns.iter().all(|column| call.contains(column.as_str()))
+        });
+        found.map_or(1, |index| index + 1)
+    }
+
+    /// Line, column and byte offset of a word wherever it stands in the query.
+    fn words(&self, word: &str) -> Vec<(usize, usize, usize)> {
+        let is_part = |character: char| character.is_ascii_alphanumeric() || character == '_';
+        let word = word.to_lowercase();
+        let mut places = Vec::new();
+        let mut start = 0;
+        for (index, line) in self.text.split_inclusive('\n').enumerate() {
+            let code = line.split("--").next().unwrap_or_default();
+            let lowered = code.to_ascii_lowercase();
+            for (offset, _) in lowered.match_indices(&word) {
+                let before = code[..offset].chars().next_back();
+                let after = code[offset + word.len()..].chars().next();
+                if !before.is_some_and(is_part) && !after.is_some_and(is_part) {
+                    places.push((index + 1, code[..offset].chars().count() + 1, start + offset));
+                }
+            }
+            start += line.len();
+        }
+        places
+    }
+
+    /// Where the query names an output column: the last place, which is the final `select`'s.
+    pub(crate) fn place_of_output(&self, name: &str) -> (usize, usize, usize) {
+        let is_part = |character: char| character.is_ascii_alphanumeric() || character == '_';
+        let mut place = (0, 0, 0);
+        for (index, line) in self.text.lines().enumerate() {
+            let code = line.split("--").next().unwrap_or_default();
+            for (offset, _) in code.match_indices(name) {
+                let before = code[..offset].chars().next_back();
+                let after = code[offset + name.len()..].trim_start();
+                let ends = after.is_empty() || after.starts_with(',');
+                if ends && !before.is_some_and(is_part) {
+                    place = (index + 1, code[..offset].chars().count() + 1, name.chars().count());
+                }
+            }
+        }
+        place
     }
 
     /// Takes over what the contract beside the stage says. What the stage says of the same is a mistake: there is one place for it.
@@ -222,7 +336,7 @@ fn syntax_error(file: &Path, text: &str, error: &datafusion::error::DataFusionEr
     Diagnostic::at("E0201", format!("SQL syntax: {short}"), file, text, line, column, width)
 }
 
-fn place_of(name: &ObjectName) -> Option<(usize, usize)> {
+pub(crate) fn place_of(name: &ObjectName) -> Option<(usize, usize)> {
     match name.0.first()? {
         ObjectNamePart::Identifier(ident) => {
             let start = ident.span.start;

@@ -31,6 +31,8 @@ pub(crate) enum CliError {
         "{files} files wait to be mended, nothing of them is stored: see metric.ingest_refused_files; everything else is in the lake"
     )]
     FilesRefused { files: usize, kind: ErrorKind },
+    #[error("{0}")]
+    CheckFailed(String),
     #[error("{failed} of {total} cases failed")]
     CasesFailed { failed: usize, total: usize },
     #[error("cannot write the output: {0}")]
@@ -60,7 +62,9 @@ impl CliError {
         match self {
             Self::NoProject(_) | Self::NoPipeline { .. } => ErrorKind::NotFound,
             Self::Config { .. } => ErrorKind::InvalidConfig,
-            Self::File { .. } | Self::Argument(_) | Self::CasesFailed { .. } => ErrorKind::InvalidInput,
+            Self::File { .. } | Self::Argument(_) | Self::CasesFailed { .. } | Self::CheckFailed(_) => {
+                ErrorKind::InvalidInput
+            }
             Self::StagesFailed { kind, .. } | Self::FilesRefused { kind, .. } => *kind,
             Self::Output(_) => ErrorKind::Retry,
             Self::Lake(error) => error.kind(),

@@ -16,7 +16,8 @@ use holdfast_lake::StoreOptions;
 use tracing::Instrument;
 
 use crate::commands::{
-    collect, contracts, demo, generate, identity, ingest, maintain, quarantine, run, serve, sql, test,
+    check, collect, contracts, demo, docs, fmt, generate, identity, ingest, lineage, maintain, quarantine, run, serve,
+    sql, status, test,
 };
 use crate::error::CliError;
 use crate::progress::Terminal;
@@ -44,34 +45,44 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Check(check::CheckArgs),
     Collect(collect::CollectArgs),
     Contracts(contracts::ContractsArgs),
     Demo(demo::DemoArgs),
+    Docs(docs::DocsArgs),
+    Fmt(fmt::FmtArgs),
     Generate(generate::GenerateArgs),
     Identity(identity::IdentityArgs),
     Ingest(ingest::IngestArgs),
+    Lineage(lineage::LineageArgs),
     Run(run::RunArgs),
     Maintain(maintain::MaintainArgs),
     Quarantine(quarantine::QuarantineArgs),
     Sql(sql::SqlArgs),
     Serve(serve::ServeArgs),
+    Status(status::StatusArgs),
     Test(test::TestArgs),
 }
 
 impl Command {
     const fn name(&self) -> &'static str {
         match self {
+            Self::Check(_) => "check",
             Self::Collect(_) => "collect",
             Self::Contracts(_) => "contracts",
             Self::Demo(_) => "demo",
+            Self::Docs(_) => "docs",
+            Self::Fmt(_) => "fmt",
             Self::Generate(_) => "generate",
             Self::Identity(_) => "identity",
             Self::Ingest(_) => "ingest",
+            Self::Lineage(_) => "lineage",
             Self::Run(_) => "run",
             Self::Maintain(_) => "maintain",
             Self::Quarantine(_) => "quarantine",
             Self::Sql(_) => "sql",
             Self::Serve(_) => "serve",
+            Self::Status(_) => "status",
             Self::Test(_) => "test",
         }
     }
@@ -129,19 +140,27 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     if let Command::Generate(args) = &cli.command {
         return generate::run(args, terminal).await;
     }
+    if let Command::Check(check::CheckArgs { explain: Some(code), .. }) = &cli.command {
+        return check::explain_code(code);
+    }
     let project = Project::find(&cli.project, store_options())?;
     match &cli.command {
+        Command::Check(args) => check::run(&project, args, terminal).await,
         Command::Collect(args) => collect::run(&project, args, terminal).await,
         Command::Contracts(args) => contracts::run(&project, args, terminal).await,
         Command::Demo(args) => demo::run(project, args, terminal).await,
+        Command::Docs(args) => docs::run(&project, args, terminal).await,
+        Command::Fmt(args) => fmt::run(&project, args, terminal),
         Command::Generate(_) => Ok(()),
         Command::Identity(args) => identity::run(&project, args, terminal).await,
         Command::Ingest(args) => ingest::run(&project, args, terminal).await,
+        Command::Lineage(args) => lineage::run(&project, args).await,
         Command::Run(args) => run::run(&project, args, terminal).await,
         Command::Maintain(args) => maintain::run(&project, args, terminal).await,
         Command::Quarantine(args) => quarantine::run(&project, args, terminal).await,
         Command::Sql(args) => sql::run(&project, args).await,
         Command::Serve(args) => serve::run(&project, args, terminal).await,
+        Command::Status(args) => status::run(&project, args).await,
         Command::Test(args) => test::run(&project, args, terminal).await,
     }
 }

@@ -1,10 +1,11 @@
 //! What a command works on: the project folder, its settings, a pipeline and the lake.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_engine::{DeclaredTable, Project as Stages, SessionSettings};
+use holdfast_engine::{DeclaredTable, Draft, Project as Stages, SessionSettings};
 use holdfast_feeds::Surroundings;
 use holdfast_identity::{IdentifierTokens, IdentityKey, IdentityRules, declared_tables};
 use holdfast_ingest::{IngestSettings, SourceSpec, ledger_tables, load_sources};
@@ -312,7 +313,17 @@ impl Project {
 
     /// The pipeline's stages, which may read its sources' raw tables, the books of ingestion and the identity tables.
     pub(crate) fn stages(&self) -> Result<Stages, CliError> {
+        Ok(self.draft()?.into_project()?)
+    }
+
+    /// The folder of the pipeline's stages.
+    pub(crate) fn stage_folder(&self) -> Result<PathBuf, CliError> {
         let pipeline: PipelineFile = read_toml(&self.pipeline_folder()?.join("pipeline.toml"))?;
+        Ok(self.folder.join(pipeline.stages))
+    }
+
+    /// The same stages as far as they can be read, with what is wrong with them.
+    pub(crate) fn draft(&self) -> Result<Draft, CliError> {
         let mut declared = declared_tables()?;
         for table in ledger_tables()? {
             declared.push(DeclaredTable { name: table.name, schema: table.schema, identifiers: Vec::new() });
@@ -327,7 +338,7 @@ impl Project {
             }
             declared.push(DeclaredTable { name, schema: source.raw_schema(), identifiers });
         }
-        Ok(Stages::load(&self.folder.join(pipeline.stages), declared)?)
+        Ok(Draft::read(&self.stage_folder()?, declared)?)
     }
 
     /// The pipeline's way to make tokens. Makes a key at first use.
@@ -369,6 +380,19 @@ impl Project {
             salt: tokens.fingerprint().to_owned(),
             ..SessionSettings::default()
         })
+    }
+
+    /// The pipeline's identity rules.
+    pub(crate) fn identity_rules(&self) -> Result<IdentityRules, CliError> {
+        Ok(IdentityRules::load(&self.pipeline_folder()?.join("identity.toml"))?)
+    }
+
+    /// Sessions in which stages are planned and nothing runs: they need neither rules nor a key, and make none.
+    pub(crate) fn planning_settings(&self) -> SessionSettings {
+        let rules =
+            IdentityRules { priority: Vec::new(), types: BTreeMap::new(), blocked: BTreeMap::new(), matching: None };
+        let tokens = IdentifierTokens::new(rules, &IdentityKey::new([0; 32]));
+        SessionSettings { functions: vec![Arc::new(tokens.function())], ..SessionSettings::default() }
     }
 
     /// Sessions for cases, in which tokens can be written by people.

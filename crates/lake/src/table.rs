@@ -108,6 +108,12 @@ impl Table {
         self.inner.data_version.get_or_try_init(look).await.copied()
     }
 
+    /// When this version was committed, when the log knows.
+    pub fn committed_at(&self) -> Option<chrono::DateTime<chrono::Utc>> {
+        let snapshot = self.inner.delta.snapshot().ok()?;
+        chrono::DateTime::from_timestamp_millis(snapshot.version_timestamp(self.version())?)
+    }
+
     /// Its columns, partition columns last, with their comments and tags as field metadata.
     pub fn schema(&self) -> &SchemaRef {
         &self.inner.schema

@@ -1,8 +1,8 @@
 -- Departments first: counting them basket by basket is what would cost.
 -- @stage      full
 -- @owner      commerce data
--- @expect     fail        adds_up:        list_amount = sales_value + loyalty_discount + coupon_match_discount
--- @expect     quarantine  one_moment:     is_consistent
+-- @expect     fail        adds_up:     list_amount = sales_value + loyalty_discount + coupon_match_discount
+-- @expect     quarantine  one_moment:  is_consistent
 with departments as (
     select
         basket_id,

@@ -1,7 +1,7 @@
 -- @stage      full
 -- @owner      marketing
--- @expect     quarantine  ordered_days:   started_on <= ended_on
--- @expect     warn        described:      started_on is not null and ended_on is not null
+-- @expect     quarantine  ordered_days:  started_on <= ended_on
+-- @expect     warn        described:     started_on is not null and ended_on is not null
 with touches as (
     select
         *,

@@ -1,6 +1,6 @@
 -- @stage      full
 -- @owner      marketing
--- @expect     warn        known_coupon:       products > 0
+-- @expect     warn        known_coupon:  products > 0
 with redemptions as (
     select
         *,

@@ -1,6 +1,6 @@
 -- @stage      full
 -- @owner      customer data
--- @expect     warn        has_customer:      customer_id is not null
+-- @expect     warn        has_customer:  customer_id is not null
 with newest as (
     select
         *,

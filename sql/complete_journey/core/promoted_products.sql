@@ -1,6 +1,6 @@
 -- @stage      full
 -- @owner      commerce data
--- @expect     warn        is_promoted:     is_displayed or is_mailed
+-- @expect     warn        is_promoted:  is_displayed or is_mailed
 with newest_transactions as (
     select
         _source_file,

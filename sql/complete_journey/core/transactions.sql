@@ -1,9 +1,9 @@
 -- @stage      full
 -- @owner      commerce data
--- @expect     quarantine  sane_amount:     sales_value >= 0
--- @expect     quarantine  sane_quantity:   quantity >= 0
--- @expect     warn        has_customer:    customer_id is not null
--- @expect     warn        known_product:   department is not null
+-- @expect     quarantine  sane_amount:    sales_value >= 0
+-- @expect     quarantine  sane_quantity:  quantity >= 0
+-- @expect     warn        has_customer:   customer_id is not null
+-- @expect     warn        known_product:  department is not null
 with newest as (
     select
         _source_file,

@@ -1,9 +1,9 @@
 -- A day's file counts as it was last delivered.
 -- @stage      full
 -- @owner      commerce data
--- @expect     fail        exact_amount:          line_amount = quantity * unit_price
--- @expect     warn        cancelled_is_negative: not is_cancellation or quantity < 0
--- @expect     warn        mostly_known:          count(customer_id) * 2 >= count(*)
+-- @expect     fail        exact_amount:           line_amount = quantity * unit_price
+-- @expect     warn        cancelled_is_negative:  not is_cancellation or quantity < 0
+-- @expect     warn        mostly_known:           count(customer_id) * 2 >= count(*)
 with newest as (
     select
         _source_file,

@@ -1,8 +1,8 @@
 -- @stage      full
 -- @owner      commerce data
--- @expect     quarantine  one_customer:        is_consistent
--- @expect     warn        sale_is_positive:    invoice_type <> 'sale' or net_amount > 0
--- @expect     warn        cancelled_is_back:   invoice_type <> 'cancellation' or net_amount < 0
+-- @expect     quarantine  one_customer:       is_consistent
+-- @expect     warn        sale_is_positive:   invoice_type <> 'sale' or net_amount > 0
+-- @expect     warn        cancelled_is_back:  invoice_type <> 'cancellation' or net_amount < 0
 with products as (
     select
         invoice_no,

@@ -7,11 +7,11 @@
 -- a narrower assortment said nothing beyond these rules and have no points. Bands: high from 0.70, medium from 0.40, low below.
 -- @stage      incremental key(customer_id)
 -- @owner      retention
--- @expect     fail        has_customer:      customer_id is not null
--- @expect     fail        unique_customer:   count(*) = count(distinct customer_id)
--- @expect     fail        is_probability:    churn_probability > 0 and churn_probability < 1
--- @expect     fail        known_band:        risk_band in ('high', 'medium', 'low')
--- @expect     fail        high_has_reason:   risk_band <> 'high' or reason_1 is not null
+-- @expect     fail        has_customer:     customer_id is not null
+-- @expect     fail        unique_customer:  count(*) = count(distinct customer_id)
+-- @expect     fail        is_probability:   churn_probability > 0 and churn_probability < 1
+-- @expect     fail        known_band:       risk_band in ('high', 'medium', 'low')
+-- @expect     fail        high_has_reason:  risk_band <> 'high' or reason_1 is not null
 with measures as (
     select *
     from profile.customer_360

@@ -1,18 +1,23 @@
 //! The commands: each reads its arguments, calls the crates below and prints.
 
+pub(crate) mod check;
 pub(crate) mod collect;
 pub(crate) mod contracts;
 pub(crate) mod demo;
+pub(crate) mod docs;
 pub(crate) mod feeds;
+pub(crate) mod fmt;
 pub(crate) mod generate;
 pub(crate) mod identity;
 pub(crate) mod ingest;
+pub(crate) mod lineage;
 pub(crate) mod maintain;
 pub(crate) mod quarantine;
 pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod shares;
 pub(crate) mod sql;
+pub(crate) mod status;
 pub(crate) mod test;
 pub(crate) mod upkeep;
 

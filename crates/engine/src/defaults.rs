@@ -1,0 +1,173 @@
+//! `defaults.toml` in a folder of stages: what its stages say of themselves where they do not say it.
+//!
+//! One rule: a default counts for a stage that has no directive of the same name (of the same tag). A contract's `pii` goes before both.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use holdfast_types::PII_KEY;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::Result;
+use crate::diagnostic::{Diagnostic, line_and_column};
+use crate::directive::{StageKind, parse_kind};
+use crate::error::EngineError;
+use crate::stage::Stage;
+
+const FILE: &str = "defaults.toml";
+const KEYS: [&str; 3] = ["owner", "stage", "tags"];
+
+/// What a folder says for its stages.
+#[derive(Debug, Clone)]
+pub(crate) struct Defaults {
+    file: PathBuf,
+    text: String,
+    owner: Option<String>,
+    kind: Option<(StageKind, Place)>,
+    tags: Vec<DefaultTag>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct DefaultTag {
+    pub(crate) name: String,
+    pub(crate) columns: Vec<(String, Place)>,
+}
+
+type Place = (usize, usize, usize);
+type Item<'a> = Spanned<DeValue<'a>>;
+
+impl Defaults {
+    /// The defaults of a folder, if it has any.
+    pub(crate) fn of_folder(folder: &Path, mistakes: &mut Vec<Diagnostic>) -> Result<Option<Arc<Self>>> {
+        let file = folder.join(FILE);
+        if !file.is_file() {
+            return Ok(None);
+        }
+        let text =
+            std::fs::read_to_string(&file).map_err(|source| EngineError::Unreadable { path: file.clone(), source })?;
+        let mut reader = Reader { file: &file, text: &text, mistakes };
+        Ok(reader.defaults().map(Arc::new))
+    }
+
+    /// Fills what the stage does not say.
+    pub(crate) fn fill(self: &Arc<Self>, stage: &mut Stage) {
+        let directives = &mut stage.directives;
+        if directives.owner.is_none() {
+            directives.owner.clone_from(&self.owner);
+        }
+        if directives.kind_place.is_none()
+            && let Some((kind, _)) = &self.kind
+        {
+            directives.kind = kind.clone();
+        }
+        for tag in &self.tags {
+            let is_said = directives.tags.iter().any(|(name, _)| *name == tag.name);
+            if !is_said && !(tag.name == PII_KEY && stage.contract.is_some()) {
+                directives.tags.push((tag.name.clone(), tag.columns.iter().map(|(name, _)| name.clone()).collect()));
+                directives.default_tags.push(tag.name.clone());
+            }
+        }
+        stage.defaults = Some(Arc::clone(self));
+    }
+
+    pub(crate) fn tags(&self) -> &[DefaultTag] {
+        &self.tags
+    }
+
+    pub(crate) fn kind_place(&self) -> Place {
+        self.kind.as_ref().map_or((1, 1, 1), |(_, place)| *place)
+    }
+
+    pub(crate) fn mistake(
+        &self,
+        code: &'static str,
+        message: impl Into<String>,
+        (line, column, width): Place,
+    ) -> Diagnostic {
+        Diagnostic::at(code, message, &self.file, &self.text, line, column, width)
+    }
+}
+
+struct Reader<'a> {
+    file: &'a Path,
+    text: &'a str,
+    mistakes: &'a mut Vec<Diagnostic>,
+}
+
+impl Reader<'_> {
+    fn defaults(&mut self) -> Option<Defaults> {
+        let table = match DeTable::parse(self.text) {
+            Ok(table) => table,
+            Err(error) => {
+                self.mistake(error.message(), error.span().unwrap_or(0..0), None);
+                return None;
+            }
+        };
+        let table = table.get_ref();
+        for (key, _) in table.iter() {
+            let name = key.get_ref().as_ref();
+            if !KEYS.contains(&name) {
+                let help = match crate::diagnostic::most_similar(name, KEYS) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("defaults are {}", KEYS.join(", ")),
+                };
+                self.mistake(&format!("unknown key `{name}`"), key.span(), Some(help));
+            }
+        }
+        let owner = table.get("owner").and_then(|value| self.text_of(value));
+        let kind = table.get("stage").and_then(|value| {
+            let said = self.text_of(value)?;
+            let kind = parse_kind(&said);
+            if kind.is_none() {
+                let help = "write \"full\" or \"incremental key(customer_id)\", as behind `@stage`".to_owned();
+                self.mistake("malformed kind of stage", value.span(), Some(help));
+            }
+            Some((kind?, self.place(value.span())))
+        });
+        let tags = table.get("tags").map(|value| self.tags(value)).unwrap_or_default();
+        Some(Defaults { file: self.file.to_owned(), text: self.text.to_owned(), owner, kind, tags })
+    }
+
+    fn tags(&mut self, value: &Item<'_>) -> Vec<DefaultTag> {
+        let Some(said) = value.get_ref().as_table() else {
+            self.mistake("write the tags as a section `[tags]`", value.span(), None);
+            return Vec::new();
+        };
+        let mut tags = Vec::new();
+        for (key, value) in said.iter() {
+            let DeValue::Array(items) = value.get_ref() else {
+                self.mistake("a list of columns is expected here", value.span(), None);
+                continue;
+            };
+            let columns =
+                items.iter().filter_map(|item| Some((self.text_of(item)?, self.place(item.span())))).collect();
+            tags.push(DefaultTag { name: key.get_ref().to_string(), columns });
+        }
+        tags.sort_by(|left, right| left.name.cmp(&right.name));
+        tags
+    }
+
+    fn text_of(&mut self, value: &Item<'_>) -> Option<String> {
+        let text = value.get_ref().as_str().map(str::to_owned);
+        if text.is_none() {
+            self.mistake("a text in quotes is expected here", value.span(), None);
+        }
+        text
+    }
+
+    fn mistake(&mut self, message: &str, span: std::ops::Range<usize>, help: Option<String>) {
+        let (line, column, width) = self.place(span);
+        let mistake = Diagnostic::at("E0109", message, self.file, self.text, line, column, width);
+        self.mistakes.push(match help {
+            Some(help) => mistake.with_help(help),
+            None => mistake,
+        });
+    }
+
+    fn place(&self, span: std::ops::Range<usize>) -> Place {
+        let (line, column) = line_and_column(self.text, span.start);
+        let spanned = self.text.get(span).unwrap_or_default();
+        (line, column, spanned.lines().next().unwrap_or_default().chars().count().max(1))
+    }
+}
