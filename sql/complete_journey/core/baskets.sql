@@ -1,5 +1,5 @@
 -- Departments first: counting them basket by basket is what would cost.
--- @stage      full
+-- @stage      incremental key(basket_id)
 -- @owner      commerce data
 -- @expect     fail        adds_up:     list_amount = sales_value + loyalty_discount + coupon_match_discount
 -- @expect     quarantine  one_moment:  is_consistent

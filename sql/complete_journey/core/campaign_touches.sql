@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(campaign_id)
 -- @owner      marketing
 -- @expect     quarantine  ordered_days:  started_on <= ended_on
 -- @expect     warn        described:     started_on is not null and ended_on is not null

@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(household_id)
 -- @owner      marketing
 -- @expect     warn        known_coupon:  products > 0
 with redemptions as (

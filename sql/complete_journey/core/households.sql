@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(household_id)
 -- @owner      customer data
 -- @expect     warn        has_customer:  customer_id is not null
 with newest as (

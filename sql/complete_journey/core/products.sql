@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(product_id)
 -- @owner      commerce data
 -- @expect     warn        has_department:  department is not null
 with newest as (

@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(product_id)
 -- @owner      commerce data
 -- @expect     warn        is_promoted:  is_displayed or is_mailed
 with newest_transactions as (

@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(basket_id)
 -- @owner      commerce data
 -- @expect     quarantine  sane_amount:    sales_value >= 0
 -- @expect     quarantine  sane_quantity:  quantity >= 0

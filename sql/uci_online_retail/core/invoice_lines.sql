@@ -1,5 +1,5 @@
 -- A day's file counts as it was last delivered.
--- @stage      full
+-- @stage      incremental key(invoice_no)
 -- @owner      commerce data
 -- @expect     fail        exact_amount:           line_amount = quantity * unit_price
 -- @expect     warn        cancelled_is_negative:  not is_cancellation or quantity < 0

@@ -1,4 +1,4 @@
--- @stage      full
+-- @stage      incremental key(invoice_no)
 -- @owner      commerce data
 -- @expect     quarantine  one_customer:       is_consistent
 -- @expect     warn        sale_is_positive:   invoice_type <> 'sale' or net_amount > 0

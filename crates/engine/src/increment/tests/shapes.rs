@@ -130,6 +130,7 @@ const ACCEPTED: &[(&str, &str, &str)] = &[
         "select a.k, a.x, b.x as y from core.a as a inner join (select k, x from core.b order by x, k limit 3) as b on a.k = b.k",
         "core.a",
     ),
+    ("k", "select coalesce(a.k, b.x) as k, a.x from core.a as a inner join core.b as b on a.k = b.k", "core.a core.b"),
     // Sides that are joined by something else.
     ("k", "select a.k, a.x, b.s as t from core.a as a inner join core.b as b on a.x = b.x", "core.a core.b"),
     (
@@ -204,6 +205,11 @@ const ACCEPTED: &[(&str, &str, &str)] = &[
     ),
     (
         "id",
+        "select o.id, lower(o.token) as t, ids.shared from raw.orders as o left join identity.ids as ids on ids.token = trim(lower(o.token)) and ids.customer <> 'b'",
+        "raw.orders identity.ids",
+    ),
+    (
+        "id",
         "select o.id, p.n, ids.customer as c1, other.customer as c2 from raw.orders as o left join identity.ids as ids on ids.token = upper(o.token) left join identity.ids as other on other.token = lower(o.token) left join (select product, count(*) as n from core.products group by product) as p on p.product = ids.customer",
         "raw.orders core.products identity.ids",
     ),
@@ -246,8 +252,9 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("n", "select count(*) as n from core.a", "whatever their key"),
     ("k", "select max(k) as k, s from core.a group by s", "grouped without"),
     ("k", "select k, s, count(*) as n from core.a group by grouping sets ((k, s), (s))", "grouped without"),
-    ("k", "select k, count(*) as n from core.a group by rollup (k)", "all rows"),
-    ("k", "select k, s, count(*) as n from core.a group by cube (k, s)", "all rows"),
+    ("k", "select k, count(*) as n from core.a group by rollup (k)", "several ways"),
+    ("k", "select k, count(*) as n from core.a group by grouping sets ((k), ())", "all rows"),
+    ("k", "select k, s, count(*) as n from core.a group by cube (k, s)", "several ways"),
     ("k", "select k, row_number() over (order by x) as r from core.a", "not partitioned by"),
     (
         "k",
@@ -275,7 +282,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("k", "select coalesce(a.k, b.x) as k, a.x from core.a as a left join core.b as b on a.k = b.k", "may have no row"),
     (
         "k",
-        "select coalesce(a.k, b.x) as k, a.x from core.a as a inner join core.b as b on a.k = b.k",
+        "select coalesce(a.x, b.x) as k, a.x from core.a as a inner join core.b as b on a.k = b.k",
         "not joined by the key",
     ),
     ("k", "select k, x from core.a union all select max(k), x from core.b group by x", "grouped without"),
@@ -355,6 +362,7 @@ async fn each_input_reaches_the_key_in_its_way() {
     for (sql, expected) in [
         (format!("{left} on ids.token = o.token"), own(&["token"])),
         (format!("{left} on ids.token = upper(trim(o.token))"), own(&["token"])),
+        ("select o.id, lower(o.token) as t, ids.customer from raw.orders as o left join identity.ids as ids on ids.token = trim(lower(o.token))".to_owned(), own(&["t"])),
         ("select o.id, ids.customer from raw.orders as o left join identity.ids as ids on ids.token = o.token".to_owned(), own(&["customer"])),
         // What decides about rows, or is not shown as it is, is looked up in the input.
         (format!("{left} on ids.token = o.token where not ids.shared"), Reach::Join),
