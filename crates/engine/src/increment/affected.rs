@@ -11,12 +11,12 @@ use std::sync::Arc;
 use arrow::datatypes::DataType;
 use datafusion::catalog::TableProvider;
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{JoinConstraint, JoinType, NullEquality, ScalarValue};
+use datafusion::common::{Column, DFSchema, JoinConstraint, JoinType, NullEquality, ScalarValue};
 use datafusion::datasource::provider_as_source;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{
     Distinct, EmptyRelation, Expr, ExprSchemable, Join, LogicalPlan, LogicalPlanBuilder, Projection, TableScan,
-    cast, try_cast,
+    Union, cast, try_cast,
 };
 use holdfast_types::TableName;
 
@@ -47,7 +47,7 @@ impl Affected<'_> {
             return Ok(None);
         }
         if is_row_by_row(&asked.plan) {
-            return self.changed(&asked.plan, &asked.exprs).map(Some);
+            return self.changed(&asked.plan, &asked.exprs);
         }
         let types = types(asked)?;
         let mut parts = Vec::new();
@@ -79,35 +79,61 @@ impl Affected<'_> {
     }
 
     /// The values of `exprs` in the rows that changed, each once.
-    fn changed(&self, plan: &LogicalPlan, exprs: &[Expr]) -> Result<LogicalPlan> {
-        let removed = valued(self.image(plan, Image::Removed)?, exprs)?;
-        let added = valued(self.image(plan, Image::Added)?, exprs)?;
-        once(LogicalPlanBuilder::from(removed).union(added)?.build()?)
+    fn changed(&self, plan: &LogicalPlan, exprs: &[Expr]) -> Result<Option<LogicalPlan>> {
+        let mut parts = Vec::new();
+        for image in [Image::Removed, Image::Added] {
+            if let Some(rows) = self.image(plan, image)? {
+                parts.push(valued(rows, exprs)?);
+            }
+        }
+        all_of(parts)?.map(once).transpose()
     }
 
-    /// The same steps over the changed rows alone. What is no table has none.
-    fn image(&self, plan: &LogicalPlan, image: Image) -> Result<LogicalPlan> {
-        let over_changes = plan.clone().transform_up(|node| match &node {
+    /// The same steps over the changed rows alone. `None` where nothing changed.
+    fn image(&self, plan: &LogicalPlan, image: Image) -> Result<Option<LogicalPlan>> {
+        match plan {
             LogicalPlan::TableScan(scan) => {
-                let change = table_name(&scan.table_name).and_then(|name| self.changes.get(&name));
-                let Some(change) = change else { return Ok(Transformed::yes(empty(&node))) };
+                let Some(change) = table_name(&scan.table_name).and_then(|name| self.changes.get(&name)) else {
+                    return Ok(None);
+                };
                 let rows = match image {
                     Image::Removed => &change.removed,
                     Image::Added => &change.added,
                 };
                 let source = provider_as_source(Arc::clone(rows));
-                Ok(Transformed::yes(LogicalPlan::TableScan(TableScan { source, ..scan.clone() })))
+                Ok(Some(LogicalPlan::TableScan(TableScan { source, ..scan.clone() })))
             }
-            LogicalPlan::Values(_) | LogicalPlan::EmptyRelation(_) => Ok(Transformed::yes(empty(&node))),
-            _ => Ok(Transformed::no(node)),
-        })?;
-        Ok(over_changes.data)
+            LogicalPlan::Values(_) | LogicalPlan::EmptyRelation(_) => Ok(None),
+            LogicalPlan::Union(union) => {
+                let mut parts = Vec::with_capacity(union.inputs.len());
+                for input in &union.inputs {
+                    if let Some(rows) = self.image(input, image)? {
+                        parts.push(under_names_of(rows, &union.schema)?);
+                    }
+                }
+                match parts.len() {
+                    0 | 1 => Ok(parts.pop()),
+                    _ => {
+                        let inputs = parts.into_iter().map(Arc::new).collect();
+                        Ok(Some(LogicalPlan::Union(Union { inputs, schema: Arc::clone(&union.schema) })))
+                    }
+                }
+            }
+            _ => {
+                let Some(input) = plan.inputs().first().map(|input| self.image(input, image)).transpose()?.flatten()
+                else {
+                    return Ok(None);
+                };
+                Ok(Some(plan.clone().map_children(|_| Ok(Transformed::yes(input.clone())))?.data))
+            }
+        }
     }
 
     /// The keys of the rows that are joined to what changed in the other side.
     fn joined(&self, lookup: &Lookup, keyed: &Asked) -> Result<Option<LogicalPlan>> {
         let Some(changed) = self.keys(&lookup.asked)? else { return Ok(None) };
-        match &lookup.own {
+        // A table that is not there yet has nothing to be looked up in.
+        match lookup.own.as_ref().filter(|_| !self.current.is_empty()) {
             None => {
                 let rows = chosen(Arc::clone(&keyed.plan), &lookup.by, changed)?;
                 once(valued(rows, &keyed.exprs)?).map(Some)
@@ -116,8 +142,11 @@ impl Affected<'_> {
             Some(Own::Joined { column, name, is_all }) => {
                 let joined = Expr::Column(column.clone());
                 let data_type = joined.get_type(lookup.asked.plan.schema())?;
-                let own = cast(Expr::Column(datafusion::common::Column::new(Some(OWN_TABLE), name)), data_type.clone());
-                self.own(&[own], &self.seen_before(&lookup.asked, &joined, &data_type, *is_all)?)
+                let own = cast(Expr::Column(Column::new(Some(OWN_TABLE), name)), data_type.clone());
+                match self.seen_before(&lookup.asked, &joined, &data_type, *is_all)? {
+                    Some(values) => self.own(&[own], &values),
+                    None => Ok(None),
+                }
             }
         }
     }
@@ -127,7 +156,7 @@ impl Affected<'_> {
         let mut parts = Vec::with_capacity(self.current.len());
         for rows in self.current {
             let rows = LogicalPlanBuilder::scan(OWN_TABLE, provider_as_source(Arc::clone(rows)), None)?.build()?;
-            let key = Expr::Column(datafusion::common::Column::new(Some(OWN_TABLE), self.key));
+            let key = Expr::Column(Column::new(Some(OWN_TABLE), self.key));
             parts.push(once(valued(chosen(Arc::new(rows), exprs, values.clone())?, &[key])?)?);
         }
         all_of(parts)
@@ -135,43 +164,36 @@ impl Affected<'_> {
 
     /// What the stage's own rows have of a joined side's column when they are joined to rows of it that changed: the value of a removed
     /// row, that of a row that stayed beside an added one, or nothing where an added row is the first of its kind.
-    fn seen_before(&self, joined: &Asked, shown: &Expr, data_type: &DataType, is_all: bool) -> Result<LogicalPlan> {
+    fn seen_before(&self, joined: &Asked, shown: &Expr, data_type: &DataType, is_all: bool) -> Result<Option<LogicalPlan>> {
+        let one = std::slice::from_ref(shown);
+        let mut values = Vec::new();
         let removed = self.image(&joined.plan, Image::Removed)?;
-        let added = self.image(&joined.plan, Image::Added)?;
-        let names = key_columns(joined.exprs.len());
-        let added_keys = once(valued(added, &joined.exprs)?)?;
-        let stayed = chosen(Arc::clone(&joined.plan), &joined.exprs, added_keys.clone())?;
-        let first = if is_all {
-            let removed_keys = valued(removed.clone(), &joined.exprs)?;
-            let (left, right) = (aliased(added_keys, "added")?, aliased(removed_keys, "removed")?);
-            let on = names.iter().map(|name| {
-                let of = |table: &str| Expr::Column(datafusion::common::Column::new(Some(table), name));
-                (of("added"), of("removed"))
-            });
-            let on = on.collect();
-            LogicalPlan::Join(Join::try_new(
-                Arc::new(left),
-                Arc::new(right),
-                on,
-                None,
-                JoinType::LeftAnti,
-                JoinConstraint::On,
-                NullEquality::NullEqualsNull,
-                false,
-            )?)
-        } else {
-            added_keys
-        };
-        let nothing = Expr::Literal(ScalarValue::try_from(data_type)?, None);
-        let values = [
-            valued(removed, std::slice::from_ref(shown))?,
-            valued(stayed, std::slice::from_ref(shown))?,
-            valued(first, &[nothing])?,
-        ];
-        match all_of(values.to_vec())? {
-            Some(values) => once(values),
-            None => Err(DataFusionError::Internal("no values".to_owned())),
+        if let Some(removed) = &removed {
+            values.push(valued(removed.clone(), one)?);
         }
+        if let Some(added) = self.image(&joined.plan, Image::Added)? {
+            let added = once(valued(added, &joined.exprs)?)?;
+            values.push(valued(chosen(Arc::clone(&joined.plan), &joined.exprs, added.clone())?, one)?);
+            let first = match removed {
+                Some(removed) if is_all => without(added, self.gone(joined, shown, removed)?)?,
+                _ => added,
+            };
+            values.push(valued(first, &[Expr::Literal(ScalarValue::try_from(data_type)?, None)])?);
+        }
+        all_of(values)?.map(once).transpose()
+    }
+
+    /// What removed rows are asked for by, without rows that were added, too: those may have come and gone between the two versions.
+    fn gone(&self, joined: &Asked, shown: &Expr, removed: LogicalPlan) -> Result<LogicalPlan> {
+        let compared: Vec<Expr> = joined.exprs.iter().chain([shown]).cloned().collect();
+        let mut gone = valued(removed, &compared)?;
+        if let Some(added) = self.image(&joined.plan, Image::Added)? {
+            gone = without(gone, valued(added, &compared)?)?;
+        }
+        let names = key_columns(joined.exprs.len());
+        // Without the table's name that the comparison gave it.
+        let named = names.iter().zip(gone.schema().columns()).map(|(name, column)| Expr::Column(column).alias(name));
+        Ok(LogicalPlan::Projection(Projection::try_new(named.collect(), Arc::new(gone))?))
     }
 }
 
@@ -222,6 +244,36 @@ fn all_of(parts: Vec<LogicalPlan>) -> Result<Option<LogicalPlan>> {
 
 fn once(plan: LogicalPlan) -> Result<LogicalPlan> {
     Ok(LogicalPlan::Distinct(Distinct::All(Arc::new(plan))))
+}
+
+/// What keys are called beside others that they are compared with.
+const KEYS: &str = "the keys";
+const OTHERS: &str = "the other keys";
+
+/// The keys that are not among the others.
+fn without(keys: LogicalPlan, others: LogicalPlan) -> Result<LogicalPlan> {
+    let names = key_columns(keys.schema().fields().len());
+    let of = |table: &str, name: &str| Expr::Column(Column::new(Some(table), name));
+    let on = names.iter().map(|name| (of(KEYS, name), of(OTHERS, name))).collect();
+    Ok(LogicalPlan::Join(Join::try_new(
+        Arc::new(aliased(keys, KEYS)?),
+        Arc::new(aliased(others, OTHERS)?),
+        on,
+        None,
+        JoinType::LeftAnti,
+        JoinConstraint::On,
+        NullEquality::NullEqualsNull,
+        false,
+    )?))
+}
+
+/// The rows of an input of a union under the names of the union, so that it may stand alone.
+fn under_names_of(plan: LogicalPlan, schema: &DFSchema) -> Result<LogicalPlan> {
+    let inputs = plan.schema().columns();
+    let named = inputs.into_iter().zip(schema.iter()).map(|(input, (qualifier, field))| {
+        Expr::Column(input).alias_qualified(qualifier.cloned(), field.name().clone())
+    });
+    Ok(LogicalPlan::Projection(Projection::try_new(named.collect(), Arc::new(plan))?))
 }
 
 fn aliased(plan: LogicalPlan, name: &str) -> Result<LogicalPlan> {

@@ -27,7 +27,7 @@ mod restrict;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
@@ -96,8 +96,8 @@ impl Reach {
     }
 }
 
-/// What became of an input between two of its versions. Both sides have the input's schema, either may be empty, and both may hold
-/// more than what changed.
+/// What became of an input between two of its versions. Both sides have the input's schema, and either may be empty. Both may hold more
+/// than what changed: rows that stayed, and rows that came and went in between, as long as these are in both.
 #[derive(Debug, Clone)]
 pub(crate) struct InputChange {
     /// Rows as they were.
@@ -136,7 +136,7 @@ impl KeyPlan {
     /// The keys whose rows may differ between the old and the new inputs, in one column, each once. `None`: refresh in full.
     ///
     /// `changes` names the inputs that changed and no others. `current` is all that the stage made from the old inputs, with its output
-    /// columns: its table, and its quarantine where it has one.
+    /// columns: its table, and its quarantine where it has one. Without any, such rows are looked up in the inputs.
     ///
     /// # Errors
     /// When a given table does not have the columns that it should have.
@@ -146,12 +146,9 @@ impl KeyPlan {
         changes: &BTreeMap<TableName, InputChange>,
         current: &[Arc<dyn TableProvider>],
     ) -> Result<Option<LogicalPlan>> {
-        let is_reached = |name: &&TableName| self.reach.contains_key(*name);
-        for name in changes.keys().filter(is_reached) {
-            match self.reach.get(name) {
-                Some(Reach::Full { .. }) => return Ok(None),
-                Some(Reach::Own { .. }) if current.is_empty() => return Ok(None),
-                _ => {}
+        for name in changes.keys() {
+            if matches!(self.reach.get(name), Some(Reach::Full { .. })) {
+                return Ok(None);
             }
         }
         let keys = affected::Affected { changes, current, key: &self.key }.keys(&self.asked)?;
@@ -214,47 +211,44 @@ fn table_name(reference: &TableReference) -> Option<TableName> {
     TableName::new(reference.schema().unwrap_or("core"), reference.table()).ok()
 }
 
-fn collect_reach(asked: &Asked, reach: &mut BTreeMap<TableName, Reach>) {
-    let mut add = |name: TableName, found: Reach| {
-        let all = match reach.remove(&name) {
-            Some(known) => known.and(found),
-            None => found,
-        };
-        reach.insert(name, all);
-    };
+fn collect_reach(asked: &Asked, found: &mut BTreeMap<TableName, Reach>) {
     for name in plain::tables_in_subqueries(&asked.plan) {
-        let reason = "it is read in a subquery that is no join".to_owned();
-        add(name, Reach::Full { reason });
+        add(found, name, Reach::Full { reason: "it is read in a subquery that is no join".to_owned() });
     }
     match &asked.how {
-        How::Here => plain::tables(&asked.plan).into_iter().for_each(|name| add(name, Reach::Key)),
-        How::Through(input) => collect_reach(input, reach),
-        How::Every(inputs) => inputs.iter().for_each(|input| collect_reach(input, reach)),
+        How::Here => plain::tables(&asked.plan).into_iter().for_each(|name| add(found, name, Reach::Key)),
+        How::Through(input) => collect_reach(input, found),
+        How::Every(inputs) => inputs.iter().for_each(|input| collect_reach(input, found)),
         How::Join(left, right) => {
             for side in [left.as_ref(), right.as_ref()] {
                 match side {
-                    Side::Keyed(asked) => collect_reach(asked, reach),
+                    Side::Keyed(asked) => collect_reach(asked, found),
                     Side::Joined(lookup) => {
                         let mut inner = BTreeMap::new();
                         collect_reach(&lookup.asked, &mut inner);
-                        for (name, found) in inner {
-                            let found = match (found, &lookup.own) {
+                        for (name, reach) in inner {
+                            let reach = match (reach, &lookup.own) {
                                 (Reach::Key, Some(own)) => Reach::Own { columns: own.columns() },
                                 (Reach::Key, None) => Reach::Join,
-                                (found, _) => found,
+                                (reach, _) => reach,
                             };
-                            let known = reach.remove(&name);
-                            reach.insert(name, known.map_or(found.clone(), |known| known.and(found)));
+                            add(found, name, reach);
                         }
                     }
                     Side::Opaque { plan, reason } => {
-                        let names: BTreeSet<TableName> = plain::tables(plan);
-                        for name in names {
-                            reach.insert(name, Reach::Full { reason: reason.clone() });
-                        }
+                        let names = plain::tables(plan);
+                        names.into_iter().for_each(|name| add(found, name, Reach::Full { reason: reason.clone() }));
                     }
                 }
             }
         }
     }
+}
+
+fn add(found: &mut BTreeMap<TableName, Reach>, name: TableName, reach: Reach) {
+    let reach = match found.remove(&name) {
+        Some(known) => known.and(reach),
+        None => reach,
+    };
+    found.insert(name, reach);
 }

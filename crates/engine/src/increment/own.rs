@@ -14,18 +14,20 @@
 //!   new has a kept row that was joined to nothing (the column is NULL), or to another row of the same value, which is either gone
 //!   (and found as a removed one) or still there (and found by reading the joined side).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use datafusion::common::{Column, DFSchema, ExprSchema};
-use datafusion::logical_expr::{Expr, ExprSchemable};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::{Column, DFSchema};
+use datafusion::logical_expr::{Expr, ExprSchemable, JoinType, LogicalPlan, cast};
 
 use super::derive::{Asked, is_row_by_row};
-use super::expression::{bare, is_kept_as_it_is, is_of_its_row, substituted};
+use super::expression::{is_kept_as_it_is, is_of_its_row, is_over, substituted};
 
-/// The columns of a plan that the stage's table shows untouched, and those that have a part in which rows it shows.
+/// What the stage's table shows of the rows of a plan, and which of their columns have a part in what rows it shows.
 #[derive(Debug, Clone)]
 pub(super) struct Trail {
-    shown: BTreeMap<Column, String>,
+    /// Values that are worked out from a row of the plan, and the output column that holds them.
+    shown: Vec<(Expr, String)>,
     deciding: BTreeSet<Column>,
 }
 
@@ -50,21 +52,21 @@ pub(super) enum Own {
 }
 
 /// What the stage's own table is called in expressions over it.
-pub(super) const OWN_TABLE: &str = "own";
+pub(super) const OWN_TABLE: &str = "the stage's own rows";
 
 impl Trail {
     pub(super) fn from_output(schema: &DFSchema) -> Self {
         let shown = schema.iter().map(|(qualifier, field)| {
-            (Column::new(qualifier.cloned(), field.name()), field.name().clone())
+            (Expr::Column(Column::new(qualifier.cloned(), field.name())), field.name().clone())
         });
         Self { shown: shown.collect(), deciding: BTreeSet::new() }
     }
 
     /// The trail in the input of a node that makes its columns of those below.
     pub(super) fn below(&self, made: &dyn Fn(&Column) -> Option<Expr>) -> Option<Self> {
-        let shown = self.shown.iter().filter_map(|(column, name)| match bare(&made(column)?) {
-            Expr::Column(below) => Some((below, name.clone())),
-            _ => None,
+        let shown = self.shown.iter().filter_map(|(expr, name)| {
+            let below = substituted(expr, made)?;
+            is_of_its_row(&below).then(|| (below, name.clone()))
         });
         let mut deciding = BTreeSet::new();
         for column in &self.deciding {
@@ -94,7 +96,7 @@ impl Trail {
     pub(super) fn of_side(&self, side: &DFSchema) -> Self {
         let has = |column: &Column| side.maybe_index_of_column(column).is_some();
         Self {
-            shown: self.shown.iter().filter(|(column, _)| has(column)).map(|(c, n)| (c.clone(), n.clone())).collect(),
+            shown: self.shown.iter().filter(|(expr, _)| is_over(expr, side)).cloned().collect(),
             deciding: self.deciding.iter().filter(|column| has(column)).cloned().collect(),
         }
     }
@@ -102,44 +104,52 @@ impl Trail {
 
 impl Own {
     /// How rows of the kept side with these values of `by` are found; `joined` is the other side, asked for the same values.
-    pub(super) fn of(trail: &Trail, kept: &DFSchema, by: &[Expr], joined: &Asked, is_all: bool) -> Option<Self> {
+    pub(super) fn of(trail: &Trail, kept: &LogicalPlan, by: &[Expr], joined: &Asked, is_all: bool) -> Option<Self> {
         let other = joined.plan.schema();
-        if !trail.of_side(other).deciding.is_empty() {
+        let joined_trail = trail.of_side(other);
+        if !joined_trail.deciding.is_empty() {
             return None;
         }
-        Self::by(trail, kept, by).or_else(|| {
+        Self::by(&trail.of_side(kept.schema()), kept, by).or_else(|| {
             if !is_row_by_row(&joined.plan) {
                 return None;
             }
-            let of_side = trail.of_side(other);
-            let (column, name) = of_side.shown.iter().find(|(column, _)| {
-                other.field_from_column(column).is_ok_and(|field| is_kept_as_it_is(field.data_type()))
-            })?;
-            Some(Self::Joined { column: column.clone(), name: name.clone(), is_all })
+            joined_trail.shown.iter().find_map(|(expr, name)| match expr {
+                Expr::Column(column) if is_kept(expr, other) => {
+                    Some(Self::Joined { column: column.clone(), name: name.clone(), is_all })
+                }
+                _ => None,
+            })
         })
     }
 
-    fn by(trail: &Trail, kept: &DFSchema, by: &[Expr]) -> Option<Self> {
-        let mut columns = Vec::new();
+    fn by(trail: &Trail, kept: &LogicalPlan, by: &[Expr]) -> Option<Self> {
+        let mut shown = Vec::new();
+        for (expr, name) in &trail.shown {
+            if !expr.column_refs().is_empty() && is_kept(expr, kept.schema()) {
+                shown.push((expanded(expr.clone(), kept), name, expr.get_type(kept.schema()).ok()?));
+            }
+        }
+        let mut columns: Vec<String> = Vec::new();
         let mut exprs = Vec::with_capacity(by.len());
         for expr in by {
-            for column in expr.column_refs() {
-                let data_type = Expr::Column(column.clone()).get_type(kept).ok()?;
-                if !is_kept_as_it_is(&data_type) {
-                    return None;
-                }
-                let name = trail.shown.get(column)?;
+            let written = expanded(expr.clone(), kept).transform_down(|part| {
+                let Some((_, name, data_type)) = shown.iter().find(|(shown, _, _)| *shown == part) else {
+                    return Ok(Transformed::no(part));
+                };
                 if !columns.contains(name) {
-                    columns.push(name.clone());
+                    columns.push((*name).clone());
                 }
-            }
-            let over_own = |column: &Column| {
-                let data_type = Expr::Column(column.clone()).get_type(kept).ok()?;
-                let own = Expr::Column(Column::new(Some(OWN_TABLE), trail.shown.get(column)?));
                 // The lake may keep the values in another type of the same kind.
-                Some(datafusion::logical_expr::cast(own, data_type))
-            };
-            exprs.push(substituted(expr, &over_own)?);
+                let own = cast(Expr::Column(Column::new(Some(OWN_TABLE), *name)), data_type.clone());
+                Ok(Transformed::new(own, true, TreeNodeRecursion::Jump))
+            });
+            let written = written.ok()?.data;
+            let is_own = |column: &&Column| column.relation.as_ref().is_some_and(|table| table.table() == OWN_TABLE);
+            if !written.column_refs().iter().all(is_own) {
+                return None;
+            }
+            exprs.push(written);
         }
         Some(Self::By { exprs, columns })
     }
@@ -150,4 +160,37 @@ impl Own {
             Self::Joined { name, .. } => vec![name.clone()],
         }
     }
+}
+
+/// What an expression over a plan is made of further down, as far as rows only pass on their values: two names for one thing become one.
+fn expanded(expr: Expr, plan: &LogicalPlan) -> Expr {
+    let (below, input) = match plan {
+        LogicalPlan::Projection(projection) => {
+            let made = |column: &Column| Some(projection.expr[projection.schema.maybe_index_of_column(column)?].clone());
+            (substituted(&expr, &made), &projection.input)
+        }
+        LogicalPlan::SubqueryAlias(alias) => {
+            let columns = alias.input.schema().columns();
+            let made =
+                |column: &Column| Some(Expr::Column(columns[alias.schema.maybe_index_of_column(column)?].clone()));
+            (substituted(&expr, &made), &alias.input)
+        }
+        LogicalPlan::Filter(filter) => (Some(expr.clone()), &filter.input),
+        LogicalPlan::Sort(sort) => (Some(expr.clone()), &sort.input),
+        LogicalPlan::Window(window) => (Some(expr.clone()), &window.input),
+        LogicalPlan::Join(join) => match join.join_type {
+            JoinType::Left => (Some(expr.clone()), &join.left),
+            JoinType::Right => (Some(expr.clone()), &join.right),
+            _ => return expr,
+        },
+        _ => return expr,
+    };
+    match below.filter(|below| is_over(below, input.schema())) {
+        Some(below) => expanded(below, input),
+        None => expr,
+    }
+}
+
+fn is_kept(expr: &Expr, schema: &DFSchema) -> bool {
+    expr.get_type(schema).is_ok_and(|data_type| is_kept_as_it_is(&data_type))
 }

@@ -6,7 +6,7 @@ use super::{Dice, Refreshed, changed, derived, random_tables, refresh, schema};
 
 const SEED: u64 = 11;
 const QUERIES: u64 = 250;
-const TRIALS: u64 = 2;
+const TRIALS: u64 = 4;
 
 const TABLES: [&str; 3] = ["core.a", "core.b", "core.n"];
 
@@ -101,7 +101,6 @@ async fn many_random_queries_that_are_accepted_are_by_key_what_they_are_in_full(
 async fn run(seed: u64, queries: u64, trials: u64) {
     println!("seed {seed}");
     let mut dice = Dice(seed);
-    let read: Vec<_> = TABLES.iter().map(|name| name.parse().unwrap()).collect();
     let (mut accepted, mut by_key, mut in_full, mut differing, mut not_run) = (0, 0, 0, 0, 0);
     for _ in 0..queries {
         let depth = 1 + dice.below(3);
@@ -111,6 +110,8 @@ async fn run(seed: u64, queries: u64, trials: u64) {
             continue;
         }
         accepted += 1;
+        let read: Vec<_> =
+            TABLES.iter().filter(|name| sql.contains(*name)).map(|name| name.parse().unwrap()).collect();
         for _ in 0..trials {
             let old = random_tables(&schemas(), &mut dice);
             let (new, changes) = changed(&old, &read, &mut dice);
@@ -127,6 +128,7 @@ async fn run(seed: u64, queries: u64, trials: u64) {
     }
     println!("{accepted} accepted of {queries}: {by_key} by key, {in_full} in full, {not_run} not run, {differing} rows differed");
     assert!(accepted * 4 > queries, "only {accepted} of {queries} queries are accepted (seed {seed})");
-    assert!(by_key > in_full + not_run, "{by_key} by key, {in_full} in full, {not_run} not run (seed {seed})");
-    assert!(differing as u64 > by_key as u64 / 2, "{differing} rows differed in {by_key} refreshes (seed {seed})");
+    assert!(not_run * 50 < by_key, "{not_run} could not be run beside {by_key} (seed {seed})");
+    assert!(by_key > in_full, "{by_key} by key, {in_full} in full, {not_run} not run (seed {seed})");
+    assert!(differing * 3 > by_key, "{differing} rows differed in {by_key} refreshes (seed {seed})");
 }
