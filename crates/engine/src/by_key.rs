@@ -102,6 +102,11 @@ impl StageWork {
         match self.replace(table, stored, note, &planned, &by_key, &changes).await {
             // Files that the log still speaks of and vacuum has deleted.
             Err(error) if is_missing_file(&error) => full("files that its changes are in were vacuumed"),
+            // A plan of ours that the engine cannot run is no fault of the author's. What is one, the full refresh will tell.
+            Err(error) if is_not_to_be_run(&error) => {
+                tracing::warn!(stage = %self.name(), %error, "what changed could not be worked out by key");
+                full("what changed could not be worked out by key: see the log")
+            }
             done => done,
         }
     }
@@ -522,6 +527,12 @@ fn duplicates(key: &[String], rows: &[RecordBatch]) -> Result<u64, DataFusionErr
         }
     }
     Ok(duplicates)
+}
+
+/// Whether a query failed for another reason than memory or the store, which a full refresh would meet as well.
+fn is_not_to_be_run(error: &EngineError) -> bool {
+    let EngineError::Execution { source, .. } = error else { return false };
+    !error.is_out_of_memory() && !holdfast_lake::is_store_failure(source)
 }
 
 fn is_missing_file(error: &EngineError) -> bool {

@@ -255,14 +255,18 @@ fn once(plan: LogicalPlan) -> Result<LogicalPlan> {
     Ok(LogicalPlan::Distinct(Distinct::All(Arc::new(plan))))
 }
 
+/// What keys are called beside others that they are compared with.
+const KEYS: &str = "the keys";
+const OTHERS: &str = "the other keys";
+
 /// The keys that are not among the others.
 fn without(keys: LogicalPlan, others: LogicalPlan) -> Result<LogicalPlan> {
     let names = key_columns(keys.schema().fields().len());
     let of = |table: &str, name: &str| Expr::Column(Column::new(Some(table), name));
-    let on = names.iter().map(|name| (of("keys", name), of("others", name))).collect();
+    let on = names.iter().map(|name| (of(KEYS, name), of(OTHERS, name))).collect();
     Ok(LogicalPlan::Join(Join::try_new(
-        Arc::new(aliased(keys, "keys")?),
-        Arc::new(aliased(others, "others")?),
+        Arc::new(aliased(keys, KEYS)?),
+        Arc::new(aliased(others, OTHERS)?),
         on,
         None,
         JoinType::LeftAnti,

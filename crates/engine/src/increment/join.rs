@@ -288,7 +288,7 @@ fn other_side(
             Ok(asked) => {
                 let own = trail.and_then(|trail| {
                     let is_all = conditions.is_all && by.len() == conditions.pairs.len();
-                    Own::of(trail, keyed.plan.schema(), &by, &asked, is_all)
+                    Own::of(trail, keyed.plan, &by, &asked, is_all)
                 });
                 let is_own = own.is_some();
                 let lookup = Lookup { asked, by, own };

@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema};
-use datafusion::logical_expr::{Expr, ExprSchemable, cast};
+use datafusion::logical_expr::{Expr, ExprSchemable, JoinType, LogicalPlan, cast};
 
 use super::derive::{Asked, is_row_by_row};
 use super::expression::{is_kept_as_it_is, is_of_its_row, is_over, substituted};
@@ -52,7 +52,7 @@ pub(super) enum Own {
 }
 
 /// What the stage's own table is called in expressions over it.
-pub(super) const OWN_TABLE: &str = "own";
+pub(super) const OWN_TABLE: &str = "the stage's own rows";
 
 impl Trail {
     pub(super) fn from_output(schema: &DFSchema) -> Self {
@@ -104,13 +104,13 @@ impl Trail {
 
 impl Own {
     /// How rows of the kept side with these values of `by` are found; `joined` is the other side, asked for the same values.
-    pub(super) fn of(trail: &Trail, kept: &DFSchema, by: &[Expr], joined: &Asked, is_all: bool) -> Option<Self> {
+    pub(super) fn of(trail: &Trail, kept: &LogicalPlan, by: &[Expr], joined: &Asked, is_all: bool) -> Option<Self> {
         let other = joined.plan.schema();
         let joined_trail = trail.of_side(other);
         if !joined_trail.deciding.is_empty() {
             return None;
         }
-        Self::by(&trail.of_side(kept), kept, by).or_else(|| {
+        Self::by(&trail.of_side(kept.schema()), kept, by).or_else(|| {
             if !is_row_by_row(&joined.plan) {
                 return None;
             }
@@ -123,22 +123,26 @@ impl Own {
         })
     }
 
-    fn by(trail: &Trail, kept: &DFSchema, by: &[Expr]) -> Option<Self> {
-        let shown: Vec<&(Expr, String)> =
-            trail.shown.iter().filter(|(expr, _)| !expr.column_refs().is_empty() && is_kept(expr, kept)).collect();
+    fn by(trail: &Trail, kept: &LogicalPlan, by: &[Expr]) -> Option<Self> {
+        let mut shown = Vec::new();
+        for (expr, name) in &trail.shown {
+            if !expr.column_refs().is_empty() && is_kept(expr, kept.schema()) {
+                shown.push((expanded(expr.clone(), kept), name, expr.get_type(kept.schema()).ok()?));
+            }
+        }
         let mut columns: Vec<String> = Vec::new();
         let mut exprs = Vec::with_capacity(by.len());
         for expr in by {
-            let written = expr.clone().transform_down(|part| match shown.iter().find(|(shown, _)| *shown == part) {
-                Some((_, name)) => {
-                    if !columns.contains(name) {
-                        columns.push(name.clone());
-                    }
-                    // The lake may keep the values in another type of the same kind.
-                    let own = cast(Expr::Column(Column::new(Some(OWN_TABLE), name)), part.get_type(kept)?);
-                    Ok(Transformed::new(own, true, TreeNodeRecursion::Jump))
+            let written = expanded(expr.clone(), kept).transform_down(|part| {
+                let Some((_, name, data_type)) = shown.iter().find(|(shown, _, _)| *shown == part) else {
+                    return Ok(Transformed::no(part));
+                };
+                if !columns.contains(name) {
+                    columns.push((*name).clone());
                 }
-                None => Ok(Transformed::no(part)),
+                // The lake may keep the values in another type of the same kind.
+                let own = cast(Expr::Column(Column::new(Some(OWN_TABLE), *name)), data_type.clone());
+                Ok(Transformed::new(own, true, TreeNodeRecursion::Jump))
             });
             let written = written.ok()?.data;
             let is_own = |column: &&Column| column.relation.as_ref().is_some_and(|table| table.table() == OWN_TABLE);
@@ -155,6 +159,36 @@ impl Own {
             Self::By { columns, .. } => columns.clone(),
             Self::Joined { name, .. } => vec![name.clone()],
         }
+    }
+}
+
+/// What an expression over a plan is made of further down, as far as rows only pass on their values: two names for one thing become one.
+fn expanded(expr: Expr, plan: &LogicalPlan) -> Expr {
+    let (below, input) = match plan {
+        LogicalPlan::Projection(projection) => {
+            let made =
+                |column: &Column| Some(projection.expr[projection.schema.maybe_index_of_column(column)?].clone());
+            (substituted(&expr, &made), &projection.input)
+        }
+        LogicalPlan::SubqueryAlias(alias) => {
+            let columns = alias.input.schema().columns();
+            let made =
+                |column: &Column| Some(Expr::Column(columns[alias.schema.maybe_index_of_column(column)?].clone()));
+            (substituted(&expr, &made), &alias.input)
+        }
+        LogicalPlan::Filter(filter) => (Some(expr.clone()), &filter.input),
+        LogicalPlan::Sort(sort) => (Some(expr.clone()), &sort.input),
+        LogicalPlan::Window(window) => (Some(expr.clone()), &window.input),
+        LogicalPlan::Join(join) => match join.join_type {
+            JoinType::Left => (Some(expr.clone()), &join.left),
+            JoinType::Right => (Some(expr.clone()), &join.right),
+            _ => return expr,
+        },
+        _ => return expr,
+    };
+    match below.filter(|below| is_over(below, input.schema())) {
+        Some(below) => expanded(below, input),
+        None => expr,
     }
 }
 

@@ -13,7 +13,7 @@ use super::Result;
 use super::derive::{Asked, How, Side};
 
 /// What the keys are called where they stand beside a table.
-const KEYS: &str = "keys";
+const KEYS: &str = "the keys";
 
 pub(super) fn restricted(asked: &Asked, keys: Arc<dyn TableProvider>) -> Result<LogicalPlan> {
     let keys = LogicalPlanBuilder::scan(KEYS, provider_as_source(keys), None)?.build()?;

@@ -210,6 +210,11 @@ const ACCEPTED: &[(&str, &str, &str)] = &[
     ),
     (
         "id",
+        "with keyed as (select *, trim(lower(token)) as t from raw.orders) select keyed.id, lower(keyed.token) as code, ids.shared, p.product from core.products as p right join (identity.ids as ids right join keyed on keyed.t = ids.token) on p.code = keyed.t",
+        "raw.orders identity.ids core.products",
+    ),
+    (
+        "id",
         "select o.id, p.n, ids.customer as c1, other.customer as c2 from raw.orders as o left join identity.ids as ids on ids.token = upper(o.token) left join identity.ids as other on other.token = lower(o.token) left join (select product, count(*) as n from core.products group by product) as p on p.product = ids.customer",
         "raw.orders core.products identity.ids",
     ),
@@ -264,6 +269,11 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "k",
         "select k, x from core.a qualify row_number() over (partition by upper(s), x order by k) = 1",
+        "not partitioned by",
+    ),
+    (
+        "k",
+        "select a.k, a.x from core.a as a left join core.b as b on a.k = b.k qualify row_number() over (partition by b.k order by a.x) = 1",
         "not partitioned by",
     ),
     ("k", "select distinct on (s) s, k from core.a order by s, k", "distinct on"),
