@@ -169,7 +169,10 @@ async fn only_files_with_a_row_that_goes_are_written_again() {
     assert!(matches!(replace(&lake, &table, 1, &[], &rows).await, CommitOutcome::Applied { .. }));
     let before = newest(&lake).await;
     let gone = ("c003".to_owned(), 3, 0);
-    assert!(matches!(replace(&lake, &before, 2, &[gone.clone()], &[]).await, CommitOutcome::Applied { .. }));
+    assert!(matches!(
+        replace(&lake, &before, 2, std::slice::from_ref(&gone), &[]).await,
+        CommitOutcome::Applied { .. }
+    ));
     let after = newest(&lake).await;
     let files = |table: &Table| table.file_orders().into_iter().map(|(path, _)| path).collect::<Vec<_>>();
     let kept = files(&after).iter().filter(|path| files(&before).contains(path)).count();

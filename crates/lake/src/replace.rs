@@ -459,9 +459,13 @@ mod tests {
         let before = rows(&[(1, Some(1)), (1, Some(1)), (2, None), (3, Some(3))]);
         let after = rows(&[(1, Some(1)), (2, None), (2, None), (4, Some(4))]);
         let schema = before.schema();
-        let changes = RowChanges::between(&schema, &[before.clone()], &[after]).unwrap();
+        let changes = RowChanges::between(&schema, std::slice::from_ref(&before), &[after]).unwrap();
         assert_eq!(values(&changes.removed), [(1, Some(1)), (3, Some(3))]);
         assert_eq!(values(&changes.added), [(2, None), (4, Some(4))]);
-        assert!(RowChanges::between(&schema, &[before.clone()], &[before]).unwrap().is_empty());
+        assert!(
+            RowChanges::between(&schema, std::slice::from_ref(&before), std::slice::from_ref(&before))
+                .unwrap()
+                .is_empty()
+        );
     }
 }

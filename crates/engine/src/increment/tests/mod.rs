@@ -194,14 +194,13 @@ async fn refresh(
     Ok(Refreshed::ByKey { keys: keys.rows.len(), differing })
 }
 
+/// Of each table the rows that went and those that came.
+type Changes = BTreeMap<TableName, (Vec<Row>, Vec<Row>)>;
+
 /// Changes 1 to 3 rows of one or two tables. Some of what is told as changed did not.
-fn changed(
-    tables: &Tables,
-    read: &[TableName],
-    dice: &mut Dice,
-) -> (Tables, BTreeMap<TableName, (Vec<Row>, Vec<Row>)>) {
+fn changed(tables: &Tables, read: &[TableName], dice: &mut Dice) -> (Tables, Changes) {
     let mut new = tables.clone();
-    let mut changes: BTreeMap<TableName, (Vec<Row>, Vec<Row>)> = BTreeMap::new();
+    let mut changes = Changes::new();
     for _ in 0..=dice.below(2) {
         let name = dice.choice(read).clone();
         let table = new.get_mut(&name).unwrap();
