@@ -477,6 +477,9 @@ pub(crate) fn key_is_unique(key: &[String], duplicates: u64) -> ExpectationResul
 /// The first moment at or after `moment` that begins a grain, counted from midnight UTC.
 fn end_of_grain(moment: DateTime<Utc>, grain: TimeDelta) -> DateTime<Utc> {
     let grain = grain.num_microseconds().unwrap_or(i64::MAX).max(1);
-    let passed = moment.timestamp_micros().rem_euclid(grain);
-    if passed == 0 { moment } else { moment + TimeDelta::microseconds(grain - passed) }
+    // Clocks know less than a microsecond, tables do not.
+    let micros = moment.timestamp_micros();
+    let passed = micros.rem_euclid(grain);
+    let end = if passed == 0 { micros } else { micros + grain - passed };
+    DateTime::from_timestamp_micros(end).unwrap_or(moment)
 }
