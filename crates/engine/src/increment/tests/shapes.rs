@@ -127,6 +127,11 @@ const ACCEPTED: &[(&str, &str, &str)] = &[
     ),
     (
         "id",
+        "select o.id, o.token as code, ids.shared from (select o.id, case when o.batch > 2 then 'b' else o.token end as token, first_value(o.token) over (partition by o.id order by o.batch, o.token) as w from raw.orders as o) as o left join identity.ids as ids on ids.token = concat(o.token, substr(o.w, 2))",
+        "raw.orders identity.ids",
+    ),
+    (
+        "id",
         "select o.id, p.n, ids.customer as c1, other.customer as c2 from raw.orders as o left join identity.ids as ids on ids.token = upper(o.token) left join identity.ids as other on other.token = lower(o.token) left join (select product, count(*) as n from core.products group by product) as p on p.product = ids.customer",
         "raw.orders core.products identity.ids",
     ),

@@ -252,7 +252,7 @@ const CHURN: &[(&str, &str, &str)] = &[
     ("core.contact_history", "crm_id", "identity.identifiers own(customer_id), raw.crm_contacts key"),
     ("core.contacts", "crm_id", "core.contact_history key"),
     ("core.coupons", "event_id", "identity.identifiers own(customer_id), raw.coupons key"),
-    ("core.events", "event_id", "core.sku_map own(product_key), identity.identifiers own(customer_id), raw.events key"),
+    ("core.events", "event_id", "core.sku_map own(product_id), identity.identifiers own(customer_id), raw.events key"),
     ("core.loyalty_ledger", "entry_id", "identity.identifiers own(customer_id), raw.loyalty_ledger key"),
     ("core.order_lines", "order_id", "core.orders key, core.sku_map own(product_id), raw.order_lines key"),
     ("core.orders", "order_id", "identity.identifiers own(customer_id), raw.orders key"),
@@ -305,9 +305,9 @@ const ONLINE_RETAIL: &[(&str, &str, &str)] = &[
 
 const COMPLETE_JOURNEY: &[(&str, &str, &str)] = &[
     ("core.baskets", "basket_id", "core.transactions key"),
-    ("core.campaign_touches", "campaign_id", "identity.identifiers own(customer_id), raw.campaign_descriptions key, raw.campaigns key"),
-    ("core.coupon_redemptions", "household_id", "identity.identifiers own(customer_id), raw.coupon_redemptions key, raw.coupons own(coupon_upc campaign_id)"),
-    ("core.households", "household_id", "identity.identifiers own(customer_id), raw.demographics key"),
+    ("core.campaign_touches", "campaign_id", "identity.identifiers own(household_id), raw.campaign_descriptions key, raw.campaigns key"),
+    ("core.coupon_redemptions", "household_id", "identity.identifiers own(household_id), raw.coupon_redemptions key, raw.coupons own(campaign_id coupon_upc)"),
+    ("core.households", "household_id", "identity.identifiers own(household_id), raw.demographics key"),
     ("core.products", "product_id", "raw.products key"),
     ("core.promoted_products", "product_id", "raw.promotions join, raw.transactions join"),
     ("core.transactions", "basket_id", "core.products own(product_id), core.promoted_products own(product_id store_id week), identity.identifiers own(customer_id), raw.transactions join"),
