@@ -15,8 +15,8 @@ use datafusion::common::{Column, DFSchema, JoinConstraint, JoinType, NullEqualit
 use datafusion::datasource::provider_as_source;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{
-    Distinct, EmptyRelation, Expr, ExprSchemable, Join, LogicalPlan, LogicalPlanBuilder, Projection, TableScan,
-    Union, cast, try_cast,
+    Distinct, EmptyRelation, Expr, ExprSchemable, Join, LogicalPlan, LogicalPlanBuilder, Projection, TableScan, Union,
+    cast, try_cast,
 };
 use holdfast_types::TableName;
 
@@ -52,7 +52,9 @@ impl Affected<'_> {
         let types = types(asked)?;
         let mut parts = Vec::new();
         match &asked.how {
-            How::Here => return Err(DataFusionError::Internal("keys are chosen behind a step over many rows".to_owned())),
+            How::Here => {
+                return Err(DataFusionError::Internal("keys are chosen behind a step over many rows".to_owned()));
+            }
             How::Through(input) => parts.extend(self.keys(input)?),
             How::Every(inputs) => {
                 for input in inputs {
@@ -164,7 +166,13 @@ impl Affected<'_> {
 
     /// What the stage's own rows have of a joined side's column when they are joined to rows of it that changed: the value of a removed
     /// row, that of a row that stayed beside an added one, or nothing where an added row is the first of its kind.
-    fn seen_before(&self, joined: &Asked, shown: &Expr, data_type: &DataType, is_all: bool) -> Result<Option<LogicalPlan>> {
+    fn seen_before(
+        &self,
+        joined: &Asked,
+        shown: &Expr,
+        data_type: &DataType,
+        is_all: bool,
+    ) -> Result<Option<LogicalPlan>> {
         let one = std::slice::from_ref(shown);
         let mut values = Vec::new();
         let removed = self.image(&joined.plan, Image::Removed)?;
@@ -225,9 +233,10 @@ fn as_types(keys: LogicalPlan, types: &[DataType]) -> Result<LogicalPlan> {
     if keys.schema().fields().iter().zip(types).all(|(field, wanted)| field.data_type() == wanted) {
         return Ok(keys);
     }
-    let exprs = key_columns(types.len()).into_iter().zip(types).map(|(name, wanted)| {
-        try_cast(column(&name), wanted.clone()).alias(name)
-    });
+    let exprs = key_columns(types.len())
+        .into_iter()
+        .zip(types)
+        .map(|(name, wanted)| try_cast(column(&name), wanted.clone()).alias(name));
     Ok(LogicalPlan::Projection(Projection::try_new(exprs.collect(), Arc::new(keys))?))
 }
 

@@ -9,7 +9,7 @@ use datafusion::logical_expr::{Aggregate, Distinct, DistinctOn, Expr, ExprSchema
 
 use super::NotByKey;
 use super::equal::Equal;
-use super::expression::{bare, can_fail, is_function_of, is_key_type, is_of_its_row, substituted};
+use super::expression::{bare, can_fail, has_floats, is_function_of, is_key_type, is_of_its_row, substituted};
 use super::join;
 use super::own::{Own, Trail};
 use super::plain::subqueries;
@@ -69,9 +69,14 @@ pub(super) fn ask(plan: &Arc<LogicalPlan>, exprs: Vec<Expr>, trail: Option<&Trai
     if is_row_by_row(plan) {
         return ask_rows(plan, exprs);
     }
+    // 0.0 and -0.0 are one group, and two keys once they are written out.
+    if let Some(expr) = exprs.iter().find(|expr| has_floats(expr, plan.schema())) {
+        return Err(NotByKey::of_expression("the key is made of floating point numbers", expr));
+    }
     match plan.as_ref() {
         LogicalPlan::Projection(projection) => {
-            let made = |column: &Column| Some(projection.expr[projection.schema.maybe_index_of_column(column)?].clone());
+            let made =
+                |column: &Column| Some(projection.expr[projection.schema.maybe_index_of_column(column)?].clone());
             through(&projection.input, below(plan, &exprs, &made)?, trail.and_then(|trail| trail.below(&made)))
         }
         LogicalPlan::SubqueryAlias(alias) => {
@@ -177,9 +182,8 @@ fn ask_rows(plan: &Arc<LogicalPlan>, exprs: Vec<Expr>) -> Result<Asked, NotByKey
             let mut inputs = Vec::with_capacity(union.inputs.len());
             for input in &union.inputs {
                 let columns = input.schema().columns();
-                let below: Option<Vec<Expr>> = all(&|column| {
-                    Some(Expr::Column(columns[union.schema.maybe_index_of_column(column)?].clone()))
-                });
+                let below: Option<Vec<Expr>> =
+                    all(&|column| Some(Expr::Column(columns[union.schema.maybe_index_of_column(column)?].clone())));
                 let Some(below) = below else { return Ok(here) };
                 inputs.push(ask_rows(input, below)?);
             }
@@ -190,11 +194,7 @@ fn ask_rows(plan: &Arc<LogicalPlan>, exprs: Vec<Expr>) -> Result<Asked, NotByKey
 }
 
 /// The expressions as the node's input makes them.
-fn below(
-    plan: &LogicalPlan,
-    exprs: &[Expr],
-    made: &dyn Fn(&Column) -> Option<Expr>,
-) -> Result<Vec<Expr>, NotByKey> {
+fn below(plan: &LogicalPlan, exprs: &[Expr], made: &dyn Fn(&Column) -> Option<Expr>) -> Result<Vec<Expr>, NotByKey> {
     exprs
         .iter()
         .map(|expr| match substituted(expr, made) {
@@ -273,7 +273,9 @@ fn below_distinct(plan: &LogicalPlan, distinct: &DistinctOn, exprs: &[Expr]) -> 
     let equal = Equal::of(&distinct.input);
     let on: Vec<Expr> = distinct.on_expr.iter().map(|expr| equal.written(&bare(expr))).collect();
     match below.iter().find(|expr| !is_function_of(&equal.written(expr), &on)) {
-        Some(expr) => Err(NotByKey::of_node(format!("one row is kept of several keys: distinct on without {expr}"), plan)),
+        Some(expr) => {
+            Err(NotByKey::of_node(format!("one row is kept of several keys: distinct on without {expr}"), plan))
+        }
         None => Ok(below),
     }
 }

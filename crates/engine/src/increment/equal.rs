@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use datafusion::common::{Column, DFSchema, ExprSchema};
 use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{Column, DFSchema, ExprSchema};
 use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{BinaryExpr, Expr, JoinType, LogicalPlan, Operator};
 
@@ -123,7 +123,10 @@ fn renamed(pairs: &[(Column, Column)], made: &[(Column, Column)]) -> Vec<(Column
     }
     for (index, (input, output)) in made.iter().enumerate() {
         found.extend(
-            made[index + 1..].iter().filter(|(other, _)| other == input).map(|(_, other)| (output.clone(), other.clone())),
+            made[index + 1..]
+                .iter()
+                .filter(|(other, _)| other == input)
+                .map(|(_, other)| (output.clone(), other.clone())),
         );
     }
     found

@@ -111,6 +111,12 @@ pub(super) fn is_of_its_row(expr: &Expr) -> bool {
     !foreign.unwrap_or(true)
 }
 
+/// Whether the value or a part of it is a floating point number.
+pub(super) fn has_floats(expr: &Expr, schema: &DFSchema) -> bool {
+    let found = expr.exists(|part| Ok(part.get_type(schema).is_ok_and(|data_type| data_type.is_floating())));
+    found.unwrap_or(true)
+}
+
 /// Whether rows that are equal in all of `given` are equal in this expression.
 pub(super) fn is_function_of(expr: &Expr, given: &[Expr]) -> bool {
     if given.contains(expr) {
@@ -133,8 +139,22 @@ pub(super) fn is_function_of(expr: &Expr, given: &[Expr]) -> bool {
 
 /// Functions that give a value for every argument.
 const TOTAL_FUNCTIONS: [&str; 16] = [
-    "btrim", "coalesce", "concat", "concat_ws", "get_field", "ifnull", "lower", "ltrim", "md5", "nullif", "nvl", "rtrim",
-    "sha256", "struct", "trim", "upper",
+    "btrim",
+    "coalesce",
+    "concat",
+    "concat_ws",
+    "get_field",
+    "ifnull",
+    "lower",
+    "ltrim",
+    "md5",
+    "nullif",
+    "nvl",
+    "rtrim",
+    "sha256",
+    "struct",
+    "trim",
+    "upper",
 ];
 
 /// Whether the expression may fail for some row. It must not be worked out for rows that the query leaves out before.
@@ -155,22 +175,20 @@ pub(super) fn can_fail(expr: &Expr, schema: &DFSchema) -> bool {
             | Expr::InList(_)
             | Expr::Between(_)
             | Expr::TryCast(_) => false,
-            Expr::BinaryExpr(BinaryExpr { op, .. }) => {
-                !matches!(
-                    op,
-                    Operator::Eq
-                        | Operator::NotEq
-                        | Operator::Lt
-                        | Operator::LtEq
-                        | Operator::Gt
-                        | Operator::GtEq
-                        | Operator::IsDistinctFrom
-                        | Operator::IsNotDistinctFrom
-                        | Operator::And
-                        | Operator::Or
-                        | Operator::StringConcat
-                )
-            }
+            Expr::BinaryExpr(BinaryExpr { op, .. }) => !matches!(
+                op,
+                Operator::Eq
+                    | Operator::NotEq
+                    | Operator::Lt
+                    | Operator::LtEq
+                    | Operator::Gt
+                    | Operator::GtEq
+                    | Operator::IsDistinctFrom
+                    | Operator::IsNotDistinctFrom
+                    | Operator::And
+                    | Operator::Or
+                    | Operator::StringConcat
+            ),
             Expr::Cast(cast) => {
                 let to = cast.field.data_type();
                 !cast.expr.get_type(schema).is_ok_and(|from| {

@@ -88,7 +88,8 @@ pub(super) fn ask(
 ) -> Result<Asked, NotByKey> {
     let conditions = Conditions::of(join);
     let (left, right) = (Seen::of(&join.left), Seen::of(&join.right));
-    let exprs_left: Vec<Expr> = exprs.iter().map(|expr| uncovered(expr, &conditions.pairs, join.join_type, true)).collect();
+    let exprs_left: Vec<Expr> =
+        exprs.iter().map(|expr| uncovered(expr, &conditions.pairs, join.join_type, true)).collect();
     let exprs_right: Vec<Expr> =
         exprs.iter().map(|expr| uncovered(expr, &conditions.pairs, join.join_type, false)).collect();
     let turned = conditions.turned();
@@ -214,7 +215,8 @@ fn ask_kept(side: &Seen<'_>, exprs: Vec<Expr>, join: &Join, trail: Option<&Trail
 fn carried_over(expr: &Expr, from: &Seen<'_>, to: &Seen<'_>, pairs: &[(Expr, Expr)]) -> Option<Expr> {
     let written = from.equal.written(expr);
     let mut carried = written.clone();
-    let taken = |part: &Expr| pairs.iter().find(|(one, _)| from.equal.written(one) == *part).map(|(_, other)| other.clone());
+    let taken =
+        |part: &Expr| pairs.iter().find(|(one, _)| from.equal.written(one) == *part).map(|(_, other)| other.clone());
     if let Ok(found) = carried.clone().transform_down(|part| match taken(&part) {
         Some(other) => Ok(Transformed::new(other, true, TreeNodeRecursion::Jump)),
         None => Ok(Transformed::no(part)),

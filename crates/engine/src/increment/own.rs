@@ -132,7 +132,8 @@ impl Own {
             }
         }
         let mut columns = Vec::new();
-        let exprs = by.iter().map(|expr| over_own(expr.clone(), shown.clone(), kept, &mut columns)).collect::<Option<_>>()?;
+        let exprs =
+            by.iter().map(|expr| over_own(expr.clone(), shown.clone(), kept, &mut columns)).collect::<Option<_>>()?;
         columns.sort();
         columns.dedup();
         Some(Self::By { exprs, columns })
@@ -156,7 +157,12 @@ struct Shown<'a> {
 
 /// The expression over the stage's own table, written with what it shows. Two names for one thing are seen to be one further down, where
 /// both are written as what they are made of; all of them step down together, since the same name means another thing elsewhere.
-fn over_own(mut expr: Expr, mut shown: Vec<Shown<'_>>, mut plan: &LogicalPlan, columns: &mut Vec<String>) -> Option<Expr> {
+fn over_own(
+    mut expr: Expr,
+    mut shown: Vec<Shown<'_>>,
+    mut plan: &LogicalPlan,
+    columns: &mut Vec<String>,
+) -> Option<Expr> {
     loop {
         let mut used = Vec::new();
         let written = expr.clone().transform_down(|part| {

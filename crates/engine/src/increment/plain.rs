@@ -8,13 +8,13 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::expr::WindowFunction;
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility, WindowFunctionDefinition};
+use datafusion::optimizer::Optimizer;
 use datafusion::optimizer::decorrelate_lateral_join::DecorrelateLateralJoin;
 use datafusion::optimizer::decorrelate_predicate_subquery::DecorrelatePredicateSubquery;
 use datafusion::optimizer::eliminate_cross_join::EliminateCrossJoin;
 use datafusion::optimizer::eliminate_outer_join::EliminateOuterJoin;
 use datafusion::optimizer::extract_equijoin_predicate::ExtractEquijoinPredicate;
 use datafusion::optimizer::scalar_subquery_to_join::ScalarSubqueryToJoin;
-use datafusion::optimizer::Optimizer;
 use holdfast_types::TableName;
 
 use super::{NotByKey, Result, table_name};
@@ -132,9 +132,7 @@ fn refusal(node: &LogicalPlan) -> Option<NotByKey> {
                 Expr::Placeholder(_) | Expr::ScalarVariable(..) => {
                     Some(NotByKey::of_expression("the value is not in the query", &expr))
                 }
-                _ if is_volatile(part) => {
-                    Some(NotByKey::of_expression("the value is another at every call", &expr))
-                }
+                _ if is_volatile(part) => Some(NotByKey::of_expression("the value is another at every call", &expr)),
                 _ => None,
             };
             Ok(if refused.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })

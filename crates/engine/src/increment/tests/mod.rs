@@ -189,12 +189,17 @@ async fn refresh(
         keys.rows,
     );
     let (one, other) = (sorted(&before.rows), sorted(&after.rows));
-    let differing = one.iter().filter(|line| !other.contains(line)).count() + other.iter().filter(|line| !one.contains(line)).count();
+    let differing = one.iter().filter(|line| !other.contains(line)).count()
+        + other.iter().filter(|line| !one.contains(line)).count();
     Ok(Refreshed::ByKey { keys: keys.rows.len(), differing })
 }
 
 /// Changes 1 to 3 rows of one or two tables. Some of what is told as changed did not.
-fn changed(tables: &Tables, read: &[TableName], dice: &mut Dice) -> (Tables, BTreeMap<TableName, (Vec<Row>, Vec<Row>)>) {
+fn changed(
+    tables: &Tables,
+    read: &[TableName],
+    dice: &mut Dice,
+) -> (Tables, BTreeMap<TableName, (Vec<Row>, Vec<Row>)>) {
     let mut new = tables.clone();
     let mut changes: BTreeMap<TableName, (Vec<Row>, Vec<Row>)> = BTreeMap::new();
     for _ in 0..=dice.below(2) {
@@ -248,7 +253,9 @@ fn random_value(field: &Field, dice: &mut Dice) -> ScalarValue {
             ScalarValue::Utf8((!is_null).then(|| (*dice.choice(&texts)).to_owned()))
         }
         DataType::Boolean => ScalarValue::Boolean((!is_null).then_some(number > 1)),
-        DataType::Float64 => ScalarValue::Float64((!is_null).then(|| [0.0, -0.0, 1.0][usize::try_from(number).unwrap() % 3])),
+        DataType::Float64 => {
+            ScalarValue::Float64((!is_null).then(|| [0.0, -0.0, 1.0][usize::try_from(number).unwrap() % 3]))
+        }
         other => panic!("{other}"),
     }
 }

@@ -212,7 +212,8 @@ async fn judged(pipeline: &str, stages: &str, keys: &[(&str, &str, &str)]) -> Ve
             .unwrap_or_else(|error| panic!("{}: {error}", stage.name));
         let made = state.optimize(&plan).unwrap();
         known.insert(stage.name.clone(), Arc::clone(made.schema().inner()));
-        let key = keys.iter().find(|(name, _, _)| *name == stage.name.to_string()).map_or("customer_id", |(_, key, _)| key);
+        let key =
+            keys.iter().find(|(name, _, _)| *name == stage.name.to_string()).map_or("customer_id", |(_, key, _)| key);
         let judged = match KeyPlan::derive(&state, &plan, key) {
             Ok(plan) => told(&plan),
             Err(refused) => format!("not: {}", refused.reason),
@@ -259,16 +260,28 @@ const CHURN: &[(&str, &str, &str)] = &[
     ("core.payments", "payment_id", "core.orders own(order_id), identity.identifiers join, raw.payments key"),
     ("core.products", "product_key", "raw.products key"),
     ("core.purchases", "purchase_id", "core.order_lines key, core.orders join, core.receipts key, core.refunds key"),
-    ("core.receipts", "receipt_id", "core.sku_map own(product_id), identity.identifiers own(customer_id), raw.receipts key"),
+    (
+        "core.receipts",
+        "receipt_id",
+        "core.sku_map own(product_id), identity.identifiers own(customer_id), raw.receipts key",
+    ),
     ("core.refunds", "refund_id", "core.orders own(order_id), raw.refunds key"),
-    ("core.reviews", "review_id", "core.orders own(order_id), core.sku_map own(product_id), identity.identifiers join, raw.reviews key"),
+    (
+        "core.reviews",
+        "review_id",
+        "core.orders own(order_id), core.sku_map own(product_id), identity.identifiers join, raw.reviews key",
+    ),
     ("core.sessions", "customer_id", "core.events key"),
     ("core.shipments", "shipment_id", "core.orders own(order_id), identity.identifiers join, raw.shipments key"),
     ("core.sku_map", "code", "core.products key"),
     ("core.social_posts", "post_id", "identity.identifiers own(customer_id), raw.social_posts key"),
     ("core.ticket_messages", "message_id", "core.tickets own(ticket_id), raw.ticket_messages key"),
     ("core.tickets", "ticket_id", "identity.identifiers own(customer_id), raw.tickets key"),
-    ("features.churn_v1", "customer_id", "profile.behaviour_summary key, profile.campaign_summary key, profile.category_summary key, profile.fulfilment_summary key, profile.lifecycle key, profile.loyalty_summary key, profile.payment_summary key, profile.price_summary key, profile.purchase_rhythm key, profile.purchase_summary key, profile.service_summary key, profile.voice_summary key"),
+    (
+        "features.churn_v1",
+        "customer_id",
+        "profile.behaviour_summary key, profile.campaign_summary key, profile.category_summary key, profile.fulfilment_summary key, profile.lifecycle key, profile.loyalty_summary key, profile.payment_summary key, profile.price_summary key, profile.purchase_rhythm key, profile.purchase_summary key, profile.service_summary key, profile.voice_summary key",
+    ),
     ("metric.alerts", "source", "metric.ingest_alerts key"),
     ("metric.churn_overview", "risk_band", "risk.churn_score key"),
     ("metric.column_quality", "source", "metric.ingest_batches key"),
@@ -280,7 +293,11 @@ const CHURN: &[(&str, &str, &str)] = &[
     ("profile.campaign_summary", "customer_id", "core.campaign_touches key"),
     ("profile.category_summary", "customer_id", "core.order_lines key, core.orders key, core.receipts key"),
     ("profile.contact", "customer_id", "core.contact_history key"),
-    ("profile.customer_360", "customer_id", "profile.behaviour_summary key, profile.campaign_summary key, profile.category_summary key, profile.contact key, profile.fulfilment_summary key, profile.identity_summary key, profile.lifecycle key, profile.loyalty_summary key, profile.payment_summary key, profile.price_summary key, profile.purchase_rhythm key, profile.purchase_summary key, profile.service_summary key, profile.voice_summary key"),
+    (
+        "profile.customer_360",
+        "customer_id",
+        "profile.behaviour_summary key, profile.campaign_summary key, profile.category_summary key, profile.contact key, profile.fulfilment_summary key, profile.identity_summary key, profile.lifecycle key, profile.loyalty_summary key, profile.payment_summary key, profile.price_summary key, profile.purchase_rhythm key, profile.purchase_summary key, profile.service_summary key, profile.voice_summary key",
+    ),
     ("profile.fulfilment_summary", "customer_id", "core.shipments key"),
     ("profile.identity_summary", "customer_id", "identity.customers key, identity.identifiers key"),
     ("profile.lifecycle", "customer_id", "profile.purchase_rhythm key, profile.purchase_summary key"),
@@ -291,8 +308,16 @@ const CHURN: &[(&str, &str, &str)] = &[
     ("profile.purchase_summary", "customer_id", "core.purchases key"),
     ("profile.service_summary", "customer_id", "core.ticket_messages key, core.tickets key"),
     ("profile.voice_summary", "customer_id", "core.orders key, core.reviews key, core.social_posts key"),
-    ("risk.churn_score", "customer_id", "profile.behaviour_summary key, profile.campaign_summary key, profile.fulfilment_summary key, profile.lifecycle key, profile.loyalty_summary key, profile.payment_summary key, profile.price_summary key, profile.purchase_summary key, profile.service_summary key, profile.voice_summary key"),
-    ("risk.rfm_b", "customer_id", "profile.behaviour_summary key, profile.campaign_summary key, profile.lifecycle key, profile.purchase_summary key, profile.service_summary key"),
+    (
+        "risk.churn_score",
+        "customer_id",
+        "profile.behaviour_summary key, profile.campaign_summary key, profile.fulfilment_summary key, profile.lifecycle key, profile.loyalty_summary key, profile.payment_summary key, profile.price_summary key, profile.purchase_summary key, profile.service_summary key, profile.voice_summary key",
+    ),
+    (
+        "risk.rfm_b",
+        "customer_id",
+        "profile.behaviour_summary key, profile.campaign_summary key, profile.lifecycle key, profile.purchase_summary key, profile.service_summary key",
+    ),
 ];
 
 const ONLINE_RETAIL: &[(&str, &str, &str)] = &[
@@ -305,12 +330,28 @@ const ONLINE_RETAIL: &[(&str, &str, &str)] = &[
 
 const COMPLETE_JOURNEY: &[(&str, &str, &str)] = &[
     ("core.baskets", "basket_id", "core.transactions key"),
-    ("core.campaign_touches", "campaign_id", "identity.identifiers own(household_id), raw.campaign_descriptions key, raw.campaigns key"),
-    ("core.coupon_redemptions", "household_id", "identity.identifiers own(household_id), raw.coupon_redemptions key, raw.coupons own(campaign_id coupon_upc)"),
+    (
+        "core.campaign_touches",
+        "campaign_id",
+        "identity.identifiers own(household_id), raw.campaign_descriptions key, raw.campaigns key",
+    ),
+    (
+        "core.coupon_redemptions",
+        "household_id",
+        "identity.identifiers own(household_id), raw.coupon_redemptions key, raw.coupons own(campaign_id coupon_upc)",
+    ),
     ("core.households", "household_id", "identity.identifiers own(household_id), raw.demographics key"),
     ("core.products", "product_id", "raw.products key"),
     ("core.promoted_products", "product_id", "raw.promotions join, raw.transactions join"),
-    ("core.transactions", "basket_id", "core.products own(product_id), core.promoted_products own(product_id store_id week), identity.identifiers own(customer_id), raw.transactions join"),
-    ("profile.customer_360", "customer_id", "core.baskets key, core.campaign_touches key, core.coupon_redemptions key, core.households key, core.transactions key"),
+    (
+        "core.transactions",
+        "basket_id",
+        "core.products own(product_id), core.promoted_products own(product_id store_id week), identity.identifiers own(customer_id), raw.transactions join",
+    ),
+    (
+        "profile.customer_360",
+        "customer_id",
+        "core.baskets key, core.campaign_touches key, core.coupon_redemptions key, core.households key, core.transactions key",
+    ),
     ("risk.churn_score", "customer_id", "profile.customer_360 key"),
 ];
