@@ -1,5 +1,7 @@
 //! Queries from a generator: whatever is accepted has to be right.
 
+use std::sync::Arc;
+
 use arrow::datatypes::{DataType, SchemaRef};
 
 use super::{Dice, Refreshed, changed, derived, random_tables, refresh, schema};
@@ -13,7 +15,7 @@ const TABLES: [&str; 3] = ["core.a", "core.b", "core.n"];
 fn schemas() -> Vec<(&'static str, SchemaRef)> {
     let nullable = schema(&[("k", DataType::Int64), ("n", DataType::Int64)]);
     let full = schema(&[("k!", DataType::Int64), ("n!", DataType::Int64)]);
-    vec![(TABLES[0], nullable.clone()), (TABLES[1], nullable), (TABLES[2], full)]
+    vec![(TABLES[0], Arc::clone(&nullable)), (TABLES[1], nullable), (TABLES[2], full)]
 }
 
 /// A query of the columns k and n.
@@ -105,6 +107,7 @@ async fn many_random_queries_that_are_accepted_are_by_key_what_they_are_in_full(
     }
 }
 
+#[expect(clippy::print_stdout, reason = "a failure is repeated with its seed")]
 async fn run(seed: u64, queries: u64, trials: u64) {
     println!("seed {seed}");
     let mut dice = Dice(seed);
