@@ -4,7 +4,7 @@ use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::ScalarValue;
 use holdfast_types::TableName;
 
-use super::{Dice, Refreshed, changed, derived, random_tables, refresh, schema};
+use super::{Dice, Refreshed, Row, changed, derived, random_tables, refresh, schema};
 use crate::increment::Reach;
 
 /// How often each shape is refreshed.
@@ -425,23 +425,55 @@ async fn inputs_of_rows_that_a_condition_leaves_out_concern_no_key() {
     assert_eq!(refreshed, Ok(Refreshed::ByKey { keys: 0, differing: 0 }));
 }
 
+/// One order of a token, and what was known of the token before, is known now, and was told of the change in between.
+async fn refreshed_order(on: &str, [old, new, removed, added]: [Vec<Row>; 4]) -> Vec<Refreshed> {
+    let (orders, ids): (TableName, TableName) = ("raw.orders".parse().unwrap(), "identity.ids".parse().unwrap());
+    let number = |value: i64| ScalarValue::Int64(Some(value));
+    let mut before = random_tables(&schemas(), &mut Dice(SEED));
+    before.get_mut(&orders).unwrap().rows = vec![vec![number(1), text("a"), number(1), number(1)]];
+    before.get_mut(&ids).unwrap().rows = old;
+    let mut after = before.clone();
+    after.get_mut(&ids).unwrap().rows = new;
+    let changes = [(ids, (removed, added))].into();
+    let sql = format!("select o.id, ids.customer from raw.orders as o left join identity.ids as ids on {on}");
+    let mut refreshed = Vec::new();
+    // With and without rows in quarantine.
+    for seed in 0..4 {
+        refreshed.push(refresh(&sql, "id", &before, &after, &changes, &mut Dice(seed)).await.unwrap());
+    }
+    refreshed
+}
+
+fn text(value: &str) -> ScalarValue {
+    ScalarValue::Utf8(Some(value.to_owned()))
+}
+
+fn identifier(customer: &str, is_shared: bool) -> Row {
+    vec![text("a"), text(customer), ScalarValue::Boolean(Some(is_shared))]
+}
+
 #[tokio::test]
 async fn rows_that_came_and_went_hide_no_row_that_came_to_stay() {
-    let text = |value: &str| ScalarValue::Utf8(Some(value.to_owned()));
-    let nothing = |data_type: &DataType| ScalarValue::try_from(data_type).unwrap();
-    let (orders, ids): (TableName, TableName) = ("raw.orders".parse().unwrap(), "identity.ids".parse().unwrap());
-    let mut old = random_tables(&schemas(), &mut Dice(SEED));
-    let number = |value: i64| ScalarValue::Int64(Some(value));
-    old.get_mut(&orders).unwrap().rows = vec![vec![number(1), text("a"), number(1), number(1)]];
-    old.get_mut(&ids).unwrap().rows.clear();
-    let mut new = old.clone();
-    let identifier = |customer: &str| vec![text("a"), text(customer), nothing(&DataType::Boolean)];
-    new.get_mut(&ids).unwrap().rows = vec![identifier("stays")];
     // The token's first customer is in neither version.
-    let changes = [(ids, (vec![identifier("went")], vec![identifier("went"), identifier("stays")]))].into();
-    let sql = "select o.id, ids.customer from raw.orders as o left join identity.ids as ids on ids.token = o.token";
-    for seed in 0..4 {
-        let refreshed = refresh(sql, "id", &old, &new, &changes, &mut Dice(seed)).await;
-        assert_eq!(refreshed, Ok(Refreshed::ByKey { keys: 1, differing: 2 }));
-    }
+    let (went, stays) = (identifier("went", false), identifier("stays", false));
+    let refreshed =
+        refreshed_order("ids.token = o.token", [vec![], vec![stays.clone()], vec![went.clone()], vec![went, stays]])
+            .await;
+    assert!(refreshed.iter().all(|found| *found == Refreshed::ByKey { keys: 1, differing: 2 }), "{refreshed:?}");
+}
+
+#[tokio::test]
+async fn rows_that_meet_the_condition_of_a_join_only_now_are_joined() {
+    let (shared, own) = (identifier("all", true), identifier("one", false));
+    let on = "ids.token = o.token and not ids.shared";
+    let refreshed = refreshed_order(on, [vec![shared.clone()], vec![own.clone()], vec![shared], vec![own]]).await;
+    assert!(refreshed.iter().all(|found| *found == Refreshed::ByKey { keys: 1, differing: 2 }), "{refreshed:?}");
+}
+
+#[tokio::test]
+async fn tokens_of_two_customers_are_found_by_the_one_that_stays() {
+    let (stays, comes) = (identifier("stays", false), identifier("comes", false));
+    let new = vec![stays.clone(), comes.clone()];
+    let refreshed = refreshed_order("ids.token = o.token", [vec![stays], new, vec![], vec![comes]]).await;
+    assert!(refreshed.iter().all(|found| *found == Refreshed::ByKey { keys: 1, differing: 1 }), "{refreshed:?}");
 }
