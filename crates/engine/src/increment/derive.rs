@@ -9,7 +9,7 @@ use datafusion::logical_expr::{Aggregate, Distinct, DistinctOn, Expr, ExprSchema
 
 use super::NotByKey;
 use super::equal::Equal;
-use super::expression::{bare, can_fail, is_function_of, is_key_type, is_of_its_row, substituted};
+use super::expression::{bare, can_fail, has_floats, is_function_of, is_key_type, is_of_its_row, substituted};
 use super::join;
 use super::own::{Own, Trail};
 use super::plain::subqueries;
@@ -68,6 +68,10 @@ pub(super) fn ask(plan: &Arc<LogicalPlan>, exprs: Vec<Expr>, trail: Option<&Trai
     };
     if is_row_by_row(plan) {
         return ask_rows(plan, exprs);
+    }
+    // 0.0 and -0.0 are one group, and two keys once they are written out.
+    if let Some(expr) = exprs.iter().find(|expr| has_floats(expr, plan.schema())) {
+        return Err(NotByKey::of_expression("the key is made of floating point numbers", expr));
     }
     match plan.as_ref() {
         LogicalPlan::Projection(projection) => {

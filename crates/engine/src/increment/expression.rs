@@ -111,6 +111,12 @@ pub(super) fn is_of_its_row(expr: &Expr) -> bool {
     !foreign.unwrap_or(true)
 }
 
+/// Whether the value or a part of it is a floating point number.
+pub(super) fn has_floats(expr: &Expr, schema: &DFSchema) -> bool {
+    let found = expr.exists(|part| Ok(part.get_type(schema).is_ok_and(|data_type| data_type.is_floating())));
+    found.unwrap_or(true)
+}
+
 /// Whether rows that are equal in all of `given` are equal in this expression.
 pub(super) fn is_function_of(expr: &Expr, given: &[Expr]) -> bool {
     if given.contains(expr) {

@@ -38,7 +38,7 @@ use datafusion::logical_expr::{Expr, LogicalPlan};
 use holdfast_types::TableName;
 
 use self::derive::{Asked, How, Side};
-use self::expression::is_key_type;
+use self::expression::is_kept_as_it_is;
 use self::own::Trail;
 
 type Result<T, E = DataFusionError> = std::result::Result<T, E>;
@@ -116,7 +116,7 @@ impl KeyPlan {
             .find(|(_, field)| field.name() == key)
             .ok_or_else(|| NotByKey::of_node(format!("the stage has no column `{key}`"), &plan))?;
         let key_type = field.data_type().clone();
-        if !is_key_type(&key_type) {
+        if !is_kept_as_it_is(&key_type) {
             let reason = format!("`{key}` is of type {key_type}, whose values cannot be told apart for certain");
             return Err(NotByKey::of_node(reason, &plan));
         }

@@ -16,6 +16,7 @@
 
 use std::collections::BTreeSet;
 
+use arrow::datatypes::DataType;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema};
 use datafusion::logical_expr::{Expr, ExprSchemable, JoinType, LogicalPlan, cast};
@@ -127,30 +128,14 @@ impl Own {
         let mut shown = Vec::new();
         for (expr, name) in &trail.shown {
             if !expr.column_refs().is_empty() && is_kept(expr, kept.schema()) {
-                shown.push((expanded(expr.clone(), kept), name, expr.get_type(kept.schema()).ok()?));
+                shown.push(Shown { expr: expr.clone(), name, data_type: expr.get_type(kept.schema()).ok()? });
             }
         }
-        let mut columns: Vec<String> = Vec::new();
-        let mut exprs = Vec::with_capacity(by.len());
-        for expr in by {
-            let written = expanded(expr.clone(), kept).transform_down(|part| {
-                let Some((_, name, data_type)) = shown.iter().find(|(shown, _, _)| *shown == part) else {
-                    return Ok(Transformed::no(part));
-                };
-                if !columns.contains(name) {
-                    columns.push((*name).clone());
-                }
-                // The lake may keep the values in another type of the same kind.
-                let own = cast(Expr::Column(Column::new(Some(OWN_TABLE), *name)), data_type.clone());
-                Ok(Transformed::new(own, true, TreeNodeRecursion::Jump))
-            });
-            let written = written.ok()?.data;
-            let is_own = |column: &&Column| column.relation.as_ref().is_some_and(|table| table.table() == OWN_TABLE);
-            if !written.column_refs().iter().all(is_own) {
-                return None;
-            }
-            exprs.push(written);
-        }
+        let mut columns = Vec::new();
+        let exprs =
+            by.iter().map(|expr| over_own(expr.clone(), shown.clone(), kept, &mut columns)).collect::<Option<_>>()?;
+        columns.sort();
+        columns.dedup();
         Some(Self::By { exprs, columns })
     }
 
@@ -162,34 +147,81 @@ impl Own {
     }
 }
 
-/// What an expression over a plan is made of further down, as far as rows only pass on their values: two names for one thing become one.
-fn expanded(expr: Expr, plan: &LogicalPlan) -> Expr {
-    let (below, input) = match plan {
-        LogicalPlan::Projection(projection) => {
-            let made =
-                |column: &Column| Some(projection.expr[projection.schema.maybe_index_of_column(column)?].clone());
-            (substituted(&expr, &made), &projection.input)
+/// A value of a plan's rows that the stage's table shows.
+#[derive(Debug, Clone)]
+struct Shown<'a> {
+    expr: Expr,
+    name: &'a String,
+    data_type: DataType,
+}
+
+/// The expression over the stage's own table, written with what it shows. Two names for one thing are seen to be one further down, where
+/// both are written as what they are made of; all of them step down together, since the same name means another thing elsewhere.
+fn over_own(
+    mut expr: Expr,
+    mut shown: Vec<Shown<'_>>,
+    mut plan: &LogicalPlan,
+    columns: &mut Vec<String>,
+) -> Option<Expr> {
+    loop {
+        let mut used = Vec::new();
+        let written = expr.clone().transform_down(|part| {
+            let Some(found) = shown.iter().find(|shown| shown.expr == part) else {
+                return Ok(Transformed::no(part));
+            };
+            used.push(found.name.clone());
+            // The lake may keep the values in another type of the same kind.
+            let own = cast(Expr::Column(Column::new(Some(OWN_TABLE), found.name)), found.data_type.clone());
+            Ok(Transformed::new(own, true, TreeNodeRecursion::Jump))
+        });
+        let written = written.ok()?.data;
+        let is_own = |column: &&Column| column.relation.as_ref().is_some_and(|table| table.table() == OWN_TABLE);
+        if written.column_refs().iter().all(is_own) {
+            columns.append(&mut used);
+            return Some(written);
         }
-        LogicalPlan::SubqueryAlias(alias) => {
-            let columns = alias.input.schema().columns();
-            let made =
-                |column: &Column| Some(Expr::Column(columns[alias.schema.maybe_index_of_column(column)?].clone()));
-            (substituted(&expr, &made), &alias.input)
-        }
-        LogicalPlan::Filter(filter) => (Some(expr.clone()), &filter.input),
-        LogicalPlan::Sort(sort) => (Some(expr.clone()), &sort.input),
-        LogicalPlan::Window(window) => (Some(expr.clone()), &window.input),
-        LogicalPlan::Join(join) => match join.join_type {
-            JoinType::Left => (Some(expr.clone()), &join.left),
-            JoinType::Right => (Some(expr.clone()), &join.right),
-            _ => return expr,
-        },
-        _ => return expr,
-    };
-    match below.filter(|below| is_over(below, input.schema())) {
-        Some(below) => expanded(below, input),
-        None => expr,
+        let input = passed_on(plan)?;
+        expr = one_down(&expr, plan, input)?;
+        shown = shown
+            .into_iter()
+            .filter_map(|shown| Some(Shown { expr: one_down(&shown.expr, plan, input)?, ..shown }))
+            .collect();
+        plan = input;
     }
+}
+
+/// The input whose values the rows of a plan have, where it has no others in their place.
+fn passed_on(plan: &LogicalPlan) -> Option<&LogicalPlan> {
+    match plan {
+        LogicalPlan::Projection(projection) => Some(&projection.input),
+        LogicalPlan::SubqueryAlias(alias) => Some(&alias.input),
+        LogicalPlan::Filter(filter) => Some(&filter.input),
+        LogicalPlan::Sort(sort) => Some(&sort.input),
+        LogicalPlan::Window(window) => Some(&window.input),
+        LogicalPlan::Join(join) => match join.join_type {
+            JoinType::Left => Some(&join.left),
+            JoinType::Right => Some(&join.right),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// An expression over a plan's rows, over those of its input.
+fn one_down(expr: &Expr, plan: &LogicalPlan, input: &LogicalPlan) -> Option<Expr> {
+    let below = match plan {
+        LogicalPlan::Projection(projection) => substituted(expr, &|column| {
+            Some(projection.expr[projection.schema.maybe_index_of_column(column)?].clone())
+        })?,
+        LogicalPlan::SubqueryAlias(alias) => {
+            let columns = input.schema().columns();
+            substituted(expr, &|column| {
+                Some(Expr::Column(columns[alias.schema.maybe_index_of_column(column)?].clone()))
+            })?
+        }
+        _ => expr.clone(),
+    };
+    is_over(&below, input.schema()).then_some(below)
 }
 
 fn is_kept(expr: &Expr, schema: &DFSchema) -> bool {

@@ -34,6 +34,9 @@ struct Rows {
 
 type Tables = BTreeMap<TableName, Rows>;
 
+/// What is told as removed and as added.
+type Changes = BTreeMap<TableName, (Vec<Row>, Vec<Row>)>;
+
 /// Numbers that look random and are the same for the same seed.
 #[derive(Debug, Clone)]
 struct Dice(u64);
@@ -140,7 +143,7 @@ async fn refresh(
     key: &str,
     old: &Tables,
     new: &Tables,
-    changes: &BTreeMap<TableName, (Vec<Row>, Vec<Row>)>,
+    changes: &Changes,
     dice: &mut Dice,
 ) -> Result<Refreshed, String> {
     let (old_state, old_plan) = planned(&context(old), sql).await?;
@@ -194,13 +197,10 @@ async fn refresh(
     Ok(Refreshed::ByKey { keys: keys.rows.len(), differing })
 }
 
-/// Of each table the rows that went and those that came.
-type Changes = BTreeMap<TableName, (Vec<Row>, Vec<Row>)>;
-
 /// Changes 1 to 3 rows of one or two tables. Some of what is told as changed did not.
 fn changed(tables: &Tables, read: &[TableName], dice: &mut Dice) -> (Tables, Changes) {
     let mut new = tables.clone();
-    let mut changes = Changes::new();
+    let mut changes: Changes = BTreeMap::new();
     for _ in 0..=dice.below(2) {
         let name = dice.choice(read).clone();
         let table = new.get_mut(&name).unwrap();

@@ -107,7 +107,7 @@ async fn many_random_queries_that_are_accepted_are_by_key_what_they_are_in_full(
     }
 }
 
-#[expect(clippy::print_stdout, reason = "a test that fails shows its seed and how much it tried")]
+#[expect(clippy::print_stdout, reason = "a failure is repeated with its seed")]
 async fn run(seed: u64, queries: u64, trials: u64) {
     println!("seed {seed}");
     let mut dice = Dice(seed);
