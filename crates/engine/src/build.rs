@@ -28,6 +28,7 @@ use crate::output::{Staged, Target, stage_rows};
 use crate::project::CheckedStage;
 use crate::run::{Refresh, StageOutcome};
 use crate::session::{SessionSettings, plan_as_of, session_with};
+use crate::unique;
 
 /// Changes whenever the engine would make other rows of the same query, so that every stage is refreshed once.
 const ENGINE_VERSION: &str = "2";
@@ -172,12 +173,13 @@ impl StageWork {
             None => self.lake.ensure_table(&self.spec()).await?,
         };
         self.check_partitioning(&table)?;
-        let reason = match self.increment(&table, stored.as_ref(), &note).await? {
+        let planned = self.plan().await?;
+        let reason = match self.increment(&table, stored.as_ref(), &note, &planned).await? {
             Increment::Done(built) => return Ok(built),
             Increment::Full(reason) => reason,
         };
         tracing::debug!(stage = %self.name(), reason, "stage is refreshed in full");
-        let (staged, expectations) = self.stage(&table).await?;
+        let (staged, expectations) = self.stage(&table, planned).await?;
         if let Err(error) = self.judge(staged.rows + staged.refused_rows, &expectations) {
             self.lake.discard(staged.files.into_iter().chain(staged.refused).collect(), &table).await;
             return Err(error);
@@ -234,7 +236,7 @@ impl StageWork {
             },
             (_, false) => None,
         };
-        let is_proven = stage.contract.as_ref().is_some_and(|contract| expectation::is_unique_by(&plan, &contract.key));
+        let is_proven = stage.contract.as_ref().is_some_and(|contract| unique::is_shown(&plan, &contract.key));
         Ok(Planned { state, plan, rules, whole, quarantine, is_proven })
     }
 
@@ -243,9 +245,9 @@ impl StageWork {
     }
 
     /// Runs the query and leaves its rows in staged files, with what the expectations say about them.
-    async fn stage(&self, table: &Table) -> Result<(Staged, Vec<ExpectationResult>)> {
+    async fn stage(&self, table: &Table, planned: Planned) -> Result<(Staged, Vec<ExpectationResult>)> {
         let stage = &self.checked.stage;
-        let Planned { state, plan, rules, whole, quarantine, is_proven } = self.plan().await?;
+        let Planned { state, plan, rules, whole, quarantine, is_proven } = planned;
         let schema = Arc::clone(&self.checked.schema);
         let target = Target { table: table.clone(), schema: Arc::clone(&schema), quarantine, rules: rules.clone() };
         let staged = stage_rows(&state, plan, self.buckets(), &stage.name, target).await?;

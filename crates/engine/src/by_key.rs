@@ -48,6 +48,7 @@ const VERSIONS_BEHIND_MAX: u64 = 16;
 
 /// The keys that changed.
 struct Keys {
+    schema: SchemaRef,
     batches: Vec<RecordBatch>,
     count: u64,
 }
@@ -75,6 +76,7 @@ impl StageWork {
         table: &Table,
         stored: Option<&StageNote>,
         note: &StageNote,
+        planned: &Planned,
     ) -> Result<Increment> {
         let full = |reason: &str| Ok(Increment::Full(reason.to_owned()));
         let StageKind::Incremental { key, .. } = &self.checked.stage.directives.kind else {
@@ -94,12 +96,11 @@ impl StageWork {
             Ok(changes) => changes,
             Err(reason) => return Ok(Increment::Full(reason)),
         };
-        let planned = self.plan().await?;
-        let by_key = match derive(&planned, key) {
+        let by_key = match derive(planned, key) {
             Ok(by_key) => by_key,
             Err(reason) => return Ok(Increment::Full(reason)),
         };
-        match self.replace(table, stored, note, &planned, &by_key, &changes).await {
+        match self.replace(table, stored, note, planned, &by_key, &changes).await {
             // Files that the log still speaks of and vacuum has deleted.
             Err(error) if is_missing_file(&error) => full("files that its changes are in were vacuumed"),
             // A plan of ours that the engine cannot run is no fault of the author's. What is one, the full refresh will tell.
@@ -228,12 +229,10 @@ impl StageWork {
     ) -> Result<Collected<Keys>> {
         let failed = || EngineError::execution(format!("finding what changed for {}", self.name()));
         let reach = by_key.reach();
-        if let Some((name, Reach::Full { reason })) = changes
-            .keys()
-            .find_map(|name| Some((name, reach.get(name)?)))
-            .filter(|(_, reach)| matches!(reach, Reach::Full { .. }))
-        {
-            return Ok(Collected::TooMany(format!("{name} changed, and {reason}")));
+        for name in changes.keys() {
+            if let Some(Reach::Full { reason }) = reach.get(name) {
+                return Ok(Collected::TooMany(format!("{name} changed, and {reason}")));
+            }
         }
         let mut rows = BTreeMap::new();
         let used = used_columns(planned).map_err(failed())?;
@@ -258,7 +257,7 @@ impl StageWork {
         // Keys come from columns with comments and from columns without; a union keeps those of one side, and the check takes that for a mistake.
         state.config_mut().options_mut().execution.skip_physical_aggregate_schema_check = true;
         let mut stream = DataFrame::new(state, plan).execute_stream().await.map_err(failed())?;
-        let mut keys = Keys { batches: Vec::new(), count: 0 };
+        let mut keys = Keys { schema: stream.schema(), batches: Vec::new(), count: 0 };
         while let Some(batch) = stream.try_next().await.map_err(failed())? {
             keys.count += batch.num_rows() as u64;
             if keys.count > max {
@@ -403,12 +402,7 @@ impl StageWork {
 
 impl Keys {
     fn provider(&self) -> Result<Arc<dyn TableProvider>, DataFusionError> {
-        let schema = self
-            .batches
-            .first()
-            .map(RecordBatch::schema)
-            .unwrap_or_else(|| Arc::new(arrow::datatypes::Schema::empty()));
-        Ok(Arc::new(MemTable::try_new(schema, vec![self.batches.clone()])?))
+        Ok(Arc::new(MemTable::try_new(Arc::clone(&self.schema), vec![self.batches.clone()])?))
     }
 }
 

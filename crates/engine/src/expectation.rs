@@ -9,7 +9,7 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::simplify::SimplifyContext;
-use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan};
+use datafusion::logical_expr::{Expr, ExprSchemable};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
 use serde::Serialize;
@@ -81,37 +81,6 @@ fn is_aggregate(expr: &Expr) -> bool {
         Ok(TreeNodeRecursion::Continue)
     });
     found
-}
-
-/// Whether the plan itself shows that no two of its rows have the same values in the named columns, so that nobody has to look: it
-/// groups by some of them.
-pub(crate) fn is_unique_by(plan: &LogicalPlan, key: &[String]) -> bool {
-    let index = |name: &String| plan.schema().fields().iter().position(|field| field.name() == name);
-    key.iter().map(index).collect::<Option<Vec<_>>>().is_some_and(|columns| is_unique_by_columns(plan, &columns))
-}
-
-fn is_unique_by_columns(plan: &LogicalPlan, key: &[usize]) -> bool {
-    match plan {
-        LogicalPlan::Projection(projection) => {
-            // Fewer columns that tell rows apart are a key all the more.
-            let passed: Vec<usize> = key
-                .iter()
-                .filter_map(|index| match projection.expr.get(*index)?.clone().unalias() {
-                    Expr::Column(column) => projection.input.schema().maybe_index_of_column(&column),
-                    _ => None,
-                })
-                .collect();
-            is_unique_by_columns(&projection.input, &passed)
-        }
-        LogicalPlan::Filter(filter) => is_unique_by_columns(&filter.input, key),
-        LogicalPlan::Sort(sort) => is_unique_by_columns(&sort.input, key),
-        LogicalPlan::SubqueryAlias(alias) => is_unique_by_columns(&alias.input, key),
-        LogicalPlan::Aggregate(aggregate) => {
-            let has_sets = aggregate.group_expr.iter().any(|expr| matches!(expr, Expr::GroupingSet(_)));
-            !has_sets && (0..aggregate.group_expr.len()).all(|group| key.contains(&group))
-        }
-        _ => false,
-    }
 }
 
 /// The expectations of a stage, ready to judge its rows as they stream by.

@@ -19,6 +19,22 @@ pub(crate) trait TableKeys {
     fn keys(&self, table: &TableName) -> Vec<Vec<String>>;
 }
 
+/// Knows no table: what it takes for a key the plan shows by itself.
+struct NoKeys;
+
+impl TableKeys for NoKeys {
+    fn keys(&self, _: &TableName) -> Vec<Vec<String>> {
+        Vec::new()
+    }
+}
+
+/// Whether the plan itself shows that no two of its rows have the same values in the named columns, so that nobody has to look.
+pub(crate) fn is_shown(plan: &LogicalPlan, columns: &[String]) -> bool {
+    let index = |name: &String| plan.schema().fields().iter().position(|field| field.name() == name);
+    let Some(columns) = columns.iter().map(index).collect::<Option<Key>>() else { return false };
+    keys(plan, &NoKeys).iter().any(|key| key.is_subset(&columns))
+}
+
 /// The keys that are known of the plan's rows; none when nothing is known.
 pub(crate) fn keys(plan: &LogicalPlan, tables: &dyn TableKeys) -> Vec<Key> {
     let below = |input: &LogicalPlan| keys(input, tables);
@@ -183,5 +199,51 @@ fn partition_of(plan: &LogicalPlan, column: usize) -> Option<Key> {
         LogicalPlan::Filter(node) => partition_of(&node.input, column),
         LogicalPlan::Sort(node) => partition_of(&node.input, column),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::datatypes::{DataType, Field, Schema};
+    use datafusion::catalog::TableProvider;
+    use datafusion::datasource::empty::EmptyTable;
+    use datafusion::execution::runtime_env::RuntimeEnv;
+
+    use super::*;
+    use crate::session::{SessionSettings, session_with};
+
+    async fn shows(sql: &str, columns: &[&str]) -> bool {
+        let columns_of = ["a", "b"].map(|name| Field::new(name, DataType::Int64, true));
+        let table: Arc<dyn TableProvider> = Arc::new(EmptyTable::new(Arc::new(Schema::new(columns_of.to_vec()))));
+        let tables = ["core.x", "core.y"].map(|name| (name.parse().unwrap(), Arc::clone(&table)));
+        let context = session_with(&SessionSettings::default(), &Arc::new(RuntimeEnv::default()), 1, tables).unwrap();
+        let plan = context.state().create_logical_plan(sql).await.unwrap();
+        is_shown(&plan, &columns.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[tokio::test]
+    async fn a_plan_shows_its_keys_where_it_makes_them_and_nowhere_else() {
+        let first = "select a, b from core.x qualify row_number() over (partition by a order by b) = 1";
+        for (sql, columns, is_key) in [
+            ("select a, b from core.x", &["a", "b"][..], false),
+            ("select a, sum(b) as b from core.x group by a", &["a"], true),
+            ("select a, sum(b) as b from core.x group by a", &["b"], false),
+            ("select a, sum(b) as b from core.x group by rollup (a)", &["a"], false),
+            (first, &["a"], true),
+            (first, &["b"], false),
+            (&format!("with f as ({first}) select f.a, y.b from f left join core.y as y on y.a = f.a"), &["a"], false),
+            (
+                &format!(
+                    "with f as ({first}) select f.a, y.b from f left join (select a, max(b) as b from core.y group by a) as y on y.a = f.a"
+                ),
+                &["a"],
+                true,
+            ),
+            (&format!("{first} union all select a, b from core.y"), &["a"], false),
+        ] {
+            assert_eq!(shows(sql, columns).await, is_key, "{sql}: {columns:?}");
+        }
     }
 }
