@@ -1,13 +1,13 @@
 //! Identity through the command line: records come in batches, people decide, and every answer is read back from the tables or from what a command prints.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::{commits, holdfast_binary, lines_of, succeed};
+use crate::folder::ProjectFolder;
+use crate::{commits, lines_of, succeed};
 
 const RULES: &str = r#"priority = ["member_id", "email", "phone", "device"]
 [types.member_id]
@@ -55,31 +55,30 @@ const CORE: &str = "-- One row a visit.\n-- @expect fail has_id: visit_id is not
 
 /// A shop with one source, whose records carry up to four identifiers.
 struct Shop {
-    folder: tempfile::TempDir,
+    folder: ProjectFolder,
+}
+
+impl std::ops::Deref for Shop {
+    type Target = ProjectFolder;
+
+    fn deref(&self) -> &ProjectFolder {
+        &self.folder
+    }
 }
 
 impl Shop {
     fn new() -> Self {
-        let shop = Self { folder: tempfile::tempdir().unwrap() };
-        shop.write("holdfast.toml", "");
-        shop.write("pipelines/churn/pipeline.toml", "stages = \"sql\"\n");
-        shop.write("pipelines/churn/identity.toml", RULES);
-        shop.write("pipelines/churn/sources/visits.toml", VISITS);
-        shop.write("sql/core/visits.sql", CORE);
-        // Tokens of several shops can be compared.
-        shop.write("identity.key", &"5".repeat(64));
-        std::fs::create_dir_all(shop.folder.path().join("in/visits")).unwrap();
-        shop
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    fn write(&self, path: &str, text: &str) {
-        let path = self.path().join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
+        let folder = ProjectFolder::new(&[
+            ("holdfast.toml", ""),
+            ("pipelines/churn/pipeline.toml", "stages = \"sql\"\n"),
+            ("pipelines/churn/identity.toml", RULES),
+            ("pipelines/churn/sources/visits.toml", VISITS),
+            ("sql/core/visits.sql", CORE),
+            // Tokens of several shops can be compared.
+            ("identity.key", &"5".repeat(64)),
+        ]);
+        std::fs::create_dir_all(folder.path().join("in/visits")).unwrap();
+        Self { folder }
     }
 
     /// A file of visits: `member,email,phone,device,day of January`.
@@ -95,25 +94,9 @@ impl Shop {
         std::fs::rename(folder.join(format!("{file}.part")), folder.join(format!("visits/{file}.csv"))).unwrap();
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(holdfast_binary());
-        command.arg("--project").arg(self.path()).current_dir(self.path()).args(arguments);
-        command.env_remove("HOLDFAST_ABORT_AFTER");
-        command
-    }
-
-    fn ingest(&self) {
-        succeed(&mut self.command(&["ingest", "--from", "in"]));
-    }
-
     fn bring(&self, file: &str, visits: &[&str]) {
         self.put(file, visits);
         self.ingest();
-    }
-
-    fn identity(&self, arguments: &[&str]) -> Value {
-        let output = succeed(self.command(&["identity"]).args(arguments).arg("--json"));
-        serde_json::from_slice(&output.stdout).unwrap()
     }
 
     /// What a command says when it is refused, and its exit code.
@@ -125,11 +108,6 @@ impl Shop {
         (output.status.code().unwrap(), said)
     }
 
-    fn rows(&self, query: &str) -> Vec<Value> {
-        let output = succeed(&mut self.command(&["sql", query, "--output", "json"]));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
     /// The customer of an identifier.
     fn customer(&self, identifier: &str) -> String {
         self.identity(&["show", identifier])["customer_id"].as_str().unwrap().to_owned()
@@ -138,13 +116,13 @@ impl Shop {
     /// The customers of core, by visit.
     fn core(&self) -> BTreeMap<String, String> {
         let text = |row: &Value, column: &str| row[column].as_str().unwrap_or_default().to_owned();
-        let rows = self.rows("select visit_id, customer_id from core.visits");
+        let rows = self.query("select visit_id, customer_id from core.visits");
         rows.iter().map(|row| (text(row, "visit_id"), text(row, "customer_id"))).collect()
     }
 
     /// Who is together with whom, whatever the ids, and all else that is known of identifiers.
     fn clusters(&self) -> BTreeSet<String> {
-        let rows = self.rows(
+        let rows = self.query(
             "select token, min(token) over (partition by customer_id) as cluster, standing, is_shared, records, \
              first_seen_at, last_seen_at from identity.identifiers",
         );
@@ -165,7 +143,7 @@ fn idn_2_on_a_merge_the_older_id_stays_and_history_says_why() {
     shop.bring("3", &["M1,,,D1,7"]);
     assert_eq!(shop.customer("device:D1"), older);
     assert_eq!(shop.core().values().collect::<BTreeSet<_>>(), BTreeSet::from([&older]), "core moves in the same round");
-    let merged = shop.rows("select * from identity.history where kind = 'merged'");
+    let merged = shop.query("select * from identity.history where kind = 'merged'");
     let [merged] = merged.as_slice() else { panic!("{merged:?}") };
     for (column, expected) in [
         ("customer_id", older.as_str()),
@@ -179,14 +157,14 @@ fn idn_2_on_a_merge_the_older_id_stays_and_history_says_why() {
     }
 
     // A retired id is found, in the tables and by the command.
-    let retired = shop.rows("select * from identity.customers where retired_at is not null");
+    let retired = shop.query("select * from identity.customers where retired_at is not null");
     assert_eq!(retired.len(), 1);
     assert_eq!((&retired[0]["customer_id"], &retired[0]["resolves_to"]), (&younger.into(), &older.clone().into()));
     let shown = shop.identity(&["show", retired[0]["customer_id"].as_str().unwrap()]);
     assert_eq!(shown["customer_id"], older.as_str());
     assert_eq!(shown["identifiers"].as_array().unwrap().len(), 3);
     assert!(shown["history"].as_array().unwrap().iter().any(|past| past["kind"] == "merged"), "{shown}");
-    let living = shop.rows("select count(*) as n from identity.customers where resolves_to = customer_id");
+    let living = shop.query("select count(*) as n from identity.customers where resolves_to = customer_id");
     assert_eq!(living[0]["n"], 1);
 
     // With nothing new nothing is committed.
@@ -220,7 +198,7 @@ fn an_unlink_splits_and_every_later_run_keeps_to_it_until_it_is_withdrawn() {
     assert_eq!(shop.customer("member_id:M1"), together, "the founding identifier's part keeps the id");
     assert_ne!(apart, together);
     assert_eq!(shop.customer("phone:13912340001"), together);
-    let split = shop.rows("select * from identity.history where kind = 'split'");
+    let split = shop.query("select * from identity.history where kind = 'split'");
     let [split] = split.as_slice() else { panic!("{split:?}") };
     assert_eq!((&split["customer_id"], &split["other_customer_id"]), (&apart.clone().into(), &together.clone().into()));
     assert_eq!((&split["cause"], &split["decision_id"]), (&"unlink".into(), &1.into()));
@@ -237,9 +215,9 @@ fn an_unlink_splits_and_every_later_run_keeps_to_it_until_it_is_withdrawn() {
     assert!(code == 2 && said.contains("identity withdraw 1"), "{said}");
     shop.identity(&["withdraw", "1", "--why", "it was hers", "--by", "ben"]);
     assert_eq!(shop.customer("device:D1"), together);
-    let merged = shop.rows("select cause, decision_id from identity.history where kind = 'merged'");
+    let merged = shop.query("select cause, decision_id from identity.history where kind = 'merged'");
     assert_eq!(merged.len(), 1, "{merged:?}");
-    let kept = shop.rows("select kind, decided_by, reason, withdraws from identity.decisions order by decision_id");
+    let kept = shop.query("select kind, decided_by, reason, withdraws from identity.decisions order by decision_id");
     assert_eq!(kept.len(), 2, "every decision stays");
     assert_eq!((&kept[1]["kind"], &kept[1]["withdraws"]), (&"withdraw".into(), &1.into()));
     let (code, said) = shop.refused(&["withdraw", "1", "--why", "again", "--by", "ben"]);
@@ -289,11 +267,11 @@ fn a_phone_found_to_be_shared_and_a_limit_crossed_late_repair_the_past() {
     assert_eq!(ids.len(), 5, "all that it had joined is apart");
     assert_eq!(shop.customer("phone:13912340001"), all, "the founding identifier keeps the id");
     let split =
-        shop.rows("select distinct cause, cause_type, other_customer_id from identity.history where kind = 'split'");
+        shop.query("select distinct cause, cause_type, other_customer_id from identity.history where kind = 'split'");
     let [split] = split.as_slice() else { panic!("{split:?}") };
     assert_eq!((&split["cause"], &split["cause_type"]), (&"standing".into(), &"phone".into()));
     assert_eq!(split["other_customer_id"], all.as_str());
-    let shared = shop.rows("select standing, is_shared from identity.identifiers where identifier_type = 'phone'");
+    let shared = shop.query("select standing, is_shared from identity.identifiers where identifier_type = 'phone'");
     assert_eq!((&shared[0]["standing"], &shared[0]["is_shared"]), (&"shared".into(), &true.into()));
 
     // Two addresses are allowed. The third does not come in, and says why.
@@ -398,19 +376,20 @@ fn idn_1_batches_decisions_and_a_watching_process_give_what_one_run_from_scratch
 
     // No id was given twice, and every change that was made is told with its cause.
     for shop in [&at_once, &step_by_step, &watched] {
-        let doubles = shop.rows(
+        let doubles = shop.query(
             "select customer_id from identity.history where kind in ('minted', 'split') group by customer_id having count(*) > 1",
         );
         assert!(doubles.is_empty(), "idn_2: {doubles:?}");
-        let lost = shop.rows(
+        let lost = shop.query(
             "select customer_id from identity.customers where resolves_to is null \
              or resolves_to not in (select customer_id from identity.identifiers)",
         );
         assert!(lost.is_empty(), "idn_2: {lost:?}");
     }
-    let causes = watched.rows("select distinct cause from identity.history where kind in ('merged', 'split', 'moved')");
+    let causes =
+        watched.query("select distinct cause from identity.history where kind in ('merged', 'split', 'moved')");
     assert!(causes.len() > 1 && causes.iter().all(|row| row["cause"] != "compared"), "{causes:?}");
-    let given = watched.rows(
+    let given = watched.query(
         "select customer_id from identity.customers where customer_id not in \
          (select customer_id from identity.history where kind in ('minted', 'split'))",
     );
@@ -432,10 +411,10 @@ fn a_resolution_that_died_before_its_last_table_has_not_happened() {
     shop.ingest();
     assert_eq!(shop.clusters(), clusters);
     assert_eq!(shop.customer("member_id:M2"), member);
-    let undone = shop.rows("select step, identifiers from identity.history where kind = 'undone'");
+    let undone = shop.query("select step, identifiers from identity.history where kind = 'undone'");
     assert_eq!(undone.len(), 1, "{undone:?}");
     let step = undone[0]["identifiers"].as_i64().unwrap();
-    let merged = shop.rows("select step from identity.history where kind = 'merged' order by step");
+    let merged = shop.query("select step from identity.history where kind = 'merged' order by step");
     let merged: Vec<i64> = merged.iter().map(|row| row["step"].as_i64().unwrap()).collect();
     assert_eq!(merged, [step, step + 1], "told once for the step that was undone, once for the one that was not");
     let shown = shop.identity(&["show", "device:D1"]);
@@ -475,7 +454,7 @@ fn what_cannot_be_asked_or_decided_is_told_clearly_and_changes_nothing() {
     let shop = Shop::new();
     shop.bring("1", &["M1,,13912340001,,1", ",,,,2", ",,13800138000,D1,3", ",,17000001234,D2,4"]);
     // Blocked values and records without identifiers are nobody's; the records are kept.
-    assert_eq!(shop.rows("select count(*) as n from identity.identifiers")[0]["n"], 4);
+    assert_eq!(shop.query("select count(*) as n from identity.identifiers")[0]["n"], 4);
     assert_eq!(shop.core()["1-1"], "");
     let before = commits(shop.path());
     let signed = ["--why", "a test", "--by", "ann"];

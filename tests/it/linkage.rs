@@ -1,12 +1,11 @@
 //! Records that share no identifier, through the command line: what is alike is joined, what is not sure is asked, and people have the last word.
 
 use std::collections::BTreeSet;
-use std::path::Path;
-use std::process::Command;
 
 use serde_json::Value;
 
-use crate::{commits, holdfast_binary, succeed};
+use crate::folder::ProjectFolder;
+use crate::{commits, succeed};
 
 const RULES: &str = r#"priority = ["member_id", "email"]
 [types.member_id]
@@ -111,31 +110,30 @@ const TWIN_ONE: &str = ",kim@three.example,Lavinia Thistlewood,1991-11-23,0151 5
 const TWIN_TWO: &str = ",kit@four.example,Marcus Thistlewood,1991-11-23,0151 555 0303,Cork,4 Mill Lane";
 
 struct Shop {
-    folder: tempfile::TempDir,
+    folder: ProjectFolder,
+}
+
+impl std::ops::Deref for Shop {
+    type Target = ProjectFolder;
+
+    fn deref(&self) -> &ProjectFolder {
+        &self.folder
+    }
 }
 
 impl Shop {
     fn new() -> Self {
-        let shop = Self { folder: tempfile::tempdir().unwrap() };
-        shop.write("holdfast.toml", "");
-        shop.write("pipelines/churn/pipeline.toml", "stages = \"sql\"\n");
-        shop.write("pipelines/churn/identity.toml", RULES);
-        shop.write("pipelines/churn/sources/contacts.toml", CONTACTS);
-        shop.write("sql/core/contacts.sql", CORE);
-        // Tokens of several shops can be compared.
-        shop.write("identity.key", &"5".repeat(64));
-        std::fs::create_dir_all(shop.path().join("in/contacts")).unwrap();
-        shop
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    fn write(&self, path: &str, text: &str) {
-        let path = self.path().join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
+        let folder = ProjectFolder::new(&[
+            ("holdfast.toml", ""),
+            ("pipelines/churn/pipeline.toml", "stages = \"sql\"\n"),
+            ("pipelines/churn/identity.toml", RULES),
+            ("pipelines/churn/sources/contacts.toml", CONTACTS),
+            ("sql/core/contacts.sql", CORE),
+            // Tokens of several shops can be compared.
+            ("identity.key", &"5".repeat(64)),
+        ]);
+        std::fs::create_dir_all(folder.path().join("in/contacts")).unwrap();
+        Self { folder }
     }
 
     fn put(&self, file: &str, contacts: &[String]) {
@@ -151,28 +149,8 @@ impl Shop {
         self.ingest();
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(holdfast_binary());
-        command.arg("--project").arg(self.path()).current_dir(self.path()).args(arguments);
-        command
-    }
-
-    fn ingest(&self) {
-        succeed(&mut self.command(&["ingest", "--from", "in"]));
-    }
-
-    fn identity(&self, arguments: &[&str]) -> Value {
-        let output = succeed(self.command(&["identity"]).args(arguments).arg("--json"));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
     fn learn(&self) {
         succeed(&mut self.command(&["identity", "learn"]));
-    }
-
-    fn rows(&self, query: &str) -> Vec<Value> {
-        let output = succeed(&mut self.command(&["sql", query, "--output", "json"]));
-        serde_json::from_slice(&output.stdout).unwrap()
     }
 
     fn customer(&self, email: &str) -> String {
@@ -191,7 +169,7 @@ impl Shop {
     }
 
     fn clusters(&self) -> BTreeSet<String> {
-        let rows = self.rows(
+        let rows = self.query(
             "select token, min(token) over (partition by customer_id) as cluster, standing from identity.identifiers",
         );
         assert!(!rows.is_empty());
@@ -200,7 +178,7 @@ impl Shop {
 
     /// The best weight of each pair of identifiers under the newest model.
     fn matches(&self) -> BTreeSet<String> {
-        let rows = self.rows(
+        let rows = self.query(
             "select left_token, right_token, max(weight) filter (where not names_differ) as joins, max(weight) as weight \
              from identity.matches where model = (select max(model) from identity.models) group by left_token, right_token",
         );
@@ -248,11 +226,11 @@ fn two_spellings_of_one_person_become_one_and_twins_with_one_phone_do_not() {
     shop.bring("2", &with(Vec::new(), &[ANNA_AGAIN, TWIN_TWO]));
     assert_eq!(shop.customer("dora@two.example"), older);
     assert_ne!(shop.customer("kit@four.example"), twin);
-    let model = shop.rows("select count(*) as n, max(records) as records from identity.models");
+    let model = shop.query("select count(*) as n, max(records) as records from identity.models");
     assert_eq!((&model[0]["n"], &model[0]["records"]), (&1.into(), &722.into()), "learnt once, from what was there");
 
     // Core follows in the same round, and the history says why.
-    let core = shop.rows("select distinct customer_id from core.contacts where name like 'Theodora%'");
+    let core = shop.query("select distinct customer_id from core.contacts where name like 'Theodora%'");
     assert_eq!(core.len(), 1, "{core:?}");
     let explained = shop.identity(&["explain", "email:anna@one.example", "email:dora@two.example"]);
     let step = &explained["steps"][0];
@@ -265,7 +243,7 @@ fn two_spellings_of_one_person_become_one_and_twins_with_one_phone_do_not() {
     assert!(step["weight"].as_f64().unwrap() > 6.6, "{step}");
 
     // The weights say what they should: most of the people who came twice are one.
-    let twice = shop.rows(
+    let twice = shop.query(
         "select count(*) as n from identity.customers c join (select customer_id, count(*) as n from identity.identifiers \
          group by customer_id) i on i.customer_id = c.customer_id where i.n = 2",
     );
@@ -278,7 +256,7 @@ fn two_spellings_of_one_person_become_one_and_twins_with_one_phone_do_not() {
 
     // No value of a record is in what identity keeps.
     let kept: String = ["matches", "models", "match_terms", "history"]
-        .map(|table| format!("{:?}", shop.rows(&format!("select * from identity.{table}"))))
+        .map(|table| format!("{:?}", shop.query(&format!("select * from identity.{table}"))))
         .concat();
     for value in ["Theodora", "theodora", "blackw", "Turin", "turin", "harbour", "1984-03-07", "01515550101", "@"] {
         assert!(!kept.contains(value), "{value} is kept");
@@ -374,12 +352,12 @@ fn idn_1_records_compared_batch_by_batch_give_what_comparing_all_at_once_gives()
     backwards.ingest();
     backwards.learn();
     step_by_step.learn();
-    let settings = |shop: &Shop| shop.rows("select settings from identity.models order by model desc limit 1");
+    let settings = |shop: &Shop| shop.query("select settings from identity.models order by model desc limit 1");
     assert_eq!(settings(&backwards), settings(&step_by_step));
     assert_eq!(backwards.matches(), step_by_step.matches());
     assert_eq!(backwards.clusters(), step_by_step.clusters());
     // A model is learnt when it is asked for, and one set of weights counts.
-    assert_eq!(step_by_step.rows("select count(*) as n from identity.models")[0]["n"], 2);
+    assert_eq!(step_by_step.query("select count(*) as n from identity.models")[0]["n"], 2);
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod commit_rule;
 mod commit_times;
 mod contracts;
 mod feeds;
+mod folder;
 mod identity;
 mod inbox;
 mod increments;

@@ -1,7 +1,5 @@
 //! Stages through the front door: a project of a few files, a real lake, the real binary.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use arrow::array::AsArray;
@@ -10,16 +8,25 @@ use holdfast_engine::{LakeReader, SessionSettings};
 use holdfast_lake::{Lake, StoreOptions};
 use holdfast_types::FixedClock;
 
-use crate::{commits, holdfast_binary, succeed};
+use crate::folder::ProjectFolder;
+use crate::{commits, succeed};
 
 /// A project with one source of orders and the given stages.
 pub(crate) struct Shop {
-    folder: tempfile::TempDir,
+    folder: ProjectFolder,
+}
+
+impl std::ops::Deref for Shop {
+    type Target = ProjectFolder;
+
+    fn deref(&self) -> &ProjectFolder {
+        &self.folder
+    }
 }
 
 impl Shop {
     pub(crate) fn new(stages: &[(&str, &str)]) -> Self {
-        let shop = Self { folder: tempfile::tempdir().unwrap() };
+        let shop = Self { folder: ProjectFolder::new(&[]) };
         shop.write("holdfast.toml", "[lake]\nurl = \"lake\"\n");
         shop.write("pipelines/churn/pipeline.toml", "stages = \"sql\"\n");
         shop.write("pipelines/churn/identity.toml", "priority = [\"member_id\"]\n[types.member_id]\nunique = true\n");
@@ -41,23 +48,6 @@ impl Shop {
         shop
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    pub(crate) fn write(&self, path: &str, text: &str) -> PathBuf {
-        let path = self.path().join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, text).unwrap();
-        path
-    }
-
-    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(holdfast_binary());
-        command.arg("--project").arg(self.path()).args(arguments).current_dir(self.path());
-        command
-    }
-
     pub(crate) fn orders(&self, name: &str, rows: &str) {
         self.write(&format!("in/orders/{name}.csv"), &format!("order_id,member,at,amount\n{rows}"));
         succeed(&mut self.command(&["ingest", "--from", "in", "--as-of", "2025-06-30T00:00:00Z"]));
@@ -71,11 +61,6 @@ impl Shop {
         let output = self.command(arguments).output().unwrap();
         assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
-    }
-
-    pub(crate) fn query(&self, sql: &str) -> Vec<serde_json::Value> {
-        let output = succeed(&mut self.command(&["sql", sql, "--output", "json"]));
-        serde_json::from_slice(&output.stdout).unwrap()
     }
 }
 

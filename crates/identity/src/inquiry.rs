@@ -1,31 +1,34 @@
-//! What people ask of identity, and what they decide.
+//! What people ask of identity. What they decide, and the figures to judge it by, are files of their own.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod decide;
+mod quality;
+
+use std::collections::HashSet;
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use chrono::{DateTime, Utc};
 use holdfast_engine::SessionSettings;
-use holdfast_graph::{Event, Explanation, Member, Refusal, Standing, Step, Support, UNDATED};
+use holdfast_graph::{Explanation, Member, Refusal, Step, Support, UNDATED};
 use holdfast_lake::Lake;
 use holdfast_lake::grammar::suggest;
 use serde::Serialize;
 
 use crate::Result;
 use crate::customer::CustomerId;
-use crate::decisions::{Decision, DecisionKind, Identifier, in_force, record};
+use crate::decisions::{Decision, DecisionKind, Identifier, in_force};
 use crate::error::IdentityError;
 use crate::identifier::{IdentifierTokens, Reading};
-use crate::known::{GUARD_STEP, Known, Moved, parse_token};
-use crate::resolve::{HistoryRow, Note, standing_text};
+use crate::known::{Known, parse_token};
+use crate::resolve::{Note, standing_text};
 use crate::review::in_percent;
 use crate::tables::{self, query};
 
+pub use self::decide::{Effect, Effects, Wish};
+pub use self::quality::{GuardLine, LargestCustomer, Quality, SizeClass, TypeQuality};
+
 /// A path between customers is looked for over so many edges.
 const EDGES_MAX: usize = 1_000_000;
-
-/// Caps of the guard that its curve shows.
-const GUARD_CAPS: [u32; 5] = [5, 10, 20, 50, 100];
 
 /// Identity as it was resolved last, for those who ask about it. Changes nothing in the lake but by [`Inquiry::record`].
 #[derive(Debug)]
@@ -142,124 +145,6 @@ pub struct ExplainedStep {
     pub words: String,
     /// Why it joins nothing; `None` when it does.
     pub refused_because: Option<String>,
-}
-
-/// What a change does to customers.
-#[derive(Debug, Clone, Serialize)]
-pub struct Effects {
-    /// Customers that go up in another.
-    pub merged: u64,
-    /// Customers that lose identifiers to another.
-    pub split: u64,
-    /// Ids that are given for the first time.
-    pub minted: u64,
-    /// Each of them, or examples.
-    pub examples: Vec<Effect>,
-}
-
-/// A change of a customer.
-#[derive(Debug, Clone, Serialize)]
-pub struct Effect {
-    /// `merged`, `split`, `moved`, `minted`, `ended`.
-    pub kind: &'static str,
-    /// The id that goes on, or that is given.
-    pub customer_id: CustomerId,
-    /// The id that goes up in it, or that identifiers come from.
-    pub other_customer_id: Option<CustomerId>,
-    /// How many identifiers change hands.
-    pub identifiers: usize,
-    /// In words.
-    pub words: String,
-}
-
-/// Figures to judge identity by.
-#[derive(Debug, Clone, Serialize)]
-pub struct Quality {
-    /// Ids in use.
-    pub customers: u64,
-    /// Ids out of use.
-    pub retired: u64,
-    /// By type, the strongest first.
-    pub types: Vec<TypeQuality>,
-    /// Customers by the number of their identifiers.
-    pub sizes: Vec<SizeClass>,
-    /// Identifiers of the largest customers, the largest first.
-    pub largest: Vec<LargestCustomer>,
-    /// Decisions in force.
-    pub decisions: u64,
-    /// The model by which records are compared; 0: none.
-    pub model: i64,
-    /// Pairs of identifiers whose records are so alike that they are joined, unless a rule or decision forbids it.
-    pub alike: u64,
-    /// Pairs for a person to decide.
-    pub to_review: u64,
-    /// The guard that is in force.
-    pub guard_cap: Option<u32>,
-    /// What a guard of some cap would leave. It cuts evidence that is not certain, so it is flat while there is none.
-    pub guard_curve: Vec<GuardLine>,
-}
-
-/// The identifiers of one type.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct TypeQuality {
-    /// Such as phone.
-    pub identifier_type: String,
-    /// How many there are.
-    pub identifiers: u64,
-    /// Of these, shared by several people.
-    pub shared: u64,
-    /// Of these, hubs.
-    pub hubs: u64,
-    /// Of these, blocked.
-    pub blocked: u64,
-    /// The most that one customer has.
-    pub most_at_one_customer: u64,
-}
-
-/// Customers of about one size.
-#[derive(Debug, Clone, Serialize)]
-pub struct SizeClass {
-    /// From so many identifiers.
-    pub identifiers_min: u64,
-    /// To so many; `None` is no bound.
-    pub identifiers_max: Option<u64>,
-    /// How many customers.
-    pub customers: u64,
-}
-
-/// A customer with many identifiers.
-#[derive(Debug, Clone, Serialize)]
-pub struct LargestCustomer {
-    /// Which.
-    pub customer_id: CustomerId,
-    /// How many.
-    pub identifiers: u64,
-}
-
-/// A point of the guard's curve.
-#[derive(Debug, Clone, Serialize)]
-pub struct GuardLine {
-    /// The most identifiers a component may have before the bar is raised in it.
-    pub cap: u32,
-    /// Customers there would be.
-    pub customers: u64,
-    /// Identifiers of the largest.
-    pub largest: u64,
-    /// Pieces of evidence that would be cut.
-    pub edges_cut: u64,
-}
-
-/// What somebody wants decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wish {
-    /// These two are one customer's.
-    Link(Subject, Subject),
-    /// These two are never one customer's.
-    Unlink(Subject, Subject),
-    /// This one joins nobody.
-    Block(Subject),
-    /// This decision holds no more.
-    Withdraw(i64),
 }
 
 impl Inquiry {
@@ -430,234 +315,6 @@ impl Inquiry {
         (&self.known.decisions, holding)
     }
 
-    /// What other rules would make of the same evidence, with up to `examples` of what they change. Nothing is written.
-    ///
-    /// # Errors
-    /// What engine and lake answer.
-    pub async fn difference(
-        &self,
-        lake: &Lake,
-        settings: &SessionSettings,
-        tokens: &IdentifierTokens,
-        examples: usize,
-    ) -> Result<Effects> {
-        let taken = self.note.as_ref().map(|note| &note.taken);
-        let (known, moved) = Known::load(lake, settings, tokens, taken, taken.map_or(0, |taken| taken.model)).await?;
-        Ok(effects(&known, &moved, examples))
-    }
-
-    /// Figures to judge identity by.
-    ///
-    /// # Errors
-    /// [`IdentityError::Graph`].
-    pub fn quality(&self) -> Result<Quality> {
-        let mut types: BTreeMap<u8, TypeQuality> = BTreeMap::new();
-        let mut of_customer: HashMap<CustomerId, (u64, HashMap<u8, u64>)> = HashMap::new();
-        for (member, id) in self.known.assignment.members() {
-            let rank = self.known.graph.rank(member.node).unwrap_or_else(|| self.known.tokens.rules().resting_rank());
-            let counted = types.entry(rank).or_default();
-            counted.identifiers += 1;
-            match self.known.graph.standing(member.node)? {
-                Standing::Joins => {}
-                Standing::Shared => counted.shared += 1,
-                Standing::Hub => counted.hubs += 1,
-                Standing::Blocked => counted.blocked += 1,
-            }
-            let (size, by_rank) = of_customer.entry(id).or_default();
-            *size += 1;
-            *by_rank.entry(rank).or_default() += 1;
-        }
-        for (rank, counted) in &mut types {
-            counted.identifier_type = self.known.tokens.rules().type_of(*rank).to_owned();
-            let most = of_customer.values().filter_map(|(_, by_rank)| by_rank.get(rank)).max();
-            counted.most_at_one_customer = most.copied().unwrap_or(0);
-        }
-        let mut sizes: Vec<(u64, CustomerId)> = of_customer.iter().map(|(&id, (size, _))| (*size, id)).collect();
-        sizes.sort_unstable_by(|one, two| two.0.cmp(&one.0).then(one.1.cmp(&two.1)));
-        let class = |min: u64, max: Option<u64>| SizeClass {
-            identifiers_min: min,
-            identifiers_max: max,
-            customers: sizes.iter().filter(|(size, _)| *size >= min && max.is_none_or(|max| *size <= max)).count()
-                as u64,
-        };
-        let largest = sizes.iter().take(5);
-        let curve = self.known.graph.guard_curve(&GUARD_CAPS, GUARD_STEP)?;
-        Ok(Quality {
-            customers: of_customer.len() as u64,
-            retired: self.known.assignment.retired().count() as u64,
-            types: types.into_values().collect(),
-            sizes: vec![
-                class(1, Some(1)),
-                class(2, Some(5)),
-                class(6, Some(10)),
-                class(11, Some(20)),
-                class(21, Some(50)),
-                class(51, None),
-            ],
-            largest: largest.map(|&(identifiers, customer_id)| LargestCustomer { customer_id, identifiers }).collect(),
-            decisions: in_force(&self.known.decisions).count() as u64,
-            model: self.known.taken.model,
-            alike: self.known.alike.values().filter(|alike| self.is_joining(alike)).count() as u64,
-            to_review: self.to_review().len() as u64,
-            guard_cap: self.known.graph.rules().guard().map(|guard| guard.cap),
-            guard_curve: curve
-                .into_iter()
-                .map(|point| GuardLine {
-                    cap: point.cap,
-                    customers: point.clusters,
-                    largest: point.largest,
-                    edges_cut: point.edges_cut,
-                })
-                .collect(),
-        })
-    }
-
-    /// Takes in what arrived and was decided since identity was resolved, so that what a decision does can be told from what comes in any case.
-    ///
-    /// # Errors
-    /// What engine and lake answer.
-    pub async fn catch_up(&mut self, lake: &Lake, settings: &SessionSettings) -> Result<()> {
-        self.known.advance(lake, settings).await.map(|_| ())
-    }
-
-    /// What a wish comes to as a decision, and what that will do. Nothing is written yet: [`Inquiry::record`] does so.
-    ///
-    /// # Errors
-    /// [`IdentityError::Refused`] when it contradicts a decision in force, or changes nothing that could be changed; [`IdentityError::Unknown`].
-    pub fn decide(
-        &mut self,
-        wish: Wish,
-        decided_by: &str,
-        reason: &str,
-        decided_at: DateTime<Utc>,
-    ) -> Result<(Decision, Effects)> {
-        let refused = |text: String| Err(IdentityError::Refused(text));
-        let (kind, left, right, withdraws) = match wish {
-            Wish::Link(left, right) | Wish::Unlink(left, right) if left.node == right.node => {
-                return refused("both are the same identifier".to_owned());
-            }
-            Wish::Link(left, right) => {
-                self.check_pair(left, right, DecisionKind::Unlink, DecisionKind::Link)?;
-                (DecisionKind::Link, left.node, Some(right.node), None)
-            }
-            Wish::Unlink(left, right) => {
-                self.check_pair(left, right, DecisionKind::Link, DecisionKind::Unlink)?;
-                (DecisionKind::Unlink, left.node, Some(right.node), None)
-            }
-            Wish::Block(subject) => {
-                let identifier = self.known.identifier(subject.node);
-                if let Some(known) = self.known.decision_about(DecisionKind::Block, &identifier.token, None) {
-                    return refused(format!("decision {} blocks it already", known.decision_id));
-                }
-                (DecisionKind::Block, subject.node, None, None)
-            }
-            Wish::Withdraw(id) => {
-                let (left, right) = self.check_withdrawal(id)?;
-                (DecisionKind::Withdraw, left, right, Some(id))
-            }
-        };
-        let customer = |node: u32| self.known.customer_of(node).map(|id| id.to_string());
-        let decision = Decision {
-            decision_id: self.known.taken.decision + 1,
-            kind,
-            left: self.known.identifier(left),
-            right: right.map(|right| self.known.identifier(right)),
-            left_customer_id: customer(left),
-            right_customer_id: right.and_then(customer),
-            withdraws,
-            decided_by: decided_by.to_owned(),
-            reason: reason.to_owned(),
-            decided_at,
-        };
-        let broken = self.broken_links();
-        let moved = self.known.decide(decision.clone())?;
-        if let Some(link) = self.broken_links().into_iter().find(|link| !broken.contains(link)) {
-            return Err(IdentityError::Refused(self.why_link_fails(link, decision.decision_id)?));
-        }
-        let effects = effects(&self.known, &moved, usize::MAX);
-        Ok((decision, effects))
-    }
-
-    /// Stores a decision. The next resolution acts on it, and every later one.
-    ///
-    /// # Errors
-    /// [`IdentityError::DecidedMeanwhile`] when somebody else decided something since [`Inquiry::catch_up`]; what the lake answers.
-    pub async fn record(lake: &Lake, decision: &Decision) -> Result<()> {
-        record(lake, decision).await
-    }
-
-    /// Links that are in force and join nothing, because cannot-links forbid it.
-    fn broken_links(&self) -> Vec<i64> {
-        let ends = |decision: &Decision| {
-            let node = |identifier: &Identifier| self.known.node_of(&identifier.token).ok().flatten();
-            node(&decision.left).zip(decision.right.as_ref().and_then(node))
-        };
-        in_force(&self.known.decisions)
-            .filter(|decision| decision.kind == DecisionKind::Link)
-            .filter(|decision| {
-                ends(decision)
-                    .is_some_and(|(left, right)| self.known.customer_of(left) != self.known.customer_of(right))
-            })
-            .map(|decision| decision.decision_id)
-            .collect()
-    }
-
-    fn why_link_fails(&self, link: i64, new: i64) -> Result<String> {
-        let decision = self.known.decisions.iter().find(|decision| decision.decision_id == link);
-        let Some((decision, right)) = decision.and_then(|known| Some((known, known.right.as_ref()?))) else {
-            return Ok(format!("decision {link} could not hold any more"));
-        };
-        let subject = |identifier: &Identifier| self.find(&format!("token:{}", identifier.token));
-        let explained = self.explain(subject(&decision.left)?, subject(right)?)?;
-        let why = explained.steps.into_iter().find_map(|step| step.refused_because);
-        let why = why.unwrap_or_else(|| "other decisions keep them apart".to_owned());
-        let what = if link == new {
-            "these two cannot be linked".to_owned()
-        } else {
-            format!("{}, could not hold any more", told(decision))
-        };
-        Ok(format!("{what}: {why}"))
-    }
-
-    fn check_pair(&self, left: Subject, right: Subject, against: DecisionKind, same: DecisionKind) -> Result<()> {
-        let (one, two) = (self.known.identifier(left.node), self.known.identifier(right.node));
-        if let Some(known) = self.known.decision_about(same, &one.token, Some(&two.token)) {
-            return Err(IdentityError::Refused(format!("decision {} says so already", known.decision_id)));
-        }
-        match self.known.decision_about(against, &one.token, Some(&two.token)) {
-            None => Ok(()),
-            Some(known) => Err(IdentityError::Refused(format!(
-                "{} forbids it; take that back first: holdfast identity withdraw {} --why …",
-                told(known),
-                known.decision_id
-            ))),
-        }
-    }
-
-    /// The identifiers of the decision that is to be taken back.
-    fn check_withdrawal(&self, id: i64) -> Result<(u32, Option<u32>)> {
-        let decisions = &self.known.decisions;
-        let Some(known) = decisions.iter().find(|decision| decision.decision_id == id) else {
-            return Err(IdentityError::Unknown(format!(
-                "there is no decision {id}: `holdfast identity decisions` lists them"
-            )));
-        };
-        if known.kind == DecisionKind::Withdraw {
-            return Err(IdentityError::Refused(format!(
-                "decision {id} took another one back; to have that again, make it anew"
-            )));
-        }
-        if let Some(later) = decisions.iter().find(|decision| decision.withdraws == Some(id)) {
-            let later = later.decision_id;
-            return Err(IdentityError::Refused(format!("decision {id} was taken back already, by decision {later}")));
-        }
-        let node = |identifier: &Identifier| {
-            let damaged = || IdentityError::Damaged(format!("decision {id} is about an identifier that is gone"));
-            self.known.node_of(&identifier.token)?.ok_or_else(damaged)
-        };
-        Ok((node(&known.left)?, known.right.as_ref().map(node).transpose()?))
-    }
-
     fn step(&self, step: &Step) -> ExplainedStep {
         let (from, to) = (self.known.identifier(step.from.node), self.known.identifier(step.to.node));
         let refused_because = step.refusal.map(|refusal| self.refusal(refusal));
@@ -799,63 +456,6 @@ fn told(decision: &Decision) -> String {
     };
     let Decision { decision_id, decided_by, reason, decided_at, .. } = decision;
     format!("decision {decision_id}, {verb} by {decided_by} on {}, “{reason}”", decided_at.date_naive())
-}
-
-fn effects(known: &Known, moved: &Moved, examples: usize) -> Effects {
-    let mut effects = Effects { merged: 0, split: 0, minted: 0, examples: Vec::new() };
-    let mut split: HashSet<CustomerId> = HashSet::new();
-    for event in &moved.events {
-        match event {
-            Event::Merged { .. } => effects.merged += 1,
-            Event::Minted { .. } => effects.minted += 1,
-            Event::Split { from, .. } => {
-                effects.minted += 1;
-                split.insert(*from);
-            }
-            Event::Moved { from, .. } => _ = split.insert(*from),
-            Event::Joined { .. } | Event::Left { .. } | Event::Ended { .. } | Event::Refounded { .. } => {}
-        }
-        let Some(row) = HistoryRow::of(event).filter(|_| effects.examples.len() < examples) else { continue };
-        let members = match event {
-            Event::Minted { members, .. }
-            | Event::Split { members, .. }
-            | Event::Moved { members, .. }
-            | Event::Merged { members, .. } => members.as_slice(),
-            _ => &[],
-        };
-        let (id, what) = (row.id, in_types(known, members));
-        let words = match (row.kind, row.other) {
-            ("merged", Some(from)) => format!("{from} goes up in {id}, with {what}"),
-            ("split", Some(from)) => format!("{id} is new, split from {from}, with {what}"),
-            ("moved", Some(from)) => format!("{id} gets {what} of {from}"),
-            ("ended", _) => format!("nothing is left of {id}"),
-            _ => format!("{id} is new, with {what}"),
-        };
-        effects.examples.push(Effect {
-            kind: row.kind,
-            customer_id: id,
-            other_customer_id: row.other,
-            identifiers: members.len(),
-            words,
-        });
-    }
-    effects.split = split.len() as u64;
-    effects
-}
-
-/// `member_id 3f2a9c01…, phone 77aa0123…`, and of many only how many there are of each type.
-fn in_types(known: &Known, members: &[Member]) -> String {
-    const NAMED_MAX: usize = 4;
-    if members.len() <= NAMED_MAX {
-        let names: Vec<String> = members.iter().map(|member| known.identifier(member.node).to_string()).collect();
-        return names.join(", ");
-    }
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    for member in members {
-        *counts.entry(known.identifier(member.node).identifier_type).or_default() += 1;
-    }
-    let counts: Vec<String> = counts.into_iter().map(|(name, count)| format!("{name} × {count}")).collect();
-    counts.join(", ")
 }
 
 /// What became of these ids. Steps that never took effect are left out.

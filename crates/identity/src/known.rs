@@ -458,9 +458,7 @@ impl Known {
             names.extend(batch.column(0).as_string::<i32>().iter().flatten());
         }
         for name in names {
-            if !self.sources.iter().any(|known| known == name) {
-                self.sources.push(name.to_owned());
-            }
+            self.number_of_source(name);
         }
         let mut edges = Vec::new();
         for batch in &batches {
