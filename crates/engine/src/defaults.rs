@@ -63,7 +63,8 @@ impl Defaults {
         }
         for tag in &self.tags {
             let is_said = directives.tags.iter().any(|(name, _)| *name == tag.name);
-            if !is_said && !(tag.name == PII_KEY && stage.contract.is_some()) {
+            let is_the_contracts = tag.name == PII_KEY && stage.contract.is_some();
+            if !is_said && !is_the_contracts {
                 directives.tags.push((tag.name.clone(), tag.columns.iter().map(|(name, _)| name.clone()).collect()));
                 directives.default_tags.push(tag.name.clone());
             }

@@ -91,9 +91,8 @@ impl Unordered<'_> {
                 (ordered_within(function), &[])
             }
         };
-        let orders = orders_by.iter().any(|order| {
-            !matches!(order.expr, Expr::Value(_)) && !partition.iter().any(|partition| *partition == order.expr)
-        });
+        let orders =
+            orders_by.iter().any(|order| !matches!(order.expr, Expr::Value(_)) && !partition.contains(&order.expr));
         if orders {
             return;
         }

@@ -108,7 +108,7 @@ fn clock_in(expr: &Expr) -> Option<(usize, usize, usize)> {
         Expr::Function(function) => {
             let called = function.name.to_string().to_lowercase();
             let (line, column) = place_of(&function.name).unwrap_or((0, 0));
-            CLOCK_FUNCTIONS.contains(&called.as_str()).then(|| (line, column, called.len()))
+            CLOCK_FUNCTIONS.contains(&called.as_str()).then_some((line, column, called.len()))
         }
         _ => None,
     }
