@@ -2,8 +2,7 @@
 //! show. Touches no data and needs no lake.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use chrono::{DateTime, Utc};
@@ -24,6 +23,7 @@ use crate::lineage::Lineage;
 use crate::lint;
 use crate::project::{Draft, Project};
 use crate::session::{SessionSettings, add_table, session_with};
+use crate::side_by_side::side_by_side;
 use crate::stage::Stage;
 use crate::unique::{self, TableKeys};
 use crate::{cases, expectation, planning};
@@ -126,7 +126,7 @@ impl Project {
             if ready.is_empty() {
                 return Ok(inspection);
             }
-            let look = |stage: &Stage| {
+            let look = |stage: &&Stage| {
                 let mut state = context.state();
                 state.execution_props_mut().query_execution_start_time = Some(as_of);
                 block_on(self.inspect_stage(stage, &state, &keys, &inspection))
@@ -209,34 +209,6 @@ impl Project {
 
 /// The stage with its keys, when it can be planned; and all that is to say about it.
 type Answer = (Option<(InspectedStage, Vec<Vec<String>>)>, Vec<Diagnostic>);
-
-/// Plans nest as deep as queries do.
-const PLANNING_STACK_BYTES: usize = 8 << 20;
-
-/// The answers for all stages, in their order, on as many threads as the machine has cores. Planning over empty tables waits for nothing.
-fn side_by_side(stages: &[&Stage], look: impl Fn(&Stage) -> Answer + Sync) -> Vec<Answer> {
-    let next = AtomicUsize::new(0);
-    let answers: Vec<OnceLock<Answer>> = stages.iter().map(|_| OnceLock::new()).collect();
-    let work = || {
-        while let Some((stage, answer)) = {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            stages.get(index).zip(answers.get(index))
-        } {
-            let _ = answer.set(look(stage));
-        }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(stages.len());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            let builder = std::thread::Builder::new().stack_size(PLANNING_STACK_BYTES);
-            if builder.spawn_scoped(scope, work).is_err() {
-                // A machine that gives no thread more: the work is done here.
-                work();
-            }
-        }
-    });
-    answers.into_iter().map(|answer| answer.into_inner().unwrap_or_default()).collect()
-}
 
 /// The keys of the tables that are known so far.
 #[derive(Debug, Default)]

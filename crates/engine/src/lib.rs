@@ -37,6 +37,7 @@ mod project;
 mod reader;
 mod run;
 mod session;
+mod side_by_side;
 mod stage;
 mod status;
 mod unique;

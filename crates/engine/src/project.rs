@@ -13,6 +13,7 @@ use crate::defaults::Defaults;
 use crate::diagnostic::{Diagnostic, Diagnostics, most_similar};
 use crate::error::EngineError;
 use crate::session::SessionSettings;
+use crate::side_by_side::side_by_side;
 use crate::stage::Stage;
 
 /// A contract's file is the stage's with this in the place of `sql`.
@@ -78,12 +79,15 @@ impl Draft {
         let mut stages = BTreeMap::new();
         let mut defaults: BTreeMap<PathBuf, Option<Arc<Defaults>>> = BTreeMap::new();
         let mut unread = BTreeSet::new();
-        for (name, file) in stage_files(root, &mut mistakes)? {
-            let text = std::fs::read_to_string(&file)
-                .map_err(|source| EngineError::Unreadable { path: file.clone(), source })?;
-            let contract = read_contract(&file, &mut mistakes)?;
-            let (stage, found) = Stage::read(name.clone(), &file, text);
+        let files = stage_files(root, &mut mistakes)?;
+        let read = side_by_side(&files, |(name, file)| match std::fs::read_to_string(file) {
+            Ok(text) => Ok(Stage::read(name.clone(), file, text)),
+            Err(source) => Err(EngineError::Unreadable { path: file.clone(), source }),
+        });
+        for ((name, file), read) in files.into_iter().zip(read) {
+            let (stage, found) = read?;
             mistakes.extend(found);
+            let contract = read_contract(&file, &mut mistakes)?;
             let Some(mut stage) = stage else {
                 unread.insert(name);
                 continue;
