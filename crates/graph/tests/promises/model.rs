@@ -190,11 +190,11 @@ impl Model {
         self.rules.types()[usize::from(rank(identifier))]
     }
 
-    /// The edges at an identifier, with the other end.
-    fn edges_of(&self, of: u32) -> Vec<(u32, Edge)> {
+    /// The certain edges at an identifier, with the other end: that records were found alike says not when it was used, nor with what.
+    fn certain_edges_of(&self, of: u32) -> Vec<(u32, Edge)> {
         self.edges
             .values()
-            .filter(|edge| edge.left == of || edge.right == of)
+            .filter(|edge| edge.weight.is_none() && (edge.left == of || edge.right == of))
             .map(|edge| (if edge.left == of { edge.right } else { edge.left }, *edge))
             .collect()
     }
@@ -202,9 +202,8 @@ impl Model {
     /// The lives of an identifier, each with whether it joins; `None`: it joins nobody at all.
     fn lives(&self, of: u32) -> Lives {
         let rule = self.rule(of);
-        // What only looks alike says nothing of who shares an identifier, nor of when it was used.
-        let certain = || self.edges_of(of).into_iter().filter(|(_, edge)| edge.weight.is_none());
-        let partners: BTreeSet<u32> = certain().map(|(other, _)| other).filter(|&other| other != of).collect();
+        let partners: BTreeSet<u32> =
+            self.certain_edges_of(of).iter().map(|&(other, _)| other).filter(|&o| o != of).collect();
         if self.blocked.contains(&of) || rule.hub_above.is_some_and(|most| partners.len() > most as usize) {
             return None;
         }
@@ -213,7 +212,7 @@ impl Model {
             .into_iter()
             .filter(|&other| self.rule(other).unique && !self.blocked.contains(&other))
             .map(|other| {
-                let edges = certain().filter(|&(end, _)| end == other);
+                let edges = self.certain_edges_of(of).into_iter().filter(|&(end, _)| end == other);
                 let seen: Vec<(i64, i64)> = edges.map(|(_, edge)| (edge.first_seen, edge.last_seen)).collect();
                 let first = seen.iter().map(|seen| seen.0).min().unwrap();
                 (first, seen.iter().map(|seen| seen.1).max().unwrap(), other)
@@ -295,8 +294,9 @@ impl Model {
             // Weights are whole numbers up to 5; certain evidence comes before them.
             let weight =
                 edge.weight.map_or(0, |weight| 1 + (0..=6_i16).filter(|&whole| f32::from(whole) > weight).count());
-            let is_dated = edge.first_seen != i64::MIN && edge.weight.is_none();
-            let undated_last = if is_dated { edge.first_seen } else { i64::MAX };
+            // When records were found alike does not matter.
+            let undated_last =
+                if edge.first_seen == i64::MIN || edge.weight.is_some() { i64::MAX } else { edge.first_seen };
             candidates.push((1, edge.strength, weight, self.ends(left.0, right.0), undated_last, left, right));
         }
         for (&(left, right), &at) in &self.links {
@@ -333,7 +333,8 @@ impl Model {
     }
 
     fn is_present(&self, of: u32) -> bool {
-        !self.edges_of(of).is_empty() || self.links.keys().any(|&(left, right)| left == of || right == of)
+        self.edges.values().any(|edge| edge.left == of || edge.right == of)
+            || self.links.keys().any(|&(left, right)| left == of || right == of)
     }
 
     /// What the guard leaves. Links count for the size of a component as certain evidence does.
@@ -411,8 +412,7 @@ impl Model {
     /// First and last moment of a member; undated evidence counts when there is no other.
     fn seen(&self, (of, life): Name, lives: &[Lives]) -> (i64, i64) {
         let own = lives[of as usize].clone().unwrap_or(vec![(i64::MIN, i64::MAX, true)]);
-        let certain = self.edges_of(of).into_iter().filter(|(_, edge)| edge.weight.is_none());
-        let edges = certain.map(|(_, edge)| (edge.first_seen, edge.last_seen));
+        let edges = self.certain_edges_of(of).into_iter().map(|(_, edge)| (edge.first_seen, edge.last_seen));
         let all: Vec<_> = edges.filter(|seen| Self::life(&own, seen.0, seen.1) == Some(usize::from(life))).collect();
         let dated: Vec<_> = all.iter().copied().filter(|&seen| seen != holdfast_graph::UNDATED).collect();
         let linked = self.links.iter().filter(|(pair, _)| pair.0 == of || pair.1 == of).map(|(_, &at)| (at, at));
