@@ -485,3 +485,19 @@ fn end_of_grain(moment: DateTime<Utc>, grain: TimeDelta) -> DateTime<Utc> {
     let end = if passed == 0 { micros } else { micros + grain - passed };
     DateTime::from_timestamp_micros(end).unwrap_or(moment)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_of_one_grain_have_one_end_whatever_the_clock_tells_beside_it() {
+        let end = |moment: &str, grain| end_of_grain(moment.parse().unwrap(), grain).to_rfc3339();
+        for moment in ["2025-06-29T00:00:00.000001Z", "2025-06-29T18:00:00.000000576Z", "2025-06-30T00:00:00Z"] {
+            assert_eq!(end(moment, DAY), "2025-06-30T00:00:00+00:00", "{moment}");
+        }
+        assert_eq!(end("2025-06-29T18:00:01.5Z", TimeDelta::minutes(15)), "2025-06-29T18:15:00+00:00");
+        // Before 1970 as well.
+        assert_eq!(end("1969-12-31T23:59:59Z", DAY), "1970-01-01T00:00:00+00:00");
+    }
+}
