@@ -1,6 +1,7 @@
 //! What a command works on: the project folder, its settings, a pipeline and the lake.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -416,17 +417,16 @@ pub(crate) fn user_name() -> String {
     named.unwrap_or_default()
 }
 
-/// Writes a new file that only its owner may read. Leaves one that is there alone.
+/// Writes a new file that only its owner may read. Leaves one that is there alone, and shows nobody half of it: workers
+/// that start together all make a key, and read the first one's.
 fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
-    use std::io::Write;
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    match options.open(path) {
-        Ok(mut file) => file.write_all(format!("{text}\n").as_bytes()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(format!("{text}\n").as_bytes())?;
+    file.as_file().sync_all()?;
+    match file.persist_noclobber(path) {
+        Err(failed) if failed.error.kind() != std::io::ErrorKind::AlreadyExists => Err(failed.error),
+        _ => Ok(()),
     }
 }
 
@@ -458,4 +458,38 @@ fn read_toml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, CliError>
             message: error.message().to_owned(),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_that_start_together_read_one_secret_and_never_half_of_it() -> std::io::Result<()> {
+        for _ in 0..50 {
+            let folder = tempfile::tempdir()?;
+            let path = folder.path().join("key");
+            let start = std::sync::Barrier::new(8);
+            let read = std::thread::scope(|scope| {
+                let workers: Vec<_> = (0..8)
+                    .map(|worker| {
+                        let (path, start) = (&path, &start);
+                        scope.spawn(move || {
+                            start.wait();
+                            write_secret(path, &worker.to_string().repeat(64))?;
+                            std::fs::read_to_string(path)
+                        })
+                    })
+                    .collect();
+                workers.into_iter().map(|worker| worker.join().expect("no worker panics")).collect::<Vec<_>>()
+            });
+            let kept = std::fs::read_to_string(&path)?;
+            assert_eq!(kept.trim().len(), 64);
+            for text in read {
+                assert_eq!(text?, kept);
+            }
+            assert_eq!(std::fs::read_dir(folder.path())?.count(), 1, "what lost is removed");
+        }
+        Ok(())
+    }
 }
