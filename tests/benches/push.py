@@ -10,6 +10,8 @@ has to be in `raw` once. When a row could be read is the time at which its commi
 With `--core`, a watching `holdfast ingest` beside it takes the events on to identity and the core tables, and it is told
 how soon they are in `core.events`.
 
+The events are those of `--customers` people, each with a device and a member number, drawn at random.
+
 With `--throttle 10` the lake is in an S3 server that answers ten of a hundred requests with 503; cargo builds it with the
 tests, as target/debug/examples/s3_server.
 
@@ -23,6 +25,7 @@ import itertools
 import json
 import os
 import pathlib
+import random
 import re
 import signal
 import subprocess
@@ -31,6 +34,7 @@ import time
 import urllib.parse
 import uuid
 
+import pyarrow
 import pyarrow.fs
 import pyarrow.parquet
 
@@ -45,6 +49,7 @@ def main():
     options.add_argument("--rate", type=int, default=5_000, help="events a second")
     options.add_argument("--seconds", type=int, default=60)
     options.add_argument("--batch", type=int, default=20, help="events a request")
+    options.add_argument("--customers", type=int, default=50_000, help="whose events they are")
     options.add_argument("--connections", type=int, default=100)
     options.add_argument("--gather-ms", type=int, default=100, help="as of holdfast collect")
     options.add_argument("--core", action="store_true", help="on to core.events, by a watching ingest")
@@ -70,7 +75,9 @@ def main():
         process = subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True)
         host, port = next(filter(None, (re.search("http://([0-9.]+):([0-9]+)", line) for line in process.stderr))).groups()
         if arguments.core:
-            (work / "in").mkdir()
+            (work / "in" / "events").mkdir(parents=True)
+            # In a shop that has been open for a day all tables are there.
+            warm_up(lake, common, settings, host, int(port), work / "in")
             watching = [*common, "--quiet", "ingest", "--watch", "--every", "1", "--from", work / "in", "--source", "events"]
             watcher = subprocess.Popen(watching, env=settings, stderr=subprocess.PIPE, text=True)
         load = asyncio.run(push(arguments, host, int(port)))
@@ -86,17 +93,48 @@ def main():
         report(arguments, load, delays(lake, load["ids"]), to_core, peak, cpu, stopped)
 
 
+def warm_up(lake, common, settings, host, port, folder):
+    """One event on its way to all core tables."""
+
+    async def send():
+        reader, writer = await asyncio.open_connection(host, port)
+        lake.passed_over, body = batch(1, 1)
+        writer.write(f"POST /v1/batch HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        if not answer.startswith(b"HTTP/1.1 200"):
+            raise SystemExit(f"the first event was not taken: {answer.decode()}")
+
+    asyncio.run(send())
+    ingest = [*common, "--quiet", "ingest", "--from", folder, "--source", "events"]
+    subprocess.run(ingest, env=settings, check=True)
+
+
 class Lake:
     """Where the lake is, and how it is read without holdfast."""
 
     def __init__(self, url, folder, files, settings):
         self.url, self.folder, self.files, self.settings = url, folder, files, settings
+        # Events that were sent before the clock ran.
+        self.passed_over = []
+
+    def read(self, path):
+        """A whole file. pyarrow does not ask again for all that a busy store refuses."""
+        for attempt in range(20):
+            try:
+                with self.files.open_input_stream(path) as stream:
+                    return stream.read()
+            except FileNotFoundError:
+                raise
+            except OSError:
+                time.sleep(0.02 * attempt)
+        raise SystemExit(f"{path} cannot be read")
 
 
 @contextlib.contextmanager
 def throttled(server, percent):
     """A lake in an S3 server that refuses a share of what it is asked."""
-    command = [server, "--throttle", str(percent)]
+    command = [server, "--throttle", str(percent)] + (["--log", os.environ["S3_LOG"]] if "S3_LOG" in os.environ else [])
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     endpoint, key, secret = re.search("(http://[^ ]+) .* key ([^,]+), secret (.+)", process.stdout.readline()).groups()
     settings = {
@@ -139,7 +177,7 @@ async def sender(arguments, host, port, began, interval, load):
         due = began + turn * interval
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         load["late"] = max(load["late"], time.perf_counter() - due)
-        ids, body = batch(arguments.batch)
+        ids, body = batch(arguments.batch, arguments.customers)
         head = f"POST /v1/batch HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         answer = await reader.readuntil(b"\r\n\r\n")
@@ -153,8 +191,8 @@ async def sender(arguments, host, port, began, interval, load):
     writer.close()
 
 
-def batch(length):
-    """Events as Segment's library writes them, about 500 bytes each."""
+def batch(length, customers):
+    """Events of random customers as Segment's library writes them, about 500 bytes each."""
     ids = [str(uuid.uuid4()) for _ in range(length)]
     now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + f".{time.time_ns() // 1000 % 1_000_000:06}+00:00"
     messages = [
@@ -175,7 +213,8 @@ def batch(length):
             "event": "Product Viewed",
             "messageId": identity,
         }
-        for number, identity in enumerate(ids)
+        for identity in ids
+        for number in [random.randrange(customers)]
     ]
     return ids, json.dumps({"batch": messages, "sentAt": now}).encode()
 
@@ -193,7 +232,7 @@ def delays(lake, ids):
     """Seconds from sending an event to its being in `raw`, and how many commits brought them. Every event is there once."""
     table = f"{lake.folder}/raw/events"
     found, seconds, commits = set(), [], 0
-    for visible, events in versions(lake, table, ("messageId", "timestamp")):
+    for visible, events in versions(lake, table, ("messageId", "timestamp"), set()):
         commits += 1
         for identity, sent in events:
             if identity in found:
@@ -208,56 +247,60 @@ def delays(lake, ids):
 
 def wait_for_core(lake, ids, watcher):
     """Stops the watching ingest once all is in core; seconds from sending an event to its being there, commits, peak, CPU."""
+    core = CoreEvents(lake)
     for _ in range(120):
         if watcher.poll() is not None:
             raise SystemExit(f"ingest ended with {watcher.returncode}: {watcher.stderr.read()}")
-        try:
-            seconds, found, commits = core_delays(lake, newest_only=True)
-        except FileNotFoundError:
-            found = set()
-        if ids <= found:
+        with contextlib.suppress(FileNotFoundError):
+            core.look()
+        if ids <= core.found:
             break
         time.sleep(1)
     else:
-        raise SystemExit(f"{len(ids - found)} acknowledged events are not in core after two minutes")
+        raise SystemExit(f"{len(ids - core.found)} acknowledged events are not in core after two minutes")
     peak, cpu = usage(watcher.pid)
     watcher.send_signal(signal.SIGTERM)
     if watcher.wait(timeout=30) != 0:
         raise SystemExit(f"ingest ended with {watcher.returncode}: {watcher.stderr.read()}")
-    seconds, found, commits = core_delays(lake)
-    return seconds, commits, peak, cpu
+    return core.seconds, core.commits, peak, cpu
 
 
-def core_delays(lake, newest_only=False):
+class CoreEvents:
     """Of each event in `core.events`, the seconds from sending it to the first version of the table that has it."""
-    table = f"{lake.folder}/core/events"
-    found, seconds, commits = set(), [], 0
-    for visible, events in versions(lake, table, ("event_id", "occurred_at"), newest_only):
-        commits += 1
-        for identity, sent in events:
-            if identity not in found:
-                found.add(identity)
-                seconds.append(visible - sent.timestamp())
-    return seconds, found, commits
+
+    def __init__(self, lake):
+        self.lake, self.found, self.seconds, self.commits, self.logs = lake, set(), [], 0, set()
+
+    def look(self):
+        """Reads the versions that have come since the last look."""
+        for visible, events in versions(self.lake, f"{self.lake.folder}/core/events", ("event_id", "occurred_at"), self.logs):
+            self.commits += 1
+            for identity, sent in events:
+                if identity not in self.found:
+                    self.found.add(identity)
+                    self.seconds.append(visible - sent.timestamp())
 
 
-def versions(lake, table, columns, newest_only=False):
-    """When each commit that brought rows appeared in the table's log, and two columns of these rows."""
+def versions(lake, table, columns, passed):
+    """When each commit that brought rows appeared in the table's log, and two columns of these rows; but for those passed before."""
     logs = lake.files.get_file_info(pyarrow.fs.FileSelector(f"{table}/_delta_log"))
     logs = sorted((log for log in logs if log.extension == "json"), key=lambda log: log.path)
-    for log in logs[-1:] if newest_only else logs:
-        with lake.files.open_input_stream(log.path) as stream:
-            lines = stream.read().decode().splitlines()
+    for log in logs:
+        if log.path in passed:
+            continue
+        lines = lake.read(log.path).decode().splitlines()
         adds = [json.loads(line)["add"] for line in lines if line.startswith('{"add"')]
         # Files that only merge others bring no rows.
+        passed.add(log.path)
         added = [urllib.parse.unquote(add["path"]) for add in adds if add["dataChange"]]
         if added:
-            yield log.mtime_ns / 1e9, itertools.chain.from_iterable(pairs(lake, f"{table}/{path}", columns) for path in added)
+            rows = itertools.chain.from_iterable(pairs(lake, f"{table}/{path}", columns) for path in added)
+            yield log.mtime_ns / 1e9, ((identity, sent) for identity, sent in rows if identity not in lake.passed_over)
 
 
 def pairs(lake, path, columns):
     # Not as a dataset: the folders' names would become columns.
-    rows = pyarrow.parquet.ParquetFile(lake.files.open_input_file(path)).read(columns=list(columns))
+    rows = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(lake.read(path))).read(columns=list(columns))
     return zip(*(rows[column].to_pylist() for column in columns))
 
 

@@ -191,6 +191,41 @@ impl Shop {
     }
 }
 
+/// A process that looks again and again, as one that watches does, asks for what it has not seen yet: small data files come whole, once, and so do commits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_a_table_again_asks_the_store_for_what_is_new_alone() {
+    let mut shop = Shop::new(Vec::new());
+    shop.deliver(100, 64);
+    shop.ingest().await.unwrap();
+    let lake = shop.lake().await.unwrap();
+    let asked = |part: &str| {
+        let gets = |asked: &&holdfast_testkit::Asked| asked.operation == Operation::Get && asked.status == Some(200);
+        let asked = shop.server.asked();
+        let paths = asked.iter().filter(gets).filter(|asked| asked.path.contains(part));
+        let paths: Vec<&str> = paths.map(|asked| asked.path.as_str()).collect();
+        let distinct: std::collections::BTreeSet<&str> = paths.iter().copied().collect();
+        (paths.len(), distinct.len())
+    };
+    let count = async |lake: &Lake| {
+        let newest =
+            holdfast_engine::LakeReader::newest(lake, &holdfast_engine::SessionSettings::default()).await.unwrap();
+        // Different columns: what was not asked for the first time is there all the same.
+        let mut rows = Vec::new();
+        for column in ["id", "text"] {
+            let session = newest.session().unwrap();
+            let query = format!("select {column} from raw.orders where n > 1");
+            rows.push(session.sql(&query).await.unwrap().count().await.unwrap());
+        }
+        rows
+    };
+    let before = (asked("/raw/orders/part"), asked("/raw/orders/_delta_log/0"));
+    assert_eq!(count(&lake).await, [98, 98]);
+    assert_eq!(count(&lake).await, [98, 98]);
+    let after = (asked("/raw/orders/part"), asked("/raw/orders/_delta_log/0"));
+    assert_eq!(after.0.0 - before.0.0, 1, "one data file, one GET: {before:?} {after:?}");
+    assert!(after.1.0 - before.1.0 <= after.1.1, "each commit at most once: {before:?} {after:?}");
+}
+
 /// Whatever goes wrong between us and the store, a call ends well or says that it may be made again, and then every record is there once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ing_2_every_record_is_stored_once_whatever_the_server_answers() {

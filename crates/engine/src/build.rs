@@ -432,7 +432,7 @@ impl StageWork {
             },
             expectations,
             tables: {
-                tables.push(self.lake.table_at(self.name(), version).await?);
+                tables.push(self.lake.table_as_committed(self.name(), version).await?);
                 tables
             },
             bytes,
@@ -456,7 +456,7 @@ impl StageWork {
             })
             .await?;
         match outcome {
-            CommitOutcome::Applied { version } => Ok(self.lake.table_at(name, version).await?),
+            CommitOutcome::Applied { version } => Ok(self.lake.table_as_committed(name, version).await?),
             _ => Err(EngineError::Concurrent { table: name.clone() }),
         }
     }

@@ -391,7 +391,7 @@ impl StageWork {
             })
             .await?;
         match outcome {
-            CommitOutcome::Applied { version } => Ok(self.lake.table_at(table.name(), version).await?),
+            CommitOutcome::Applied { version } => Ok(self.lake.table_as_committed(table.name(), version).await?),
             CommitOutcome::AlreadyApplied { .. } | CommitOutcome::Conflicted { .. } => {
                 self.lake.discard(staged_files, table).await;
                 Err(EngineError::Concurrent { table: table.name().clone() })

@@ -15,6 +15,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use crate::cache::{DataFiles, KeptCommits};
 use crate::error::LakeError;
 use crate::newest::{Newest, Tip};
 use crate::probe::probe;
@@ -76,6 +77,7 @@ struct LakeInner {
     settings: LakeSettings,
     clock: Arc<dyn Clock>,
     newest: Newest,
+    data_files: DataFiles,
 }
 
 impl Lake {
@@ -203,15 +205,19 @@ impl Lake {
             return Err(damaged("customer_buckets is 0".to_owned()));
         }
         let store_url = store_url(&place.url)?;
+        // A local file is as near as what is kept of it.
+        let is_near = matches!(place.url.scheme(), "file" | "memory");
+        let store = if is_near { place.store } else { Arc::new(KeptCommits::new(place.store)) };
         Ok(Self {
             inner: Arc::new(LakeInner {
                 url: place.url,
-                store: place.store,
+                store,
                 root: place.path,
                 store_url,
                 settings,
                 clock,
                 newest: Newest::default(),
+                data_files: DataFiles::default(),
             }),
         })
     }
@@ -351,6 +357,18 @@ impl Lake {
         }
     }
 
+    /// A table as a commit of this process has just made it.
+    ///
+    /// # Errors
+    /// As of [`Lake::table_at`].
+    pub async fn table_as_committed(&self, name: &TableName, version: u64) -> Result<Table> {
+        // Gone on to from the version before, and known to who looks next.
+        match self.table(name).await? {
+            Some(table) if table.version() == version => Ok(table),
+            _ => self.table_at(name, version).await,
+        }
+    }
+
     /// The table, created where it is missing, and widened by the nullable columns that only `spec` has.
     ///
     /// May be called by several processes at once.
@@ -470,6 +488,7 @@ impl Lake {
             inner.store_url.clone(),
             Arc::clone(&inner.store),
             Arc::clone(&inner.clock),
+            inner.data_files.clone(),
         )
     }
 

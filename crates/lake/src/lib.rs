@@ -10,6 +10,7 @@
 //! carries a [`Position`], looks at one version, commits as the very next one, and on any error looks again before it answers with
 //! a [`CommitOutcome`].
 
+mod cache;
 mod changes;
 mod commit;
 mod compact;

@@ -110,7 +110,10 @@ impl LakeTableProvider {
         let file_schema = without_columns(&self.schema, self.table.partition_columns());
         let table_schema = TableSchema::builder(file_schema).with_table_partition_cols(partition_fields).build();
         let options = TableParquetOptions { global: options, ..Default::default() };
-        Ok(ParquetSource::new(table_schema).with_table_parquet_options(options))
+        let readers = self.table.data_files().readers(self.table.store());
+        Ok(ParquetSource::new(table_schema)
+            .with_table_parquet_options(options)
+            .with_parquet_file_reader_factory(readers))
     }
 
     fn plan(

@@ -1,10 +1,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreScheme};
+use object_store::{BackoffConfig, ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
 use crate::Result;
@@ -98,10 +99,17 @@ pub fn open_store(location: &str, relative_to: &std::path::Path, options: &Store
     Ok(ObjectLocation { store, path, url })
 }
 
+/// How what a busy store refused is asked again. The work of a commit is many small requests one after the other: the first try again comes soon, since
+/// most refusals are over by then, and the next ones three times later each.
+fn retry() -> RetryConfig {
+    let backoff = BackoffConfig { init_backoff: Duration::from_millis(20), base: 3.0, ..BackoffConfig::default() };
+    RetryConfig { backoff, ..RetryConfig::default() }
+}
+
 /// The bucket, with settings and credentials from where the tools of AWS have them.
 fn amazon_s3(url: &Url, options: &StoreOptions) -> Result<Arc<dyn ObjectStore>> {
     let (options, credentials) = complete(options)?;
-    let mut builder = AmazonS3Builder::new().with_url(url.as_str());
+    let mut builder = AmazonS3Builder::new().with_url(url.as_str()).with_retry(retry());
     for (name, value) in options.iter() {
         // Of other stores, or of other programs of AWS.
         if let Ok(key) = name.parse() {

@@ -16,6 +16,7 @@ use object_store::path::Path;
 use serde_json::Value;
 
 use crate::Result;
+use crate::cache::DataFiles;
 use crate::error::LakeError;
 use crate::order::SORTED_BY_TAG;
 use crate::provider::LakeTableProvider;
@@ -50,6 +51,7 @@ struct TableInner {
     store_url: ObjectStoreUrl,
     store: Arc<dyn ObjectStore>,
     clock: Arc<dyn Clock>,
+    data_files: DataFiles,
     data_version: tokio::sync::OnceCell<u64>,
     /// Positions that were asked for: looking one up replays the log.
     positions: Mutex<HashMap<String, Option<i64>>>,
@@ -63,6 +65,7 @@ impl Table {
         store_url: ObjectStoreUrl,
         store: Arc<dyn ObjectStore>,
         clock: Arc<dyn Clock>,
+        data_files: DataFiles,
     ) -> Result<Self> {
         let snapshot = delta.snapshot().map_err(LakeError::delta(&name))?;
         let version = snapshot.version();
@@ -78,6 +81,7 @@ impl Table {
                 store_url,
                 store,
                 clock,
+                data_files,
                 delta,
                 data_version: tokio::sync::OnceCell::new(),
                 positions: Mutex::default(),
@@ -241,6 +245,11 @@ impl Table {
 
     pub(crate) fn store(&self) -> &Arc<dyn ObjectStore> {
         &self.inner.store
+    }
+
+    /// What is kept in memory of data files.
+    pub(crate) fn data_files(&self) -> &DataFiles {
+        &self.inner.data_files
     }
 
     pub(crate) fn clock(&self) -> &Arc<dyn Clock> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use futures::{StreamExt, TryStreamExt};
 use holdfast_engine::{Project as Stages, RunOptions, RunReport, Runner, Selection};
 use holdfast_identity::{IdentifierTokens, IdentitySource, ResolveReport, Resolver, newest_decision};
 use holdfast_ingest::{
@@ -31,6 +32,9 @@ const AFTERWARDS: &str = "identity and stages";
 /// The schema whose stages map sources to one row a fact, keyed by customer.
 pub(crate) const UNIFIED_SCHEMA: &str = "core";
 
+/// How many tables are looked at at once.
+const LOOKS: usize = 8;
+
 /// How long a watching process may take to end what it is at when it is told to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
 /// And then to let others take what it held.
@@ -53,7 +57,7 @@ pub(crate) struct IngestArgs {
     /// Go on with what arrives, until Ctrl-C or SIGTERM
     #[arg(long, conflicts_with_all = ["json", "as_of"])]
     watch: bool,
-    /// With --watch: how often to look, in seconds
+    /// With --watch: how often to look, in seconds; at once when a round took longer
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = pause)]
     every: f64,
     /// With --watch: when something came, bring all stages up to date and publish them
@@ -357,6 +361,7 @@ impl Rounds<'_> {
         let place = self.from.as_ref().map_or_else(|| "feeds".to_owned(), |from| from.url.to_string());
         self.terminal.note(&format!(" Watching {place} every {} s, Ctrl-C stops", self.args.every));
         loop {
+            let began = Instant::now();
             let ended = {
                 let mut round = std::pin::pin!(self.round(told, &mut unified, Some(&mut *watching)));
                 tokio::select! {
@@ -374,7 +379,7 @@ impl Rounds<'_> {
             let pause = match ended {
                 Ok(_) => {
                     (failures, told) = (0, Told::News);
-                    every
+                    every.saturating_sub(began.elapsed())
                 }
                 // The store, the disk, another worker: likely to pass.
                 Err(error) if matches!(error.kind(), ErrorKind::Retry | ErrorKind::Conflict) => {
@@ -515,30 +520,31 @@ fn tell_alerts(report: &SourceReport, terminal: &Terminal) {
 
 /// The sources of the pipeline for identity, with how far each has come in raw, whoever brought it there.
 async fn identity_sources(project: &Project, lake: &Lake) -> Result<Vec<IdentitySource>, CliError> {
-    let mut identified = Vec::new();
-    for source in project.sources()? {
-        let table = raw_table(&source)?;
-        let app_id = format!("raw/{}/{}", project.pipeline, source.name);
-        let (newest_batch, newest_replay) = match lake.table(&table).await? {
-            Some(raw) => {
-                (raw.position(&app_id).await?.unwrap_or(0), newest_replay(&raw, &project.pipeline, &source.name).await?)
-            }
-            None => (0, 0),
-        };
-        identified.push(IdentitySource {
-            name: source.name.clone(),
-            table,
-            newest_batch,
-            newest_replay,
-            event_time: source.event_time.clone(),
-            identifiers: source
-                .identifiers
-                .iter()
-                .map(|identifier| (identifier.identifier_type.clone(), identifier.value.clone()))
-                .collect(),
-        });
-    }
-    Ok(identified)
+    let looked = project.sources()?.into_iter().map(|source| identity_source(project, lake, source));
+    futures::stream::iter(looked).buffered(LOOKS).try_collect().await
+}
+
+async fn identity_source(project: &Project, lake: &Lake, source: SourceSpec) -> Result<IdentitySource, CliError> {
+    let table = raw_table(&source)?;
+    let app_id = format!("raw/{}/{}", project.pipeline, source.name);
+    let (newest_batch, newest_replay) = match lake.table(&table).await? {
+        Some(raw) => {
+            (raw.position(&app_id).await?.unwrap_or(0), newest_replay(&raw, &project.pipeline, &source.name).await?)
+        }
+        None => (0, 0),
+    };
+    Ok(IdentitySource {
+        name: source.name,
+        table,
+        newest_batch,
+        newest_replay,
+        event_time: source.event_time,
+        identifiers: source
+            .identifiers
+            .into_iter()
+            .map(|identifier| (identifier.identifier_type, identifier.value))
+            .collect(),
+    })
 }
 
 /// Resolves identity over all sources of the pipeline, whichever were read just now.
