@@ -29,6 +29,7 @@ mod kills;
 mod leases;
 mod linkage;
 mod maintain;
+mod plan;
 mod postgres;
 mod proto;
 mod put;

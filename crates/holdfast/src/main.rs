@@ -16,8 +16,8 @@ use holdfast_lake::StoreOptions;
 use tracing::Instrument;
 
 use crate::commands::{
-    check, collect, contracts, demo, docs, fmt, generate, identity, ingest, lineage, maintain, quarantine, run, serve,
-    sql, status, test,
+    check, collect, contracts, demo, docs, fmt, generate, identity, ingest, lineage, maintain, plan, quarantine, run,
+    serve, sql, status, test,
 };
 use crate::error::CliError;
 use crate::progress::Terminal;
@@ -55,6 +55,7 @@ enum Command {
     Identity(identity::IdentityArgs),
     Ingest(ingest::IngestArgs),
     Lineage(lineage::LineageArgs),
+    Plan(plan::PlanArgs),
     Run(run::RunArgs),
     Maintain(maintain::MaintainArgs),
     Quarantine(quarantine::QuarantineArgs),
@@ -77,6 +78,7 @@ impl Command {
             Self::Identity(_) => "identity",
             Self::Ingest(_) => "ingest",
             Self::Lineage(_) => "lineage",
+            Self::Plan(_) => "plan",
             Self::Run(_) => "run",
             Self::Maintain(_) => "maintain",
             Self::Quarantine(_) => "quarantine",
@@ -155,6 +157,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Identity(args) => identity::run(&project, args, terminal).await,
         Command::Ingest(args) => ingest::run(&project, args, terminal).await,
         Command::Lineage(args) => lineage::run(&project, args).await,
+        Command::Plan(args) => plan::run(&project, args, terminal).await,
         Command::Run(args) => run::run(&project, args, terminal).await,
         Command::Maintain(args) => maintain::run(&project, args, terminal).await,
         Command::Quarantine(args) => quarantine::run(&project, args, terminal).await,

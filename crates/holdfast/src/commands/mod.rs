@@ -12,6 +12,7 @@ pub(crate) mod identity;
 pub(crate) mod ingest;
 pub(crate) mod lineage;
 pub(crate) mod maintain;
+pub(crate) mod plan;
 pub(crate) mod quarantine;
 pub(crate) mod run;
 pub(crate) mod serve;
