@@ -154,6 +154,14 @@ async fn stg_1_the_shipped_stages_equal_a_full_refresh_after_every_delivery() {
         assert_same(&open(&path("lake")).await, &open(&full).await, &format!("delivery {round}")).await;
     }
     assert!(by_key >= 20, "only {by_key} stages were brought up to date by key");
+
+    let mut verify = holdfast();
+    verify.args(["verify", "--sample", "100%", "--json", "--lake"]).arg(path("lake"));
+    let verified = succeed(verify.arg("--identity-key").arg(path("key"))).stdout;
+    let verified: serde_json::Value = serde_json::from_slice(&verified).unwrap();
+    for stage in verified["stages"].as_array().unwrap() {
+        assert_eq!(stage["outcome"], "same", "{stage}");
+    }
 }
 
 pub(crate) const ORDERS: &str = "-- @stage incremental key(order_id)\n-- @expect quarantine sane: amount >= 0\n\

@@ -42,6 +42,7 @@ mod s3;
 mod serve;
 mod stages;
 mod telemetry;
+mod verify;
 mod workers;
 
 use std::io::{BufRead, BufReader};

@@ -39,12 +39,14 @@ mod plan;
 mod planning;
 mod project;
 mod reader;
+mod rows;
 mod run;
 mod session;
 mod side_by_side;
 mod stage;
 mod status;
 mod unique;
+mod verify;
 
 pub use cases::{CaseFailure, CaseReport, case_names, run_cases};
 pub use contract::{Contract, ContractColumn, Migration, UNIT_CURRENCY};
@@ -67,6 +69,7 @@ pub use run::{Refresh, RunOptions, RunReport, Runner, StageOutcome, StageReport}
 pub use session::{SessionSettings, plan_as_of, plan_read_only, session_with};
 pub use stage::Stage;
 pub use status::{Freshness, LakeStatus, PublishedRun, StageStatus, lake_status};
+pub use verify::{Difference, Verified, VerifiedStage, VerifyOptions, VerifyReport};
 
 /// A result of this crate.
 pub type Result<T, E = EngineError> = std::result::Result<T, E>;

@@ -17,7 +17,7 @@ use tracing::Instrument;
 
 use crate::commands::{
     check, collect, contracts, demo, docs, fmt, generate, identity, ingest, lineage, maintain, plan, quarantine, run,
-    serve, sql, status, test,
+    serve, sql, status, test, verify,
 };
 use crate::error::CliError;
 use crate::progress::Terminal;
@@ -63,6 +63,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Status(status::StatusArgs),
     Test(test::TestArgs),
+    Verify(verify::VerifyArgs),
 }
 
 impl Command {
@@ -86,6 +87,7 @@ impl Command {
             Self::Serve(_) => "serve",
             Self::Status(_) => "status",
             Self::Test(_) => "test",
+            Self::Verify(_) => "verify",
         }
     }
 }
@@ -165,6 +167,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Serve(args) => serve::run(&project, args, terminal).await,
         Command::Status(args) => status::run(&project, args).await,
         Command::Test(args) => test::run(&project, args, terminal).await,
+        Command::Verify(args) => verify::run(&project, args, terminal).await,
     }
 }
 

@@ -21,6 +21,7 @@ pub(crate) mod sql;
 pub(crate) mod status;
 pub(crate) mod test;
 pub(crate) mod upkeep;
+pub(crate) mod verify;
 
 use std::io::Write;
 
