@@ -43,6 +43,7 @@ mod serve;
 mod stages;
 mod telemetry;
 mod verify;
+mod why;
 mod workers;
 
 use std::io::{BufRead, BufReader};

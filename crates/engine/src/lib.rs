@@ -47,6 +47,7 @@ mod stage;
 mod status;
 mod unique;
 mod verify;
+mod why;
 
 pub use cases::{CaseFailure, CaseReport, case_names, run_cases};
 pub use contract::{Contract, ContractColumn, Migration, UNIT_CURRENCY};
@@ -70,6 +71,7 @@ pub use session::{SessionSettings, plan_as_of, plan_read_only, session_with};
 pub use stage::Stage;
 pub use status::{Freshness, LakeStatus, PublishedRun, StageStatus, lake_status};
 pub use verify::{Difference, Verified, VerifiedStage, VerifyOptions, VerifyReport};
+pub use why::{Why, WhyOptions, WhyStep};
 
 /// A result of this crate.
 pub type Result<T, E = EngineError> = std::result::Result<T, E>;

@@ -17,7 +17,7 @@ use tracing::Instrument;
 
 use crate::commands::{
     check, collect, contracts, demo, docs, fmt, generate, identity, ingest, lineage, maintain, plan, quarantine, run,
-    serve, sql, status, test, verify,
+    serve, sql, status, test, verify, why,
 };
 use crate::error::CliError;
 use crate::progress::Terminal;
@@ -64,6 +64,7 @@ enum Command {
     Status(status::StatusArgs),
     Test(test::TestArgs),
     Verify(verify::VerifyArgs),
+    Why(why::WhyArgs),
 }
 
 impl Command {
@@ -88,6 +89,7 @@ impl Command {
             Self::Status(_) => "status",
             Self::Test(_) => "test",
             Self::Verify(_) => "verify",
+            Self::Why(_) => "why",
         }
     }
 }
@@ -168,6 +170,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Status(args) => status::run(&project, args).await,
         Command::Test(args) => test::run(&project, args, terminal).await,
         Command::Verify(args) => verify::run(&project, args, terminal).await,
+        Command::Why(args) => why::run(&project, args).await,
     }
 }
 

@@ -174,6 +174,15 @@ impl KeyPlan {
     pub(crate) fn restricted(&self, keys: Arc<dyn TableProvider>) -> Result<LogicalPlan> {
         restrict::restricted(&self.asked, keys)
     }
+
+    /// The rows that the query reads for the given keys, at each of the places where it chooses them, with the tables that are read there. What it reads whole is not
+    /// among them.
+    ///
+    /// # Errors
+    /// As [`KeyPlan::restricted`].
+    pub(crate) fn chosen_rows(&self, keys: &Arc<dyn TableProvider>) -> Result<Vec<(Vec<TableName>, LogicalPlan)>> {
+        restrict::chosen_rows(&self.asked, keys)
+    }
 }
 
 impl NotByKey {

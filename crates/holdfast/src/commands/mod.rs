@@ -22,6 +22,7 @@ pub(crate) mod status;
 pub(crate) mod test;
 pub(crate) mod upkeep;
 pub(crate) mod verify;
+pub(crate) mod why;
 
 use std::io::Write;
 
