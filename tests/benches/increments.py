@@ -56,7 +56,7 @@ def main():
         first, _ = shop.ingest("lake")
         second, stages = shop.run("lake")
         shop.ingest("full")
-        full, _ = shop.run("full", "--refresh")
+        full, _ = shop.run("full", "--full")
         compare(work / "lake", work / "full")
 
         kinds = [stage.get("refresh", {}).get("kind", "fresh") for stage in stages]

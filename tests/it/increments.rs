@@ -40,6 +40,15 @@ async fn made(lake: &Lake) -> BTreeMap<TableName, Vec<RecordBatch>> {
     tables
 }
 
+/// The newest version of every table.
+async fn versions(lake: &Lake) -> BTreeMap<TableName, u64> {
+    let mut versions = BTreeMap::new();
+    for name in lake.tables().await.unwrap() {
+        versions.insert(name.clone(), lake.table(&name).await.unwrap().unwrap().version());
+    }
+    versions
+}
+
 /// # Panics
 /// When two lakes differ in a row of a table.
 async fn assert_same(one: &Lake, other: &Lake, when: &str) {
@@ -140,14 +149,22 @@ async fn stg_1_the_shipped_stages_equal_a_full_refresh_after_every_delivery() {
         let full = path(&format!("full-{round}"));
         copy(&path("lake"), &full);
         let mut refresh = holdfast();
-        refresh.args(["run", "--refresh", "--as-of", AS_OF, "--lake"]).arg(&full);
+        refresh.args(["run", "--full", "--as-of", AS_OF, "--lake"]).arg(&full);
         succeed(refresh.arg("--identity-key").arg(path("key")));
         assert_same(&open(&path("lake")).await, &open(&full).await, &format!("delivery {round}")).await;
     }
     assert!(by_key >= 20, "only {by_key} stages were brought up to date by key");
+
+    let mut verify = holdfast();
+    verify.args(["verify", "--sample", "100%", "--json", "--lake"]).arg(path("lake"));
+    let verified = succeed(verify.arg("--identity-key").arg(path("key"))).stdout;
+    let verified: serde_json::Value = serde_json::from_slice(&verified).unwrap();
+    for stage in verified["stages"].as_array().unwrap() {
+        assert_eq!(stage["outcome"], "same", "{stage}");
+    }
 }
 
-const ORDERS: &str = "-- @stage incremental key(order_id)\n-- @expect quarantine sane: amount >= 0\n\
+pub(crate) const ORDERS: &str = "-- @stage incremental key(order_id)\n-- @expect quarantine sane: amount >= 0\n\
     with latest as (\n    select * from raw.orders where order_id is not null\n\
     qualify row_number() over (partition by order_id order by _batch desc, _source_line desc) = 1\n)\n\
     select member as customer_id, order_id, at as ordered_at, amount from latest\n";
@@ -159,22 +176,22 @@ fn project(shop: &Shop, declared: &[DeclaredTable]) -> Project {
     Project::load(&shop.path().join("sql"), declared.to_vec()).unwrap()
 }
 
-async fn run(lake: &Lake, project: &Project, name: &str, refresh: bool) -> RunReport {
-    try_run(lake, project, name, refresh).await.unwrap()
+async fn run(lake: &Lake, project: &Project, name: &str, full: bool) -> RunReport {
+    try_run(lake, project, name, full).await.unwrap()
 }
 
 async fn try_run(
     lake: &Lake,
     project: &Project,
     name: &str,
-    refresh: bool,
+    full: bool,
 ) -> Result<RunReport, holdfast_engine::EngineError> {
     let as_of: DateTime<Utc> = AS_OF.parse().unwrap();
     let options = RunOptions {
         run_id: name.to_owned(),
         as_of,
         selection: Selection::All,
-        refresh,
+        full,
         publish: true,
         parallel_stages: 2,
     };
@@ -206,6 +223,12 @@ async fn stg_1_a_run_that_is_killed_at_any_call_is_made_up_for_by_the_next() {
     let expected = open(expected.path()).await;
     assert!(run(&expected, &project, "full", true).await.succeeded());
 
+    let undisturbed = tempfile::tempdir().unwrap();
+    copy(&shop.path().join("lake"), undisturbed.path());
+    let undisturbed = open(undisturbed.path()).await;
+    assert!(run(&undisturbed, &project, "by key", false).await.succeeded());
+    let commits = versions(&undisturbed).await;
+
     let mut deaths = 0;
     // Every third call is enough here: what comes between two commits is the same to the next run.
     for call in (1..).step_by(3) {
@@ -233,6 +256,8 @@ async fn stg_1_a_run_that_is_killed_at_any_call_is_made_up_for_by_the_next() {
             let when = format!("killed {moment:?} call {call}");
             assert!(report.succeeded(), "{when}: {report:?}");
             assert_same(&lake, &expected, &when).await;
+            // Nothing that was committed is done again: there are as many commits as nobody's death leaves.
+            assert_eq!(versions(&lake).await, commits, "{when}");
             if !was_killed {
                 let by_key = |stage: &holdfast_engine::StageReport| {
                     matches!(

@@ -29,6 +29,7 @@ mod kills;
 mod leases;
 mod linkage;
 mod maintain;
+mod plan;
 mod postgres;
 mod proto;
 mod put;
@@ -41,6 +42,8 @@ mod s3;
 mod serve;
 mod stages;
 mod telemetry;
+mod verify;
+mod why;
 mod workers;
 
 use std::io::{BufRead, BufReader};

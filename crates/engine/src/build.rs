@@ -1,6 +1,6 @@
-//! One stage of a run: whether there is anything to do, its rows, what expectations say of them, its commit.
+//! One stage of a run: its rows, what expectations say of them, its commit. Whether there is anything to do, and how, is decided in `decide`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -21,6 +21,7 @@ use serde_json::{Map, Value};
 use crate::Result;
 use crate::contract::{KEY_UNIQUE, quoted};
 use crate::contract_change;
+use crate::decide::{ByKey, Course, Decision};
 use crate::directive::{DAY, Expectation, Severity, StageKind};
 use crate::error::EngineError;
 use crate::expectation::{self, ExpectationResult, RowRules, quarantine_schema};
@@ -28,6 +29,7 @@ use crate::output::{Staged, Target, stage_rows};
 use crate::project::CheckedStage;
 use crate::run::{Refresh, StageOutcome};
 use crate::session::{SessionSettings, plan_as_of, session_with};
+use crate::stage::Stage;
 use crate::unique;
 
 /// Changes whenever the engine would make other rows of the same query, so that every stage is refreshed once.
@@ -40,12 +42,18 @@ pub(crate) const STAGE_NOTE: &str = "holdfast.stage";
 pub(crate) const NOTE_COMMITS_MAX: usize = 20;
 
 /// What a version of a stage's table was made from. Kept in the commit that made it, so that progress lives beside the data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct StageNote {
-    fingerprint: String,
+    pub(crate) fingerprint: String,
     pub(crate) inputs: BTreeMap<TableName, Option<u64>>,
     /// The end of the grain that `now()` is in, for stages that depend on it.
-    moment: Option<DateTime<Utc>>,
+    pub(crate) moment: Option<DateTime<Utc>>,
+    /// What `now()` was, for stages that depend on it. Versions from before this was noted do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) as_of: Option<DateTime<Utc>>,
+    /// Changes with everything that was looked at when the stage was checked. Where it is the same, nothing has to be planned to know that the stage has no mistake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) checked: Option<String>,
 }
 
 /// What became of a stage.
@@ -69,7 +77,7 @@ pub(crate) struct StageWork {
     pub(crate) quarantine: Option<Table>,
     pub(crate) checked: CheckedStage,
     pub(crate) as_of: DateTime<Utc>,
-    pub(crate) refresh: bool,
+    pub(crate) full: bool,
 }
 
 /// A stage's query, ready to run.
@@ -99,6 +107,37 @@ impl Built {
 }
 
 impl StageNote {
+    /// What a version made now, of these versions of inputs, would note.
+    pub(crate) fn of(
+        stage: &Stage,
+        salt: &str,
+        as_of: DateTime<Utc>,
+        inputs: BTreeMap<TableName, Option<u64>>,
+        checked: &str,
+    ) -> Self {
+        let moment = moment(stage, as_of);
+        Self {
+            fingerprint: stage.fingerprint(salt),
+            inputs,
+            moment: stage.depends_on_time.then(|| match stage.directives.kind {
+                StageKind::Incremental { .. } => moment,
+                StageKind::Full => end_of_grain(as_of, DAY),
+            }),
+            as_of: stage.depends_on_time.then_some(moment),
+            checked: Some(checked.to_owned()),
+        }
+    }
+
+    /// The note in a commit; `None` for what is none.
+    pub(crate) fn read(note: Value) -> Option<Self> {
+        serde_json::from_value(note).ok()
+    }
+
+    /// Whether a version made from the one would be as one made from the other.
+    pub(crate) fn is_as(&self, other: &Self) -> bool {
+        self.fingerprint == other.fingerprint && self.inputs == other.inputs && self.moment == other.moment
+    }
+
     /// What differs between the two besides the versions of inputs, in words.
     pub(crate) fn what_else_differs(&self, other: &Self) -> Option<&'static str> {
         if self.fingerprint != other.fingerprint {
@@ -123,62 +162,33 @@ impl StageWork {
         &self.checked.stage.name
     }
 
-    /// What `now()` is in this stage. Where rows are brought up to date by key it must be the same for all of them until the next full refresh: the end of the
-    /// grain (a day) that the run's moment is in, so that what happened today has happened.
+    /// What `now()` is in this stage.
     pub(crate) fn moment(&self) -> DateTime<Utc> {
-        let stage = &self.checked.stage;
-        match stage.directives.kind {
-            StageKind::Incremental { grain, .. } if stage.depends_on_time => end_of_grain(self.as_of, grain),
-            _ => self.as_of,
-        }
-    }
-
-    async fn note(&self) -> Result<StageNote> {
-        // Merging files makes versions that hold the same rows: they are no news.
-        let mut inputs = BTreeMap::new();
-        for (name, table) in &self.inputs {
-            let version = match table {
-                Some(table) => Some(table.data_version().await?),
-                None => None,
-            };
-            inputs.insert(name.clone(), version);
-        }
-        let stage = &self.checked.stage;
-        let salt = format!("{ENGINE_VERSION}/{}/{}", self.lake.settings().customer_buckets, self.settings.salt);
-        Ok(StageNote {
-            fingerprint: stage.fingerprint(&salt),
-            inputs,
-            moment: stage.depends_on_time.then(|| match stage.directives.kind {
-                StageKind::Incremental { .. } => self.moment(),
-                StageKind::Full => end_of_grain(self.as_of, DAY),
-            }),
-        })
+        moment(&self.checked.stage, self.as_of)
     }
 
     pub(crate) async fn build(self) -> Result<Built> {
-        let note = self.note().await?;
-        let stored = match &self.current {
-            Some(current) => current.commit_note(STAGE_NOTE, NOTE_COMMITS_MAX).await?,
-            None => None,
+        let Decision { note, stored, course } = self.decide(&BTreeSet::new()).await?;
+        let (mut planned, reason) = match course {
+            Course::Fresh { version } => return Ok(Built::fresh(version)),
+            Course::Keys(course) => {
+                let ByKey { mut planned, plan, keys } = *course;
+                planned.quarantine = self.quarantine_table().await?;
+                match self.replace_keys(stored.as_ref(), &note, &planned, &plan, &keys).await? {
+                    Increment::Done(built) => return Ok(built),
+                    Increment::Full(reason) => (planned, reason),
+                }
+            }
+            // Nothing is pending when a stage's turn has come.
+            Course::Later { planned } => (*planned, "what changed is not known".to_owned()),
+            Course::Full { planned, reason, .. } => (*planned, reason),
         };
-        let stored = stored.and_then(|stored| serde_json::from_value::<StageNote>(stored).ok());
-        if !self.refresh
-            && stored.as_ref() == Some(&note)
-            && let Some(current) = &self.current
-        {
-            return Ok(Built::fresh(current.version()));
-        }
+        tracing::debug!(stage = %self.name(), reason, "stage is refreshed in full");
         let table = match &self.current {
             Some(table) => table.clone(),
             None => self.lake.ensure_table(&self.spec()).await?,
         };
-        self.check_partitioning(&table)?;
-        let planned = self.plan().await?;
-        let reason = match self.increment(&table, stored.as_ref(), &note, &planned).await? {
-            Increment::Done(built) => return Ok(built),
-            Increment::Full(reason) => reason,
-        };
-        tracing::debug!(stage = %self.name(), reason, "stage is refreshed in full");
+        planned.quarantine = self.quarantine_table().await?;
         let (staged, expectations) = self.stage(&table, planned).await?;
         if let Err(error) = self.judge(staged.rows + staged.refused_rows, &expectations) {
             self.lake.discard(staged.files.into_iter().chain(staged.refused).collect(), &table).await;
@@ -197,7 +207,7 @@ impl StageWork {
         }
     }
 
-    fn check_partitioning(&self, table: &Table) -> Result<()> {
+    pub(crate) fn check_partitioning(&self, table: &Table) -> Result<()> {
         if table.partition_columns() == self.spec().partition_by {
             return Ok(());
         }
@@ -209,10 +219,11 @@ impl StageWork {
         })
     }
 
-    /// The query over the inputs at their pinned versions, and what its rows are held against.
-    pub(crate) async fn plan(&self) -> Result<Planned> {
+    /// The query over the inputs at their pinned versions, and what its rows are held against. Of inputs that are `pending` nothing is there but their columns to be.
+    pub(crate) async fn plan(&self, pending: &BTreeSet<TableName>) -> Result<Planned> {
         let stage = &self.checked.stage;
         let tables = self.inputs.iter().filter_map(|(name, table)| {
+            let table = table.as_ref().filter(|_| !pending.contains(name));
             let provider: Arc<dyn TableProvider> = match (table, self.declared.get(name)) {
                 (Some(table), _) => table.provider(),
                 (None, Some(schema)) => Arc::new(EmptyTable::new(Arc::clone(schema))),
@@ -226,18 +237,26 @@ impl StageWork {
         let schema = Arc::clone(&self.checked.schema);
         let (rules, whole) = expectation::split(&stage.directives.expectations, &schema, &state)
             .map_err(|message| EngineError::Query { message: format!("{}: {message}", stage.name) })?;
-        let has_quarantine =
-            stage.directives.expectations.iter().any(|expectation| expectation.severity == Severity::Quarantine);
-        let quarantine = match (&self.quarantine, has_quarantine) {
-            (Some(table), true) => Some(table.clone()),
-            (None, true) => match quarantine_name(&stage.name) {
-                Some(name) => Some(self.lake.ensure_table(&self.quarantine_spec(name)).await?),
-                None => None,
-            },
-            (_, false) => None,
-        };
         let is_proven = stage.contract.as_ref().is_some_and(|contract| unique::is_shown(&plan, &contract.key));
+        let quarantine = self.quarantine.clone().filter(|_| self.has_quarantine());
         Ok(Planned { state, plan, rules, whole, quarantine, is_proven })
+    }
+
+    fn has_quarantine(&self) -> bool {
+        let expectations = &self.checked.stage.directives.expectations;
+        expectations.iter().any(|expectation| expectation.severity == Severity::Quarantine)
+    }
+
+    /// Where refused rows go, made where it is missing; `None` when no row can be refused.
+    async fn quarantine_table(&self) -> Result<Option<Table>> {
+        if !self.has_quarantine() {
+            return Ok(None);
+        }
+        match (&self.quarantine, quarantine_name(self.name())) {
+            (Some(table), _) => Ok(Some(table.clone())),
+            (None, Some(name)) => Ok(Some(self.lake.ensure_table(&self.quarantine_spec(name)).await?)),
+            (None, None) => Ok(None),
+        }
     }
 
     pub(crate) fn buckets(&self) -> u32 {
@@ -473,6 +492,20 @@ pub(crate) fn key_is_unique(key: &[String], duplicates: u64) -> ExpectationResul
         severity: Severity::Fail,
         condition: format!("no two rows have the same {}", key.join(", ")),
         failed_rows: duplicates,
+    }
+}
+
+/// What decides, beside a stage's own text, whether its rows would be others.
+pub(crate) fn salt(lake: &Lake, settings: &SessionSettings) -> String {
+    format!("{ENGINE_VERSION}/{}/{}", lake.settings().customer_buckets, settings.salt)
+}
+
+/// What `now()` is in a stage. Where rows are brought up to date by key it must be the same for all of them until the next full refresh: the end of the
+/// grain (a day) that the run's moment is in, so that what happened today has happened.
+fn moment(stage: &Stage, as_of: DateTime<Utc>) -> DateTime<Utc> {
+    match stage.directives.kind {
+        StageKind::Incremental { grain, .. } if stage.depends_on_time => end_of_grain(as_of, grain),
+        _ => as_of,
     }
 }
 

@@ -26,10 +26,9 @@ use holdfast_types::{CUSTOMER_BUCKET, TableName};
 
 use crate::Result;
 use crate::build::{Built, Increment, Planned, StageNote, StageWork, key_is_unique};
-use crate::directive::StageKind;
 use crate::error::EngineError;
 use crate::expectation::{ExpectationResult, RowRules, quarantine_schema};
-use crate::increment::{InputChange, KeyPlan, Reach};
+use crate::increment::{InputChange, KeyPlan, NotByKey};
 use crate::output::with_bucket;
 use crate::run::{Refresh, StageOutcome};
 
@@ -47,10 +46,10 @@ const MEMORY_SHARE: usize = 4;
 const VERSIONS_BEHIND_MAX: u64 = 16;
 
 /// The keys that changed.
-struct Keys {
+pub(crate) struct Keys {
     schema: SchemaRef,
     batches: Vec<RecordBatch>,
-    count: u64,
+    pub(crate) count: u64,
 }
 
 /// New rows of the changed keys, after judgement.
@@ -61,67 +60,61 @@ struct Fresh {
 }
 
 /// Rows that were collected, or how it was seen that they are too many.
-enum Collected<T> {
+pub(crate) enum Collected<T> {
     Rows(T),
     TooMany(String),
 }
 
 impl StageWork {
-    /// Brings the table up to date by key, if it can be.
+    /// Puts the rows that the query has for the changed keys in the place of those that are there.
     ///
     /// # Errors
     /// Those of a full refresh. Nothing is published then.
-    pub(crate) async fn increment(
+    pub(crate) async fn replace_keys(
         &self,
-        table: &Table,
         stored: Option<&StageNote>,
         note: &StageNote,
         planned: &Planned,
+        by_key: &KeyPlan,
+        keys: &Keys,
     ) -> Result<Increment> {
-        let full = |reason: &str| Ok(Increment::Full(reason.to_owned()));
-        let StageKind::Incremental { key, .. } = &self.checked.stage.directives.kind else {
-            return full("the stage says so");
+        let (Some(table), Some(stored)) = (&self.current, stored) else {
+            return Ok(Increment::Full("it has not been built before".to_owned()));
         };
-        let Some(stored) = stored else { return full("it has not been built before") };
-        if self.refresh {
-            return full("it was asked for");
-        }
-        if let Some(differs) = stored.what_else_differs(note) {
-            return full(differs);
-        }
-        if self.is_reshaped(table) {
-            return full("its columns or what is said of them changed");
-        }
-        let changes = match self.changes(stored, note).await? {
-            Ok(changes) => changes,
-            Err(reason) => return Ok(Increment::Full(reason)),
-        };
-        let by_key = match derive(planned, key) {
-            Ok(by_key) => by_key,
-            Err(reason) => return Ok(Increment::Full(reason)),
-        };
-        match self.replace(table, stored, note, planned, &by_key, &changes).await {
-            // Files that the log still speaks of and vacuum has deleted.
-            Err(error) if is_missing_file(&error) => full("files that its changes are in were vacuumed"),
-            // A plan of ours that the engine cannot run is no fault of the author's. What is one, the full refresh will tell.
-            Err(error) if is_not_to_be_run(&error) => {
-                tracing::warn!(stage = %self.name(), %error, "what changed could not be worked out by key");
-                full("what changed could not be worked out by key: see the log")
-            }
+        match self.replace(table, stored, note, planned, by_key, keys).await {
+            Err(error) => Ok(Increment::Full(self.full_instead(error)?)),
             done => done,
         }
     }
 
-    /// What happened to the inputs since the stage was built, of those to which something did.
-    async fn changes(
+    /// Why a full refresh can do what failed by key.
+    ///
+    /// # Errors
+    /// The failure, where a full refresh would meet it as well.
+    pub(crate) fn full_instead(&self, error: EngineError) -> Result<String> {
+        // Files that the log still speaks of and vacuum has deleted.
+        if is_missing_file(&error) {
+            return Ok("files that its changes are in were vacuumed".to_owned());
+        }
+        // A plan of ours that the engine cannot run is no fault of the author's. What is one, the full refresh will tell.
+        if is_not_to_be_run(&error) {
+            tracing::warn!(stage = %self.name(), %error, "what changed could not be worked out by key");
+            return Ok("what changed could not be worked out by key: see the log".to_owned());
+        }
+        Err(error)
+    }
+
+    /// What happened to the inputs since the stage was built, of those to which something did. Of those that are `pending` nobody can know yet.
+    pub(crate) async fn changes(
         &self,
         stored: &StageNote,
         note: &StageNote,
+        pending: &BTreeSet<TableName>,
     ) -> Result<std::result::Result<BTreeMap<TableName, TableChanges>, String>> {
         let mut changes = BTreeMap::new();
         for (name, version) in &note.inputs {
             let before = stored.inputs.get(name).copied().flatten();
-            if before == *version {
+            if before == *version || pending.contains(name) {
                 continue;
             }
             let (Some(before), Some(Some(table))) = (before, self.inputs.get(name)) else {
@@ -147,20 +140,16 @@ impl StageWork {
         note: &StageNote,
         planned: &Planned,
         by_key: &KeyPlan,
-        changes: &BTreeMap<TableName, TableChanges>,
+        keys: &Keys,
     ) -> Result<Increment> {
-        let keys = match self.keys(table, planned, by_key, changes).await? {
-            Collected::Rows(keys) => keys,
-            Collected::TooMany(reason) => return Ok(Increment::Full(reason)),
-        };
         if keys.count == 0 {
             return self.unchanged(table, stored, note).await;
         }
-        let Fresh { kept, refused, failed } = match self.fresh(planned, by_key, &keys).await? {
+        let Fresh { kept, refused, failed } = match self.fresh(planned, by_key, keys).await? {
             Collected::Rows(fresh) => fresh,
             Collected::TooMany(reason) => return Ok(Increment::Full(reason)),
         };
-        let before = match self.rows_of(table, planned, by_key, &keys).await? {
+        let before = match self.rows_of(table, planned, by_key, keys).await? {
             Collected::Rows(rows) => rows,
             Collected::TooMany(reason) => return Ok(Increment::Full(reason)),
         };
@@ -168,7 +157,7 @@ impl StageWork {
         let quarantined_rows: u64 = refused.iter().map(|batch| batch.num_rows() as u64).sum();
         let refused_before = match &planned.quarantine {
             Some(quarantine) if quarantine.row_count() != Some(0) => {
-                match self.rows_of(quarantine, planned, by_key, &keys).await? {
+                match self.rows_of(quarantine, planned, by_key, keys).await? {
                     Collected::Rows(rows) => rows,
                     Collected::TooMany(reason) => return Ok(Increment::Full(reason)),
                 }
@@ -220,7 +209,7 @@ impl StageWork {
     }
 
     /// The keys that the changes concern.
-    async fn keys(
+    pub(crate) async fn keys(
         &self,
         table: &Table,
         planned: &Planned,
@@ -228,12 +217,6 @@ impl StageWork {
         changes: &BTreeMap<TableName, TableChanges>,
     ) -> Result<Collected<Keys>> {
         let failed = || EngineError::execution(format!("finding what changed for {}", self.name()));
-        let reach = by_key.reach();
-        for name in changes.keys() {
-            if let Some(Reach::Full { reason }) = reach.get(name) {
-                return Ok(Collected::TooMany(format!("{name} changed, and {reason}")));
-            }
-        }
         let mut rows = BTreeMap::new();
         let used = used_columns(planned).map_err(failed())?;
         for (name, change) in changes {
@@ -466,20 +449,20 @@ fn differing(
     Ok(InputChange { removed: side(ident(SIGN).lt(lit(0_i64)))?, added: side(ident(SIGN).gt(lit(0_i64)))? })
 }
 
-/// By the first of the declared columns by which it can be; else why not.
-fn derive(planned: &Planned, key: &[String]) -> std::result::Result<KeyPlan, String> {
-    let mut reason = None;
+/// By the first of the declared columns by which it can be; else what stops the first of them.
+pub(crate) fn derive(planned: &Planned, key: &[String]) -> std::result::Result<KeyPlan, NotByKey> {
+    let mut first = None;
     for column in key {
         match KeyPlan::derive(&planned.state, &planned.plan, column) {
             Ok(by_key) => return Ok(by_key),
-            Err(stopped) => reason = reason.or(Some(stopped.to_string())),
+            Err(stopped) => first = first.or(Some(stopped)),
         }
     }
-    Err(reason.unwrap_or_else(|| "it names no key".to_owned()))
+    Err(first.unwrap_or_else(|| NotByKey::without_a_place("it names no key")))
 }
 
 /// The rows of a table whose key is among `keys`. Null is a key like another.
-fn matching(table: &Table, key: &str, keys: Arc<dyn TableProvider>) -> Result<LogicalPlan, DataFusionError> {
+pub(crate) fn matching(table: &Table, key: &str, keys: Arc<dyn TableProvider>) -> Result<LogicalPlan, DataFusionError> {
     let key_column = keys.schema().field(0).name().clone();
     let rows = LogicalPlanBuilder::scan("rows_before", provider_as_source(table.provider()), None)?.build()?;
     LogicalPlanBuilder::scan("changed_keys", provider_as_source(keys), None)?

@@ -148,6 +148,10 @@ impl Contract {
     }
 
     /// The columns that hold personal data.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
     pub(crate) fn pii(&self) -> Vec<String> {
         self.columns.iter().filter(|column| column.is_pii).map(|column| column.name.clone()).collect()
     }

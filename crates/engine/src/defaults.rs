@@ -72,6 +72,10 @@ impl Defaults {
         stage.defaults = Some(Arc::clone(self));
     }
 
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
     pub(crate) fn tags(&self) -> &[DefaultTag] {
         &self.tags
     }

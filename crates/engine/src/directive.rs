@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use chrono::TimeDelta;
+use holdfast_types::PII_KEY;
 use serde::Serialize;
 
 use crate::diagnostic::{Diagnostic, most_similar};
@@ -72,7 +73,7 @@ pub struct Directives {
     pub kind_place: Option<(usize, usize, usize)>,
     /// `@expect`, in order.
     pub expectations: Vec<Expectation>,
-    /// `@tag`: tag and columns.
+    /// `@tag`: tag and columns; without columns it is the stage's.
     pub tags: Vec<(String, Vec<String>)>,
     /// The tags that come from the folder's defaults: they are about those of their columns that the stage has.
     pub default_tags: Vec<String>,
@@ -100,6 +101,9 @@ pub struct Allowed {
     /// The line it is about: the next that is no comment. `None` when it stands before the query and is about the whole file.
     pub line: Option<usize>,
 }
+
+/// Tags that say nothing without columns.
+const TAGS_OF_COLUMNS: [&str; 2] = [PII_KEY, "label"];
 
 const KNOWN: [&str; 5] = ["stage", "expect", "tag", "owner", "source"];
 
@@ -334,11 +338,17 @@ fn expectation(place: &Place<'_>, rest: &str) -> Result<Expectation, Box<Diagnos
 
 fn tag(place: &Place<'_>, rest: &str) -> Result<(String, Vec<String>), Box<Diagnostic>> {
     let name = rest.split('(').next().unwrap_or_default().trim();
+    let is_word = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+    if is_word && rest.trim() == name && !TAGS_OF_COLUMNS.contains(&name) {
+        return Ok((name.to_owned(), Vec::new()));
+    }
     match call(rest.trim(), name) {
         Some(columns) if !name.is_empty() && !columns.is_empty() => Ok((name.to_owned(), columns)),
         _ => {
             let mistake = place.mistake("E0102", "malformed @tag", rest);
-            Err(Box::new(mistake.with_help("write `@tag pii(column, column)`")))
+            Err(Box::new(
+                mistake.with_help("write `@tag pii(column, column)`, or `@tag name` for the stage as a whole"),
+            ))
         }
     }
 }

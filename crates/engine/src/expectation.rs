@@ -117,6 +117,19 @@ pub(crate) fn split(
     Ok((RowRules { rules }, whole))
 }
 
+/// The conditions under which rows are published: those whose rows would go to quarantine when they are false. Over columns by their names alone.
+///
+/// # Errors
+/// What is wrong with one, for a person.
+pub(crate) fn quarantine_rules(
+    expectations: &[Expectation],
+    schema: &SchemaRef,
+    state: &SessionState,
+) -> Result<Vec<Expr>, String> {
+    let quarantines = expectations.iter().filter(|expectation| expectation.severity == Severity::Quarantine);
+    quarantines.map(|expectation| parse(expectation, schema, state).map(|(expr, _)| expr)).collect()
+}
+
 impl RowRules {
     pub(crate) fn results(&self, failed: &[u64]) -> Vec<ExpectationResult> {
         self.rules

@@ -12,6 +12,7 @@ use crate::contract::Contract;
 use crate::defaults::Defaults;
 use crate::diagnostic::{Diagnostic, Diagnostics, most_similar};
 use crate::error::EngineError;
+use crate::lineage::Lineage;
 use crate::session::SessionSettings;
 use crate::side_by_side::side_by_side;
 use crate::stage::Stage;
@@ -46,6 +47,12 @@ pub struct CheckedStage {
     pub stage: Stage,
     /// The columns of its table, as the lake will hold them: `customer_bucket` last where rows belong to customers.
     pub schema: SchemaRef,
+    /// The columns that tell its rows apart: the contract's, the declared, or those that the plan shows.
+    pub key: Option<Vec<String>>,
+    /// What its columns and rows come from.
+    pub lineage: Lineage,
+    /// Changes with everything that was looked at to check it.
+    pub(crate) content: String,
 }
 
 /// Which stages a command is about.
@@ -54,8 +61,10 @@ pub enum Selection {
     /// All of them.
     #[default]
     All,
-    /// Those that match one of the patterns: `name`, `schema.*`, `+name` (with what it reads), `name+` (with what reads it).
+    /// Those that match one of the patterns: `name`, `schema.*`, `tag:name`; `+pattern` with all they read, `pattern+` with all that read them.
     Patterns(Vec<String>),
+    /// Those of the selection that match none of the patterns.
+    Without(Box<Selection>, Vec<String>),
 }
 
 /// A project as far as it can be read, and the mistakes that can be seen without planning.
@@ -185,28 +194,30 @@ impl Project {
     /// # Errors
     /// [`EngineError::NoStage`] when a pattern matches nothing.
     pub fn select(&self, selection: &Selection) -> Result<BTreeSet<TableName>> {
-        let Selection::Patterns(patterns) = selection else {
-            return Ok(self.stages.iter().map(|stage| stage.name.clone()).collect());
-        };
+        match selection {
+            Selection::All => Ok(self.stages.iter().map(|stage| stage.name.clone()).collect()),
+            Selection::Patterns(patterns) => self.matching(patterns),
+            Selection::Without(selection, patterns) => {
+                let excluded = self.matching(patterns)?;
+                Ok(self.select(selection)?.difference(&excluded).cloned().collect())
+            }
+        }
+    }
+
+    fn matching(&self, patterns: &[String]) -> Result<BTreeSet<TableName>> {
         let mut selected = BTreeSet::new();
         for pattern in patterns {
             let upstream = pattern.starts_with('+');
             let downstream = pattern.ends_with('+');
             let core = pattern.trim_start_matches('+').trim_end_matches('+');
-            let matched: Vec<TableName> = self
-                .stages
-                .iter()
-                .filter(|stage| match core.strip_suffix(".*") {
-                    Some(schema) => stage.name.schema() == schema,
-                    None => stage.name.to_string() == core,
-                })
-                .map(|stage| stage.name.clone())
-                .collect();
+            let is_meant = |stage: &&Stage| match (core.strip_prefix("tag:"), core.strip_suffix(".*")) {
+                (Some(tag), _) => stage.has_tag(tag),
+                (None, Some(schema)) => stage.name.schema() == schema,
+                (None, None) => stage.name.to_string() == core,
+            };
+            let matched: Vec<TableName> = self.stages.iter().filter(is_meant).map(|stage| stage.name.clone()).collect();
             if matched.is_empty() {
-                let names: Vec<String> = self.stages.iter().map(|stage| stage.name.to_string()).collect();
-                let hint = most_similar(core, names.iter().map(String::as_str))
-                    .map_or_else(String::new, |name| format!(": did you mean `{name}`?"));
-                return Err(EngineError::NoStage { name: core.to_owned(), hint });
+                return Err(self.nothing_is_called(core));
             }
             for name in matched {
                 if upstream {
@@ -226,6 +237,19 @@ impl Project {
         Ok(selected)
     }
 
+    fn nothing_is_called(&self, pattern: &str) -> EngineError {
+        let names: Vec<String> = match pattern.strip_prefix("tag:") {
+            Some(_) => {
+                let tags = self.stages.iter().flat_map(|stage| &stage.directives.tags);
+                tags.map(|(tag, _)| format!("tag:{tag}")).collect()
+            }
+            None => self.stages.iter().map(|stage| stage.name.to_string()).collect(),
+        };
+        let hint = most_similar(pattern, names.iter().map(String::as_str))
+            .map_or_else(String::new, |name| format!(": did you mean `{name}`?"));
+        EngineError::NoStage { name: pattern.to_owned(), hint }
+    }
+
     /// Adds the stages that can be reached from `name` over any number of steps.
     fn reach(&self, name: &TableName, selected: &mut BTreeSet<TableName>, next: impl Fn(&TableName) -> Vec<TableName>) {
         let mut open = vec![name.clone()];
@@ -238,7 +262,8 @@ impl Project {
         selected.extend(seen);
     }
 
-    fn stage(&self, name: &TableName) -> Option<&Stage> {
+    /// One stage.
+    pub fn stage(&self, name: &TableName) -> Option<&Stage> {
         self.stages.iter().find(|stage| &stage.name == name)
     }
 
@@ -254,8 +279,44 @@ impl Project {
         as_of: DateTime<Utc>,
     ) -> Result<Vec<CheckedStage>> {
         let inspection = self.inspect(settings, as_of)?.without_mistakes()?;
-        let checked = inspection.stages.into_iter();
-        Ok(checked.map(|inspected| CheckedStage { stage: inspected.stage, schema: inspected.schema }).collect())
+        let mut contents = self.contents(settings);
+        let checked = inspection.stages.into_iter().map(|inspected| CheckedStage {
+            content: contents.remove(&inspected.stage.name).unwrap_or_default(),
+            stage: inspected.stage,
+            schema: inspected.schema,
+            key: inspected.key,
+            lineage: inspected.lineage,
+        });
+        Ok(checked.collect())
+    }
+
+    /// Of each stage what changes with everything that is looked at to check it: its files, and, step by step down to the tables that no stage makes, what it reads.
+    pub(crate) fn contents(&self, settings: &SessionSettings) -> BTreeMap<TableName, String> {
+        let mut contents: BTreeMap<TableName, String> = BTreeMap::new();
+        for stage in &self.stages {
+            let mut hasher = blake3::Hasher::new();
+            let mut part = |text: &str| {
+                hasher.update(&(text.len() as u64).to_le_bytes());
+                hasher.update(text.as_bytes());
+            };
+            part(env!("CARGO_PKG_VERSION"));
+            part(&settings.salt);
+            settings.functions.iter().for_each(|function| part(&format!("{:?}", function.signature())));
+            stage.files().for_each(&mut part);
+            for input in stage.inputs.keys() {
+                part(&input.to_string());
+                match (contents.get(input), self.declared.get(input)) {
+                    (Some(content), _) => part(content),
+                    (None, Some(schema)) => {
+                        schema.fields().iter().for_each(|field| part(&format!("{field:?}")));
+                        part(&self.identifiers.get(input).map(|names| names.join(",")).unwrap_or_default());
+                    }
+                    (None, None) => {}
+                }
+            }
+            contents.insert(stage.name.clone(), hasher.finalize().to_hex().chars().take(32).collect());
+        }
+        contents
     }
 
     /// The types of identifiers that a declared table brings.

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use arrow::datatypes::SchemaRef;
 use chrono::{DateTime, Utc};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use futures::{StreamExt, TryStreamExt};
@@ -17,9 +18,9 @@ use crate::diagnostic::Diagnostics;
 use crate::directive::Severity;
 use crate::error::EngineError;
 use crate::expectation::ExpectationResult;
+use crate::orphans::orphans;
 use crate::project::{CheckedStage, Project, Selection};
 use crate::session::SessionSettings;
-use crate::stage::Stage;
 
 /// How many sorted runs of a frugal stage are merged at once.
 const FRUGAL_MERGE_FAN_IN: usize = 3;
@@ -33,8 +34,8 @@ pub struct RunOptions {
     pub as_of: DateTime<Utc>,
     /// Which stages.
     pub selection: Selection,
-    /// Refresh stages even when nothing changed.
-    pub refresh: bool,
+    /// Refresh stages in full, also those for which nothing changed.
+    pub full: bool,
     /// Publish the result to readers.
     pub publish: bool,
     /// How many stages are built at once.
@@ -44,9 +45,17 @@ pub struct RunOptions {
 /// Brings the tables of stages up to date.
 #[derive(Debug)]
 pub struct Runner {
-    lake: Lake,
-    project: Project,
-    settings: SessionSettings,
+    pub(crate) lake: Lake,
+    pub(crate) project: Project,
+    pub(crate) settings: SessionSettings,
+}
+
+/// What a run begins with.
+pub(crate) struct Prepared {
+    pub(crate) checked: Vec<CheckedStage>,
+    pub(crate) selected: BTreeSet<TableName>,
+    /// The newest version of every table.
+    pub(crate) pinned: BTreeMap<TableName, Table>,
 }
 
 /// What a run did.
@@ -60,6 +69,8 @@ pub struct RunReport {
     pub published: Option<u64>,
     /// The stages, inputs first.
     pub stages: Vec<StageReport>,
+    /// Tables of stages whose files are gone. They are kept as they are.
+    pub orphans: Vec<TableName>,
     /// From start to end.
     pub seconds: f64,
 }
@@ -164,12 +175,13 @@ impl Runner {
         let started = Instant::now();
         let span = tracing::info_span!("run", run_id = %options.run_id, as_of = %options.as_of);
         async {
-            let checked = self.project.check(&self.lake, &self.settings, options.as_of).await?;
-            let selected = self.project.select(&options.selection)?;
-            let mut pinned = pin_all(&self.lake).await?;
-            for told in changed_contracts(&checked, &selected, &pinned)? {
-                progress.note(&told);
+            if let Some(mut report) = self.nothing_new(options).await? {
+                report.seconds = started.elapsed().as_secs_f64();
+                tracing::info!(outcome = "ok", histogram.holdfast_run_seconds = report.seconds, "run ended");
+                report.stages.iter().for_each(|stage| progress.note(&line(&stage.stage, &stage.outcome, 0.0)));
+                return Ok(report);
             }
+            let Prepared { checked, selected, mut pinned } = self.prepare(options, progress).await?;
             let runtime = self.settings.runtime(&self.lake)?;
 
             let stages = self.run_stages(options, checked, &selected, &mut pinned, &runtime, progress).await?;
@@ -178,6 +190,7 @@ impl Runner {
                 as_of: options.as_of,
                 published: None,
                 stages,
+                orphans: orphans(&self.project, pinned.values()).await?,
                 seconds: 0.0,
             };
             if options.publish && report.succeeded() {
@@ -192,6 +205,17 @@ impl Runner {
         .await
     }
 
+    /// Checks the stages and pins the tables.
+    pub(crate) async fn prepare(&self, options: &RunOptions, progress: &dyn Progress) -> Result<Prepared> {
+        let checked = self.project.check(&self.lake, &self.settings, options.as_of).await?;
+        let selected = self.project.select(&options.selection)?;
+        let pinned = pin_all(&self.lake).await?;
+        for told in changed_contracts(&checked, &selected, &pinned)? {
+            progress.note(&told);
+        }
+        Ok(Prepared { checked, selected, pinned })
+    }
+
     async fn run_stages(
         &self,
         options: &RunOptions,
@@ -202,6 +226,7 @@ impl Runner {
         progress: &dyn Progress,
     ) -> Result<Vec<StageReport>> {
         let order: Vec<TableName> = checked.iter().map(|stage| stage.stage.name.clone()).collect();
+        let schemas = self.schemas(&checked);
         let mut queue = Queue::new(checked.into_iter().filter(|stage| selected.contains(&stage.stage.name)));
         let mut reports: BTreeMap<TableName, StageReport> = BTreeMap::new();
         let mut tasks = tokio::task::JoinSet::new();
@@ -212,7 +237,7 @@ impl Runner {
                 reports.insert(stage.clone(), StageReport { stage, outcome, expectations: Vec::new(), seconds: 0.0 });
             }
             while let Some((stage, allowance)) = queue.next(options.parallel_stages) {
-                let work = self.work(stage, allowance, options, pinned, runtime);
+                let work = self.work(stage, allowance, options, &schemas, pinned, runtime);
                 let name = work.name().clone();
                 let span = tracing::info_span!("stage", stage = %name);
                 tasks.spawn(
@@ -274,11 +299,12 @@ impl Runner {
         Ok(order.into_iter().filter_map(|name| reports.remove(&name)).collect())
     }
 
-    fn work(
+    pub(crate) fn work(
         &self,
         checked: CheckedStage,
         allowance: Allowance,
         options: &RunOptions,
+        schemas: &BTreeMap<TableName, SchemaRef>,
         pinned: &BTreeMap<TableName, Table>,
         runtime: &Arc<RuntimeEnv>,
     ) -> StageWork {
@@ -292,26 +318,32 @@ impl Runner {
             settings: SessionSettings { is_frugal, ..self.settings.clone() },
             runtime: Arc::clone(runtime),
             inputs: stage.inputs.keys().map(|input| (input.clone(), pinned.get(input).cloned())).collect(),
-            declared: self.input_schemas(stage),
+            declared: stage
+                .inputs
+                .keys()
+                .filter_map(|input| Some((input.clone(), Arc::clone(schemas.get(input)?))))
+                .collect(),
             current: pinned.get(&stage.name).cloned(),
             quarantine: quarantine_name(&stage.name).and_then(|name| pinned.get(&name).cloned()),
             as_of: options.as_of,
-            refresh: options.refresh,
+            full: options.full,
             checked,
         }
     }
 
-    /// The columns of inputs that may not be in the lake yet.
-    fn input_schemas(&self, stage: &Stage) -> BTreeMap<TableName, arrow::datatypes::SchemaRef> {
-        stage
-            .inputs
-            .keys()
-            .filter_map(|input| Some((input.clone(), Arc::clone(self.project.declared().get(input)?))))
-            .collect()
+    /// The columns of every table that stages may read, those that are not in the lake yet with them.
+    pub(crate) fn schemas(&self, checked: &[CheckedStage]) -> BTreeMap<TableName, SchemaRef> {
+        let made = checked.iter().map(|checked| (checked.stage.name.clone(), Arc::clone(&checked.schema)));
+        let declared = self.project.declared().iter().map(|(name, schema)| (name.clone(), Arc::clone(schema)));
+        declared.chain(made).collect()
     }
 
     /// Publishes the versions that are pinned now, unless readers see exactly these already.
-    async fn publish(&self, options: &RunOptions, pinned: &BTreeMap<TableName, Table>) -> Result<Option<u64>> {
+    pub(crate) async fn publish(
+        &self,
+        options: &RunOptions,
+        pinned: &BTreeMap<TableName, Table>,
+    ) -> Result<Option<u64>> {
         let tables: Vec<ManifestEntry> = pinned
             .values()
             .map(|table| ManifestEntry {
@@ -410,7 +442,7 @@ fn record(name: &TableName, built: &Built, seconds: f64) {
 
 /// How much of the machine a stage gets. One that does not fit beside others is built again with the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Allowance {
+pub(crate) enum Allowance {
     /// It shares memory with the stages beside it.
     Shared,
     /// No other stage runs.

@@ -251,6 +251,21 @@ impl Stage {
         mistakes
     }
 
+    /// The texts of the files that it is made of.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &str> {
+        let contract = self.contract.as_ref().map(Contract::text);
+        let defaults = self.defaults.as_ref().map(|defaults| defaults.text());
+        [Some(self.text.as_str()), contract, defaults].into_iter().map(Option::unwrap_or_default)
+    }
+
+    /// Whether a directive tags it, or one of its columns. A tag that comes from the folder's defaults is the stage's when it names such a column.
+    pub(crate) fn has_tag(&self, tag: &str) -> bool {
+        self.directives.tags.iter().filter(|(name, _)| name == tag).any(|(name, columns)| {
+            let is_column = |column: &String| self.place_of_output(column) != (0, 0, 0);
+            !self.directives.default_tags.contains(name) || columns.iter().any(is_column)
+        })
+    }
+
     /// What decides whether a refresh could give another result: the query without comments and layout, and the directives that
     /// change rows.
     pub(crate) fn fingerprint(&self, salt: &str) -> String {
@@ -265,7 +280,8 @@ impl Stage {
             part(expectation.severity.as_str());
             part(&expectation.condition);
         }
-        for (tag, columns) in &self.directives.tags {
+        // Tags of the stage as a whole are no part of its table.
+        for (tag, columns) in self.directives.tags.iter().filter(|(_, columns)| !columns.is_empty()) {
             part(tag);
             part(&columns.join(","));
         }

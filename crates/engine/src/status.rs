@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::build::{NOTE_COMMITS_MAX, STAGE_NOTE};
+use crate::orphans::orphans;
 use crate::project::Project;
 
 /// How many tables are looked at at once.
@@ -22,6 +23,8 @@ pub struct LakeStatus {
     pub published: Option<PublishedRun>,
     /// The stages, inputs first.
     pub stages: Vec<StageStatus>,
+    /// Tables of stages whose files are gone, sorted by name.
+    pub orphans: Vec<TableName>,
 }
 
 /// A published run.
@@ -55,7 +58,7 @@ pub struct StageStatus {
     pub freshness: Freshness,
 }
 
-/// Whether a table is made from what its inputs hold now. Whether its query changed, or the day of `now()`, is known to a run alone.
+/// Whether a table is made from what its inputs hold now. Whether its query changed, or the day of `now()`, a plan tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum Freshness {
@@ -86,6 +89,7 @@ pub async fn lake_status(lake: &Lake, project: &Project) -> Result<LakeStatus> {
     let manifest = lake.latest_manifest().await?;
     let mut names: Vec<TableName> = project.stages().iter().map(|stage| stage.name.clone()).collect();
     names.extend(project.stages().iter().flat_map(|stage| stage.inputs.keys().cloned()));
+    names.extend(lake.tables().await?.into_iter().filter(|name| project.may_be_orphan(name)));
     names.sort();
     names.dedup();
     let tables: BTreeMap<TableName, Option<(Table, u64)>> = futures::stream::iter(names)
@@ -136,5 +140,7 @@ pub async fn lake_status(lake: &Lake, project: &Project) -> Result<LakeStatus> {
         as_of: run.as_of,
         published_at: run.published_at,
     });
-    Ok(LakeStatus { published, stages })
+    let tables = tables.values().filter_map(|found| found.as_ref().map(|(table, _)| table));
+    let orphans = orphans(project, tables).await?;
+    Ok(LakeStatus { published, stages, orphans })
 }

@@ -33,6 +33,10 @@ pub(crate) enum CliError {
     FilesRefused { files: usize, kind: ErrorKind },
     #[error("{0}")]
     CheckFailed(String),
+    #[error(
+        "{} of {total} stages have rows that their queries do not give, or could not be verified: `holdfast run --full --select STAGE` makes a table anew", if *differing > 0 { differing.to_string() } else { "some".to_owned() }
+    )]
+    NotVerified { differing: usize, total: usize, kind: ErrorKind },
     #[error("{failed} of {total} cases failed")]
     CasesFailed { failed: usize, total: usize },
     #[error("cannot write the output: {0}")]
@@ -65,7 +69,7 @@ impl CliError {
             Self::File { .. } | Self::Argument(_) | Self::CasesFailed { .. } | Self::CheckFailed(_) => {
                 ErrorKind::InvalidInput
             }
-            Self::StagesFailed { kind, .. } | Self::FilesRefused { kind, .. } => *kind,
+            Self::StagesFailed { kind, .. } | Self::FilesRefused { kind, .. } | Self::NotVerified { kind, .. } => *kind,
             Self::Output(_) => ErrorKind::Retry,
             Self::Lake(error) => error.kind(),
             Self::Engine(error) => error.kind(),

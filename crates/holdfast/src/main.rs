@@ -16,8 +16,8 @@ use holdfast_lake::StoreOptions;
 use tracing::Instrument;
 
 use crate::commands::{
-    check, collect, contracts, demo, docs, fmt, generate, identity, ingest, lineage, maintain, quarantine, run, serve,
-    sql, status, test,
+    check, collect, contracts, demo, docs, fmt, generate, identity, ingest, lineage, maintain, plan, quarantine, run,
+    serve, sql, status, test, verify, why,
 };
 use crate::error::CliError;
 use crate::progress::Terminal;
@@ -55,6 +55,7 @@ enum Command {
     Identity(identity::IdentityArgs),
     Ingest(ingest::IngestArgs),
     Lineage(lineage::LineageArgs),
+    Plan(plan::PlanArgs),
     Run(run::RunArgs),
     Maintain(maintain::MaintainArgs),
     Quarantine(quarantine::QuarantineArgs),
@@ -62,6 +63,8 @@ enum Command {
     Serve(serve::ServeArgs),
     Status(status::StatusArgs),
     Test(test::TestArgs),
+    Verify(verify::VerifyArgs),
+    Why(why::WhyArgs),
 }
 
 impl Command {
@@ -77,6 +80,7 @@ impl Command {
             Self::Identity(_) => "identity",
             Self::Ingest(_) => "ingest",
             Self::Lineage(_) => "lineage",
+            Self::Plan(_) => "plan",
             Self::Run(_) => "run",
             Self::Maintain(_) => "maintain",
             Self::Quarantine(_) => "quarantine",
@@ -84,6 +88,8 @@ impl Command {
             Self::Serve(_) => "serve",
             Self::Status(_) => "status",
             Self::Test(_) => "test",
+            Self::Verify(_) => "verify",
+            Self::Why(_) => "why",
         }
     }
 }
@@ -155,6 +161,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Identity(args) => identity::run(&project, args, terminal).await,
         Command::Ingest(args) => ingest::run(&project, args, terminal).await,
         Command::Lineage(args) => lineage::run(&project, args).await,
+        Command::Plan(args) => plan::run(&project, args, terminal).await,
         Command::Run(args) => run::run(&project, args, terminal).await,
         Command::Maintain(args) => maintain::run(&project, args, terminal).await,
         Command::Quarantine(args) => quarantine::run(&project, args, terminal).await,
@@ -162,6 +169,8 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Serve(args) => serve::run(&project, args, terminal).await,
         Command::Status(args) => status::run(&project, args).await,
         Command::Test(args) => test::run(&project, args, terminal).await,
+        Command::Verify(args) => verify::run(&project, args, terminal).await,
+        Command::Why(args) => why::run(&project, args).await,
     }
 }
 

@@ -9,7 +9,7 @@ use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::ExecutionPlan;
 use deltalake_core::DeltaTable;
 use deltalake_core::kernel::Add;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use holdfast_types::{Clock, TableName};
 use object_store::ObjectStore;
 use object_store::path::Path;
@@ -18,11 +18,15 @@ use serde_json::Value;
 use crate::Result;
 use crate::cache::DataFiles;
 use crate::error::LakeError;
+use crate::head::CommitHead;
 use crate::order::SORTED_BY_TAG;
 use crate::provider::LakeTableProvider;
 
 /// The key of [`Table::data_version`] in the commits of merges.
 pub(crate) const DATA_VERSION: &str = "holdfast.data_version";
+
+/// Commits that are read at the same time in search of a note.
+const NOTES_AT_ONCE: usize = 16;
 
 /// A data file that is written but not yet part of a table: no reader sees it until a commit names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,7 +111,8 @@ impl Table {
         let look = || async {
             let log = self.inner.delta.log_store();
             let commit = log.read_commit_entry(self.version()).await.map_err(LakeError::delta(self.name()))?;
-            Ok(commit.and_then(|commit| noted_data_version(&commit)).unwrap_or(self.version()))
+            let head = commit.and_then(|commit| CommitHead::parse(self.version(), &commit));
+            Ok(head.map_or(self.version(), |head| head.data_version()))
         };
         self.inner.data_version.get_or_try_init(look).await.copied()
     }
@@ -192,14 +197,29 @@ impl Table {
         self.inner.positions.lock().unwrap_or_else(PoisonError::into_inner).extend(known);
     }
 
-    /// What the newest commit that carries `key` said under it, looking back over at most `commits_max` commits.
+    /// What the newest commit that carries `key` said under it, looking back over at most `commits_max` commits. A GET for each that is looked at, some at a time.
     ///
     /// # Errors
     /// What the Delta log answers.
     pub async fn commit_note(&self, key: &str, commits_max: usize) -> Result<Option<Value>> {
-        let history: Vec<_> =
-            self.inner.delta.history(Some(commits_max)).try_collect().await.map_err(LakeError::delta(self.name()))?;
-        Ok(history.into_iter().find_map(|commit| commit.info.get(key).cloned()))
+        let log = self.inner.delta.log_store();
+        let read = |version| {
+            let log = Arc::clone(&log);
+            async move { log.read_commit_entry(version).await.map(|commit| (version, commit)) }
+        };
+        let mut versions = (0..=self.version()).rev().take(commits_max);
+        // The newest has it mostly, and is read alone.
+        let newest = futures::stream::iter(versions.next()).then(read);
+        let others = futures::stream::iter(versions).map(read).buffered(NOTES_AT_ONCE);
+        let mut commits = std::pin::pin!(newest.chain(others));
+        while let Some((version, commit)) = commits.try_next().await.map_err(LakeError::delta(self.name()))? {
+            // What is before a commit that is gone is gone, too.
+            let Some(commit) = commit else { return Ok(None) };
+            if let Some(note) = CommitHead::parse(version, &commit).as_ref().and_then(|head| head.note(key)) {
+                return Ok(Some(note.clone()));
+            }
+        }
+        Ok(None)
     }
 
     /// A DataFusion table that reads this version.
@@ -268,16 +288,6 @@ impl Table {
             .map(|snapshot| snapshot.log_data().iter().map(|file| file.add_action()).collect())
             .unwrap_or_default()
     }
-}
-
-/// What a merge of files noted about the version it was committed on.
-fn noted_data_version(commit: &[u8]) -> Option<u64> {
-    serde_json::Deserializer::from_slice(commit)
-        .into_iter::<Value>()
-        .map_while(Result::ok)
-        .find_map(|action| action.get("commitInfo").cloned())?
-        .get(DATA_VERSION)?
-        .as_u64()
 }
 
 /// The schema as an engine reads it: partition columns last, plain types, metadata kept.

@@ -174,9 +174,23 @@ impl KeyPlan {
     pub(crate) fn restricted(&self, keys: Arc<dyn TableProvider>) -> Result<LogicalPlan> {
         restrict::restricted(&self.asked, keys)
     }
+
+    /// The rows that the query reads for the given keys, at each of the places where it chooses them, with the tables that are read there. What it reads whole is not
+    /// among them.
+    ///
+    /// # Errors
+    /// As [`KeyPlan::restricted`].
+    pub(crate) fn chosen_rows(&self, keys: &Arc<dyn TableProvider>) -> Result<Vec<(Vec<TableName>, LogicalPlan)>> {
+        restrict::chosen_rows(&self.asked, keys)
+    }
 }
 
 impl NotByKey {
+    /// For what is not about a part of the query.
+    pub(crate) fn without_a_place(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), what: String::new(), place: None }
+    }
+
     fn of_node(reason: impl Into<String>, plan: &LogicalPlan) -> Self {
         let place = plan.expressions().iter().find_map(expression::place);
         Self { reason: reason.into(), what: shortened(&plan.display().to_string()), place }
@@ -198,7 +212,8 @@ impl std::fmt::Display for NotByKey {
         if let Some((line, column)) = self.place {
             write!(f, "line {line}, column {column}: ")?;
         }
-        write!(f, "{}: {}", self.reason, self.what)
+        f.write_str(&self.reason)?;
+        if self.what.is_empty() { Ok(()) } else { write!(f, ": {}", self.what) }
     }
 }
 

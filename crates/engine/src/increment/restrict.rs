@@ -8,6 +8,7 @@ use datafusion::common::{Column, JoinConstraint, JoinType, NullEquality};
 use datafusion::datasource::provider_as_source;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{Expr, ExprSchemable, Join, LogicalPlan, LogicalPlanBuilder, cast};
+use holdfast_types::TableName;
 
 use super::Result;
 use super::derive::{Asked, How, Side};
@@ -21,6 +22,31 @@ pub(super) fn restricted(asked: &Asked, keys: Arc<dyn TableProvider>) -> Result<
         return Err(DataFusionError::Plan("keys are one column".to_owned()));
     }
     in_place(asked, &keys)
+}
+
+/// The rows that the query reads for the keys, at each of the places where they are chosen, with the tables that are read there.
+pub(super) fn chosen_rows(asked: &Asked, keys: &Arc<dyn TableProvider>) -> Result<Vec<(Vec<TableName>, LogicalPlan)>> {
+    let plan = LogicalPlanBuilder::scan(KEYS, provider_as_source(Arc::clone(keys)), None)?.build()?;
+    let mut places = Vec::new();
+    let mut open = vec![asked];
+    while let Some(asked) = open.pop() {
+        match &asked.how {
+            How::Here => {
+                let tables = super::plain::tables(&asked.plan).into_iter().collect();
+                places.push((tables, chosen(Arc::clone(&asked.plan), &asked.exprs, plan.clone())?));
+            }
+            How::Through(input) => open.push(input),
+            How::Every(inputs) => open.extend(inputs),
+            How::Join(left, right) => {
+                let sides = [left.as_ref(), right.as_ref()].into_iter();
+                open.extend(sides.filter_map(|side| match side {
+                    Side::Keyed(asked) => Some(asked),
+                    Side::Joined(_) | Side::Opaque { .. } => None,
+                }));
+            }
+        }
+    }
+    Ok(places)
 }
 
 fn in_place(asked: &Asked, keys: &LogicalPlan) -> Result<LogicalPlan> {

@@ -420,7 +420,7 @@ pub(crate) fn run_options(
         run_id: uuid::Uuid::now_v7().to_string(),
         as_of: as_of.unwrap_or_else(|| SystemClock.now()),
         selection,
-        refresh: false,
+        full: false,
         publish,
         parallel_stages: project.parallel_stages(),
     }

@@ -12,6 +12,7 @@ pub(crate) mod identity;
 pub(crate) mod ingest;
 pub(crate) mod lineage;
 pub(crate) mod maintain;
+pub(crate) mod plan;
 pub(crate) mod quarantine;
 pub(crate) mod run;
 pub(crate) mod serve;
@@ -20,6 +21,8 @@ pub(crate) mod sql;
 pub(crate) mod status;
 pub(crate) mod test;
 pub(crate) mod upkeep;
+pub(crate) mod verify;
+pub(crate) mod why;
 
 use std::io::Write;
 

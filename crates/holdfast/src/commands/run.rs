@@ -1,8 +1,9 @@
+use std::io::{BufRead, IsTerminal};
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use holdfast_engine::{RunReport, Runner, Selection, StageOutcome};
-use holdfast_types::{ErrorKind, Progress};
+use holdfast_engine::{RunOptions, RunReport, Runner, Selection, StageOutcome};
+use holdfast_types::{ErrorKind, Progress, TableName};
 
 use super::print_json;
 use crate::error::CliError;
@@ -10,34 +11,92 @@ use crate::progress::Terminal;
 use crate::project::Project;
 
 /// Bring the tables of SQL stages up to date and publish them as one run
+///
+/// What is up to date is left alone. So a run that failed or was killed is resumed by running again: what it committed is not done twice.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RunArgs {
-    /// Only these stages: NAME, schema.*, +NAME (with what it reads), NAME+ (with what reads it)
-    #[arg(long, value_name = "PATTERN", num_args = 1..)]
-    select: Vec<String>,
-    /// What now() is [default: now]
-    #[arg(long, value_name = "TIME")]
-    as_of: Option<DateTime<Utc>>,
-    /// Refresh also what is up to date
-    #[arg(long)]
-    refresh: bool,
+    #[command(flatten)]
+    what: WhatArgs,
     /// Print a report as JSON
     #[arg(long)]
     json: bool,
+    /// Delete tables of stages whose files are gone, after the run; asks first
+    #[arg(long)]
+    prune: bool,
+    /// Delete them without asking
+    #[arg(long, requires = "prune")]
+    yes: bool,
+}
+
+/// What a run or a plan is about.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WhatArgs {
+    /// Only these stages: NAME, schema.*, tag:TAG; +PATTERN (with what they read), PATTERN+ (with what reads them)
+    #[arg(long, value_name = "PATTERN", num_args = 1..)]
+    select: Vec<String>,
+    /// Without these stages: patterns as of --select
+    #[arg(long, value_name = "PATTERN", num_args = 1..)]
+    exclude: Vec<String>,
+    /// What now() is [default: now]
+    #[arg(long, value_name = "TIME")]
+    as_of: Option<DateTime<Utc>>,
+    /// Refresh in full, also what is up to date
+    #[arg(long)]
+    full: bool,
+}
+
+impl WhatArgs {
+    pub(crate) fn options(&self, project: &Project) -> RunOptions {
+        let options = super::ingest::run_options(project, self.as_of, selection(&self.select, &self.exclude), true);
+        RunOptions { full: self.full, ..options }
+    }
+}
+
+pub(crate) fn selection(select: &[String], exclude: &[String]) -> Selection {
+    let selection = if select.is_empty() { Selection::All } else { Selection::Patterns(select.to_vec()) };
+    if exclude.is_empty() { selection } else { Selection::Without(Box::new(selection), exclude.to_vec()) }
 }
 
 pub(crate) async fn run(project: &Project, args: &RunArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
+    if args.prune && !args.yes && !std::io::stdin().is_terminal() {
+        return Err(CliError::Argument("--prune asks, and nobody is there to answer: say --yes".to_owned()));
+    }
     let stages = project.stages()?;
     let lake = project.open_lake_to_write().await?;
-    let selection = if args.select.is_empty() { Selection::All } else { Selection::Patterns(args.select.clone()) };
-    let mut options = super::ingest::run_options(project, args.as_of, selection, true);
-    options.refresh = args.refresh;
-    let report = Runner::new(lake, stages, project.session_settings()?).run(&options, terminal.as_ref()).await?;
+    let options = args.what.options(project);
+    let runner = Runner::new(lake, stages, project.session_settings()?);
+    let report = runner.run(&options, terminal.as_ref()).await?;
     summarise(&report, terminal);
     if args.json {
         print_json(&report)?;
     }
-    judge(&report)
+    judge(&report)?;
+    if !args.prune {
+        report.orphans.iter().for_each(|orphan| terminal.note(&orphan_line(orphan)));
+        return Ok(());
+    }
+    if report.orphans.is_empty() || !(args.yes || ask(&report.orphans, terminal)?) {
+        return Ok(());
+    }
+    let options = RunOptions { run_id: uuid::Uuid::now_v7().to_string(), ..options };
+    for table in runner.prune(&report.orphans, &options).await? {
+        terminal.note(&format!("  Deleted {table}"));
+    }
+    Ok(())
+}
+
+/// What is told of a table whose stage is gone.
+fn orphan_line(orphan: &TableName) -> String {
+    format!("   Orphan {orphan}  the file of its stage is gone: the table is kept, `holdfast run --prune` deletes it")
+}
+
+fn ask(orphans: &[TableName], terminal: &Arc<Terminal>) -> Result<bool, CliError> {
+    let names: Vec<String> = orphans.iter().map(ToString::to_string).collect();
+    terminal.problem(&format!("Delete {} with all versions, for good? [y/N]", names.join(", ")));
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    read.map_err(|error| CliError::Argument(format!("cannot read the answer: {error}")))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 pub(crate) fn summarise(report: &RunReport, terminal: &Arc<Terminal>) {

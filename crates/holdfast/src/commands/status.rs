@@ -59,6 +59,9 @@ fn page(status: &LakeStatus) -> String {
             row[0], row[1], row[2], row[3], row[4], row[5]
         );
     }
+    for orphan in &status.orphans {
+        let _ = writeln!(text, "\n{orphan}: the file of its stage is gone; `holdfast run --prune` deletes the table");
+    }
     text
 }
 
