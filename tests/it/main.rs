@@ -41,6 +41,7 @@ mod s3;
 mod serve;
 mod stages;
 mod telemetry;
+mod up;
 mod workers;
 
 use std::io::{BufRead, BufReader};

@@ -14,11 +14,14 @@ pub(crate) mod lineage;
 pub(crate) mod maintain;
 pub(crate) mod quarantine;
 pub(crate) mod run;
+pub(crate) mod scheduled;
 pub(crate) mod serve;
 pub(crate) mod shares;
 pub(crate) mod sql;
 pub(crate) mod status;
 pub(crate) mod test;
+pub(crate) mod unify;
+pub(crate) mod up;
 pub(crate) mod upkeep;
 
 use std::io::Write;

@@ -21,12 +21,18 @@ pub(crate) struct RunArgs {
     /// Refresh also what is up to date
     #[arg(long)]
     refresh: bool,
+    /// Go on by the pipeline's [schedule], identity included, until Ctrl-C or SIGTERM
+    #[arg(long, conflicts_with_all = ["select", "as_of", "refresh", "json"])]
+    scheduled: bool,
     /// Print a report as JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) async fn run(project: &Project, args: &RunArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
+    if args.scheduled {
+        return Box::pin(super::scheduled::run(project, terminal)).await;
+    }
     let stages = project.stages()?;
     let lake = project.open_lake_to_write().await?;
     let selection = if args.select.is_empty() { Selection::All } else { Selection::Patterns(args.select.clone()) };
