@@ -173,7 +173,7 @@ async fn what_is_dropped_into_a_folder_or_pushed_is_served_without_another_comma
 
     let body = "{\"specversion\":\"1.0\",\"id\":\"e1\",\"source\":\"app\",\"type\":\"view\"}";
     let push = format!(
-        "POST /v1/cloudevents HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/cloudevents+json\r\n\
+        "POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/cloudevents+json\r\n\
          Content-Length: {}\r\n\r\n{body}",
         body.len()
     );
@@ -308,20 +308,19 @@ fn a_schedule_that_is_wrong_is_told_with_its_place_before_anything_is_written() 
 fn settings_of_up_that_are_wrong_are_told_before_anything_is_written() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
+    let serving = "[up]\nfrom = \"in\"\n[up.serve]\nlisten = ";
+    let health_taken = format!("[up]\nfrom = \"in\"\nhealth = \"{address}\"\n[up.serve]\nlisten = \"127.0.0.1:0\"\n");
+    let port_taken = format!("{serving}\"{address}\"\n");
+    let open_to_all = format!("{serving}\"0.0.0.0:0\"\n");
+    let no_source = format!("{serving}\"127.0.0.1:0\"\n[up.collect]\nsource = \"nothing\"\n");
     for (up, part) in [
         ("[up]\nevery_s = 0.0\n", "holdfast.toml:5:11: between 0.1 and 86400 seconds"),
         ("[up]\nport = 5\n", "holdfast.toml:5:1: unknown field `port`"),
         ("", "say where they are with `from` below [up]"),
-        (
-            &format!("[up]\nfrom = \"in\"\nhealth = \"{address}\"\n[up.serve]\nlisten = \"127.0.0.1:0\"\n"),
-            "cannot tell health",
-        ),
-        (&format!("[up]\nfrom = \"in\"\n[up.serve]\nlisten = \"{address}\"\n"), "in use"),
-        ("[up]\nfrom = \"in\"\n[up.serve]\nlisten = \"0.0.0.0:0\"\n", "--token-file"),
-        (
-            "[up]\nfrom = \"in\"\n[up.serve]\nlisten = \"127.0.0.1:0\"\n[up.collect]\nsource = \"nothing\"\n",
-            "no source `nothing`",
-        ),
+        (health_taken.as_str(), "cannot tell health"),
+        (port_taken.as_str(), "in use"),
+        (open_to_all.as_str(), "--token-file"),
+        (no_source.as_str(), "no source `nothing`"),
     ] {
         let shop = shop("on_new_data = true", up);
         let (code, said) = shop.fails(&["up"]);

@@ -44,6 +44,7 @@ pub(crate) struct UpArgs {
 
 pub(crate) async fn run(project: &Project, args: &UpArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let section = project.up();
+    project.schedule()?;
     let (from, base) = match &args.from {
         Some(from) => (Some(from), PathBuf::from(".")),
         None => (section.from.as_ref(), project.folder().to_owned()),

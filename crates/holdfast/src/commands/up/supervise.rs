@@ -138,7 +138,7 @@ mod tests {
         (ended, starts.load(Ordering::SeqCst), board.all().remove("a part").unwrap())
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_part_that_fails_or_panics_is_started_again() {
         let (ended, starts, health) = watched(|start| match start {
             0 => Err(CliError::Output(std::io::Error::other("a disk"))),
@@ -151,7 +151,7 @@ mod tests {
         assert!(health.running && health.restarts == 2 && health.error == Some(ErrorKind::Bug), "{health:?}");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_a_person_has_to_mend_ends_it() {
         let (ended, starts, _) = watched(|_| Err(CliError::Argument("a wrong flag".to_owned()))).await;
         assert_eq!(ended.unwrap_err().to_string(), "a wrong flag");
