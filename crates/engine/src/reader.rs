@@ -149,6 +149,20 @@ impl LakeReader {
         Ok(Self { lake, settings, runtime, current: RwLock::new(Arc::new(published)) })
     }
 
+    /// As [`LakeReader::open`], but where nothing is published yet readers see a run without tables, of sequence 0, until
+    /// [`LakeReader::refresh`] finds the first.
+    ///
+    /// # Errors
+    /// What the lake answers.
+    pub async fn open_early(lake: Lake, settings: SessionSettings) -> Result<Self> {
+        if lake.latest_manifest().await?.is_some() {
+            return Self::open(lake, settings).await;
+        }
+        let runtime = settings.runtime(&lake)?;
+        let nothing = Self::unpublished(&lake, &settings, Vec::new())?;
+        Ok(Self { lake, settings, runtime, current: RwLock::new(Arc::new(nothing)) })
+    }
+
     /// The newest version of every table, published or not, pinned now: what a data engineer looks at between runs.
     ///
     /// # Errors

@@ -39,6 +39,8 @@ pub(crate) enum CliError {
     NotVerified { differing: usize, total: usize, kind: ErrorKind },
     #[error("{failed} of {total} cases failed")]
     CasesFailed { failed: usize, total: usize },
+    #[error("{0}")]
+    PartEnded(String),
     #[error("cannot write the output: {0}")]
     Output(std::io::Error),
     #[error(transparent)]
@@ -71,6 +73,7 @@ impl CliError {
             }
             Self::StagesFailed { kind, .. } | Self::FilesRefused { kind, .. } | Self::NotVerified { kind, .. } => *kind,
             Self::Output(_) => ErrorKind::Retry,
+            Self::PartEnded(_) => ErrorKind::Bug,
             Self::Lake(error) => error.kind(),
             Self::Engine(error) => error.kind(),
             Self::Collect(error) => error.kind(),

@@ -5,11 +5,13 @@ mod commands;
 mod error;
 mod progress;
 mod project;
+mod schedule;
 mod telemetry;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use holdfast_lake::StoreOptions;
@@ -17,7 +19,7 @@ use tracing::Instrument;
 
 use crate::commands::{
     check, collect, contracts, demo, docs, fmt, generate, identity, ingest, lineage, maintain, plan, quarantine, run,
-    serve, sql, status, test, verify, why,
+    serve, sql, status, test, up, verify, why,
 };
 use crate::error::CliError;
 use crate::progress::Terminal;
@@ -63,6 +65,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Status(status::StatusArgs),
     Test(test::TestArgs),
+    Up(up::UpArgs),
     Verify(verify::VerifyArgs),
     Why(why::WhyArgs),
 }
@@ -88,6 +91,7 @@ impl Command {
             Self::Serve(_) => "serve",
             Self::Status(_) => "status",
             Self::Test(_) => "test",
+            Self::Up(_) => "up",
             Self::Verify(_) => "verify",
             Self::Why(_) => "why",
         }
@@ -96,6 +100,9 @@ impl Command {
 
 /// Threads for calls that block, on local files above all. Each keeps memory of its own.
 const BLOCKING_THREADS: usize = 16;
+
+/// How long a command that is over waits for threads that are not.
+const SHUTDOWN_LIMIT: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -111,7 +118,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&CliError::Argument(format!("cannot start: {error}")), &terminal),
     };
-    match runtime.block_on(start(&cli, &terminal)) {
+    let ended = runtime.block_on(start(&cli, &terminal));
+    // What was dropped in the middle of something may still compute: nobody waits for it.
+    runtime.shutdown_timeout(SHUTDOWN_LIMIT);
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, &terminal),
     }
@@ -169,6 +179,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Serve(args) => serve::run(&project, args, terminal).await,
         Command::Status(args) => status::run(&project, args).await,
         Command::Test(args) => test::run(&project, args, terminal).await,
+        Command::Up(args) => up::run(&project, args, terminal).await,
         Command::Verify(args) => verify::run(&project, args, terminal).await,
         Command::Why(args) => why::run(&project, args).await,
     }

@@ -14,9 +14,12 @@ use holdfast_lake::{Lake, LakeSettings, MaintainSettings, StoreOptions};
 use holdfast_types::TableName;
 use serde::Deserialize;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+use toml::Spanned;
 
 use crate::clock::SystemClock;
+use crate::commands::up::UpSection;
 use crate::error::CliError;
+use crate::schedule::{Schedule, ScheduleSection};
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -26,6 +29,7 @@ struct ProjectFile {
     ingest: IngestSection,
     identity: IdentitySection,
     maintenance: MaintenanceSection,
+    up: UpSection,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -135,6 +139,7 @@ struct PipelineFile {
     #[serde(default)]
     description: String,
     stages: PathBuf,
+    schedule: Option<Spanned<ScheduleSection>>,
 }
 
 /// What the command line says about all of it; the rest comes from `holdfast.toml`.
@@ -298,8 +303,27 @@ impl Project {
 
     /// The pipeline in one line, as its file has it.
     pub(crate) fn description(&self) -> Result<String, CliError> {
-        let pipeline: PipelineFile = read_toml(&self.pipeline_folder()?.join("pipeline.toml"))?;
-        Ok(pipeline.description)
+        Ok(self.pipeline_file()?.0.description)
+    }
+
+    /// When the pipeline's stages are run by themselves: on new data, where its file does not say.
+    pub(crate) fn schedule(&self) -> Result<Schedule, CliError> {
+        Ok(self.pipeline_file()?.1)
+    }
+
+    /// The pipeline's file. A schedule that is wrong is told to every command that has to do with stages.
+    fn pipeline_file(&self) -> Result<(PipelineFile, Schedule), CliError> {
+        let path = self.pipeline_folder()?.join("pipeline.toml");
+        let text = read_text(&path)?;
+        let file: PipelineFile = parse_toml(&path, &text)?;
+        let schedule = file.schedule.as_ref().map(Schedule::new).transpose();
+        let schedule = schedule.map_err(|(span, message)| located(&path, &text, span.start, message))?;
+        Ok((file, schedule.unwrap_or_default()))
+    }
+
+    /// What `holdfast up` does.
+    pub(crate) fn up(&self) -> &UpSection {
+        &self.file.up
     }
 
     /// The folder of the project.
@@ -319,8 +343,7 @@ impl Project {
 
     /// The folder of the pipeline's stages.
     pub(crate) fn stage_folder(&self) -> Result<PathBuf, CliError> {
-        let pipeline: PipelineFile = read_toml(&self.pipeline_folder()?.join("pipeline.toml"))?;
-        Ok(self.folder.join(pipeline.stages))
+        Ok(self.folder.join(self.pipeline_file()?.0.stages))
     }
 
     /// The same stages as far as they can be read, with what is wrong with them.
@@ -444,20 +467,31 @@ pub(crate) fn raw_table(source: &SourceSpec) -> Result<TableName, CliError> {
 }
 
 fn read_toml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, CliError> {
-    let text = std::fs::read_to_string(path).map_err(|source| CliError::File {
+    parse_toml(path, &read_text(path)?)
+}
+
+fn read_text(path: &Path) -> Result<String, CliError> {
+    std::fs::read_to_string(path).map_err(|source| CliError::File {
         what: "cannot read",
         path: path.to_owned(),
         source,
-    })?;
-    toml::from_str(&text).map_err(|error| {
-        let before = text.get(..error.span().map_or(0, |span| span.start)).unwrap_or_default();
-        CliError::Config {
-            path: path.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: before.rsplit('\n').next().unwrap_or_default().chars().count() + 1,
-            message: error.message().to_owned(),
-        }
     })
+}
+
+fn parse_toml<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, CliError> {
+    toml::from_str(text)
+        .map_err(|error| located(path, text, error.span().map_or(0, |span| span.start), error.message().to_owned()))
+}
+
+/// A mistake at this byte of a file.
+fn located(path: &Path, text: &str, offset: usize, message: String) -> CliError {
+    let before = text.get(..offset).unwrap_or_default();
+    CliError::Config {
+        path: path.to_owned(),
+        line: before.matches('\n').count() + 1,
+        column: before.rsplit('\n').next().unwrap_or_default().chars().count() + 1,
+        message,
+    }
 }
 
 #[cfg(test)]

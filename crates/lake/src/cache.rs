@@ -20,7 +20,7 @@ use datafusion::execution::cache::{Cache, CacheValue};
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
     Attributes, CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
@@ -193,7 +193,7 @@ impl AsyncFileReader for SmallFileReader {
 /// A store whose commits are kept for a minute after they were read or written.
 pub(crate) struct KeptCommits {
     inner: Arc<dyn ObjectStore>,
-    commits: DefaultCache<Path, Commit>,
+    commits: Arc<DefaultCache<Path, Commit>>,
 }
 
 #[derive(Clone)]
@@ -210,7 +210,7 @@ impl CacheValue for Commit {
 
 impl KeptCommits {
     pub(crate) fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, commits: DefaultCache::new_with_ttl(COMMITS_BYTES, Some(COMMITS_FOR)) }
+        Self { inner, commits: Arc::new(DefaultCache::new_with_ttl(COMMITS_BYTES, Some(COMMITS_FOR))) }
     }
 
     fn keep(&self, meta: ObjectMeta, bytes: Bytes) {
@@ -309,7 +309,9 @@ impl ObjectStore for KeptCommits {
         &self,
         locations: BoxStream<'static, object_store::Result<Path>>,
     ) -> BoxStream<'static, object_store::Result<Path>> {
-        self.inner.delete_stream(locations)
+        // Whoever deletes a table here and makes it anew is not to see the old one.
+        let commits = Arc::clone(&self.commits);
+        self.inner.delete_stream(locations.inspect_ok(move |path| drop(commits.remove(path))).boxed())
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
@@ -378,6 +380,12 @@ mod tests {
         store.put_opts(&next, "ours".into(), create).await?;
         behind.delete(&next).await?;
         assert_eq!(store.get(&next).await?.bytes().await?, "ours", "what was written is kept");
+        let _ = store.delete(&next).await;
+        let _ = store.delete(&commit).await;
+        assert!(
+            matches!(store.get(&commit).await, Err(object_store::Error::NotFound { .. })),
+            "what we deleted is gone"
+        );
         Ok(())
     }
 }

@@ -1,10 +1,13 @@
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_collect::{Access, CollectSettings, WriteKey, WriteKeys, bind, collect};
 use holdfast_ingest::{FileFormat, Inbox, SourceSpec};
+use holdfast_lake::Lake;
 use holdfast_types::Progress;
+use tokio::net::TcpListener;
 
 use super::print;
 use super::stop_signal;
@@ -14,17 +17,17 @@ use crate::progress::Terminal;
 use crate::project::Project;
 
 /// Take events that programs push over HTTP: acknowledged when durable, in raw a moment later
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct CollectArgs {
     /// The address to listen on
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8816")]
-    listen: String,
+    pub(crate) listen: String,
     /// A TOML file with write keys and their sources; needed for any address but loopback
     #[arg(long, value_name = "FILE", conflicts_with = "source")]
-    keys_file: Option<PathBuf>,
+    pub(crate) keys_file: Option<PathBuf>,
     /// The source that everything goes to, when there is no keys file
     #[arg(long, value_name = "NAME")]
-    source: Option<String>,
+    pub(crate) source: Option<String>,
     /// Print a new write key of a source and its line for the keys file, and do nothing else
     #[arg(long, value_name = "SOURCE")]
     new_key: Option<String>,
@@ -49,46 +52,81 @@ pub(crate) struct CollectArgs {
 }
 
 pub(crate) async fn run(project: &Project, args: &CollectArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
-    let sources = project.sources()?;
     if let Some(name) = &args.new_key {
-        find(project, &sources, name)?;
+        find(project, &project.sources()?, name)?;
         return print_new_key(name);
     }
-    let access = access(args)?;
-    let named: Vec<&str> = match &access {
-        Access::Open { source } => vec![source],
-        Access::Keys(keys) => keys.sources().into_iter().collect(),
-    };
-    let named: Vec<&SourceSpec> =
-        named.into_iter().map(|name| find(project, &sources, name)).collect::<Result<_, _>>()?;
     // The port is taken before the lake is made: a wrong address is told at once.
-    let listener = bind(&args.listen, &access).await?;
-    let address = listener
-        .local_addr()
-        .map_err(|error| CliError::Argument(format!("cannot listen on {}: {error}", args.listen)))?;
+    let gate = Gate::open(project, args).await?;
     let lake = project.create_lake().await?;
-    let inboxes = named.iter().map(|source| Inbox::new(&lake, &project.pipeline, source)).collect();
-    let settings = CollectSettings {
-        request_bytes_max: args.request_kb_max.saturating_mul(1 << 10),
-        message_bytes_max: args.message_kb_max.saturating_mul(1 << 10),
-        queue_bytes_max: args.queue_mb_max.saturating_mul(1 << 20),
-        gather: Duration::from_millis(args.gather_ms),
-        ingest_interval: Duration::from_millis(args.ingest_interval_ms.max(10)),
-        remembered_ids: args.remember_ids,
-        ..CollectSettings::default()
-    };
-    let names: Vec<&str> = named.iter().map(|source| source.name.as_str()).collect();
-    let note = format!("  Collecting {} on http://{address}, Ctrl-C stops", names.join(", "));
+    let note = format!("  Collecting {} on http://{}, Ctrl-C stops", gate.names(), gate.address);
     let ready = || {
         // Before anybody is told: who reads the line may stop the server at once.
         let stop = stop_signal();
         terminal.note(&note);
         stop
     };
-    let settings = (settings, project.ingest_settings());
-    Box::pin(collect(inboxes, access, settings, Arc::new(SystemClock), listener, ready)).await?;
+    gate.collect(project, args, &lake, ready).await?;
     terminal.note("  Stopped");
     Ok(())
+}
+
+/// A port on which events are going to be taken, and for which sources.
+pub(crate) struct Gate {
+    pub(crate) address: SocketAddr,
+    listener: TcpListener,
+    access: Access,
+    sources: Vec<SourceSpec>,
+}
+
+impl Gate {
+    /// Reads the keys and takes the port.
+    ///
+    /// # Errors
+    /// Keys, sources or an address that are wrong, or would let anybody in.
+    pub(crate) async fn open(project: &Project, args: &CollectArgs) -> Result<Self, CliError> {
+        let all = project.sources()?;
+        let access = access(args)?;
+        let named: Vec<&str> = match &access {
+            Access::Open { source } => vec![source],
+            Access::Keys(keys) => keys.sources().into_iter().collect(),
+        };
+        let sources =
+            named.into_iter().map(|name| find(project, &all, name).cloned()).collect::<Result<Vec<_>, _>>()?;
+        let listener = bind(&args.listen, &access).await?;
+        let address = listener
+            .local_addr()
+            .map_err(|error| CliError::Argument(format!("cannot listen on {}: {error}", args.listen)))?;
+        Ok(Self { address, listener, access, sources })
+    }
+
+    /// The sources that take events.
+    pub(crate) fn names(&self) -> String {
+        let names: Vec<&str> = self.sources.iter().map(|source| source.name.as_str()).collect();
+        names.join(", ")
+    }
+
+    /// Takes events until what `ready` returned completes.
+    pub(crate) async fn collect<Stop: Future<Output = ()> + Send>(
+        self,
+        project: &Project,
+        args: &CollectArgs,
+        lake: &Lake,
+        ready: impl FnOnce() -> Stop + Send,
+    ) -> Result<(), CliError> {
+        let inboxes = self.sources.iter().map(|source| Inbox::new(lake, &project.pipeline, source)).collect();
+        let settings = CollectSettings {
+            request_bytes_max: args.request_kb_max.saturating_mul(1 << 10),
+            message_bytes_max: args.message_kb_max.saturating_mul(1 << 10),
+            queue_bytes_max: args.queue_mb_max.saturating_mul(1 << 20),
+            gather: Duration::from_millis(args.gather_ms),
+            ingest_interval: Duration::from_millis(args.ingest_interval_ms.max(10)),
+            remembered_ids: args.remember_ids,
+            ..CollectSettings::default()
+        };
+        let settings = (settings, project.ingest_settings());
+        Ok(Box::pin(collect(inboxes, self.access, settings, Arc::new(SystemClock), self.listener, ready)).await?)
+    }
 }
 
 fn access(args: &CollectArgs) -> Result<Access, CliError> {

@@ -9,8 +9,9 @@ use serde::Serialize;
 
 use super::feeds::Feeds;
 use super::generate::generate_sources;
-use super::ingest::{Manner, Told, ingest_sources, resolve_identity, run_options};
+use super::ingest::{Manner, Told, ingest_sources, run_options};
 use super::serve::ServeArgs;
+use super::unify::resolve_identity;
 use super::{grouped, print, print_json};
 use crate::error::CliError;
 use crate::progress::Terminal;

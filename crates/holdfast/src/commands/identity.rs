@@ -11,7 +11,8 @@ use holdfast_lake::Lake;
 use holdfast_types::{Clock, Progress};
 use serde::Serialize;
 
-use super::ingest::{has_unified, learn_anew, resolve_identity, run_options, unified_stages};
+use super::ingest::{has_unified, run_options, unified_stages};
+use super::unify::{learn_anew, resolve_identity};
 use super::{grouped, print, print_json};
 use crate::clock::SystemClock;
 use crate::error::CliError;

@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use futures::{StreamExt, TryStreamExt};
 use holdfast_engine::{Project as Stages, RunOptions, RunReport, Runner, Selection};
-use holdfast_identity::{IdentifierTokens, IdentitySource, ResolveReport, Resolver, newest_decision};
+use holdfast_identity::{IdentifierTokens, Resolver};
 use holdfast_ingest::{
     IngestError, IngestSettings, IngestStep, Origin, Severity, SourceReader, SourceReport, SourceSpec, ingest_inbox,
-    ingest_source, ledger_tables, newest_replay,
+    ingest_source, ledger_tables,
 };
 use holdfast_lake::{Lake, LakeError, ObjectLocation, open_store};
 use holdfast_types::{Clock, ErrorKind, Progress, TableName};
@@ -19,12 +18,13 @@ use tokio::task::JoinSet;
 use super::feeds::{Feeds, Following};
 use super::maintain::duration;
 use super::shares::Shares;
+use super::unify::Arrived;
 use super::upkeep::Upkeep;
 use super::{grouped, print_json};
 use crate::clock::SystemClock;
 use crate::error::CliError;
 use crate::progress::Terminal;
-use crate::project::{Project, raw_table};
+use crate::project::Project;
 
 /// What follows from all sources, for workers that share a pipeline. No source has this name: it would be no table's.
 const AFTERWARDS: &str = "identity and stages";
@@ -32,9 +32,8 @@ const AFTERWARDS: &str = "identity and stages";
 /// The schema whose stages map sources to one row a fact, keyed by customer.
 pub(crate) const UNIFIED_SCHEMA: &str = "core";
 
-/// How many tables are looked at at once.
-const LOOKS: usize = 8;
-
+/// How long sources stay reserved when a watching process dies.
+const LEASE: Duration = Duration::from_secs(30);
 /// How long a watching process may take to end what it is at when it is told to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
 /// And then to let others take what it held.
@@ -43,7 +42,7 @@ const GIVE_BACK_LIMIT: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Bring sources into the lake: raw tables, identity, core tables
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct IngestArgs {
     /// Where the files of sources are: a folder or a URL such as s3://bucket/prefix. Not needed for sources that are feeds
     #[arg(long, value_name = "URL")]
@@ -77,8 +76,31 @@ pub(crate) struct IngestArgs {
     abort_after: Option<IngestStep>,
 }
 
+impl IngestArgs {
+    /// Watching, to raw and no further.
+    pub(crate) fn watching(every: f64) -> Self {
+        Self {
+            from: None,
+            source: Vec::new(),
+            raw_only: true,
+            watch: true,
+            every,
+            run: false,
+            as_of: None,
+            json: false,
+            lease: LEASE,
+            abort_after: None,
+        }
+    }
+}
+
 fn pause(text: &str) -> Result<f64, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    pause_of(seconds)
+}
+
+/// How often to look, if one may look so often.
+pub(crate) fn pause_of(seconds: f64) -> Result<f64, String> {
     if (0.1..=86_400.0).contains(&seconds) { Ok(seconds) } else { Err("between 0.1 and 86400 seconds".to_owned()) }
 }
 
@@ -137,37 +159,9 @@ pub(crate) async fn run(project: &Project, args: &IngestArgs, terminal: &Arc<Ter
         Some(url) => Some(open_store(url, &PathBuf::from("."), project.options())?),
         None => None,
     };
-    let mut sources = project.sources()?;
-    for name in &args.source {
-        if !sources.iter().any(|source| &source.name == name) {
-            let known: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
-            return Err(CliError::Argument(format!(
-                "pipeline {} has no source `{name}`: there are {}",
-                project.pipeline,
-                known.join(", ")
-            )));
-        }
-    }
-    if !args.source.is_empty() {
-        sources.retain(|source| args.source.contains(&source.name));
-    }
-    if let (None, Some(source)) = (&from, sources.iter().find(|source| matches!(source.origin, Origin::Files(_)))) {
-        return Err(CliError::Argument(format!(
-            "source {} is read from files: say with --from where they are, or name the sources that are none with --source",
-            source.name
-        )));
-    }
-    // Mistakes in contracts, stages and rules are told before anything is written.
-    let feeds = Feeds::open(project, &sources)?;
-    let stages = project.stages()?;
-    let tokens = project.tokens()?;
-    let lake = project.create_lake().await?;
-    let has_core = has_unified(&stages);
-    let runner =
-        if has_core || args.run { Some(Runner::new(lake.clone(), stages, project.session_settings()?)) } else { None };
-    let rounds = Rounds { project, args, terminal, from, sources, feeds, tokens, lake, runner };
+    let rounds = Rounds::open(project, args, from, terminal).await?;
     if args.watch {
-        return rounds.watch().await;
+        return rounds.watch(super::stop_signal(), true).await;
     }
     let report = rounds.round(Told::All, &mut Unified::new(rounds.tokens.clone()), None).await?;
     rounds.tidy(&report.sources).await?;
@@ -178,10 +172,10 @@ pub(crate) async fn run(project: &Project, args: &IngestArgs, terminal: &Arc<Ter
 }
 
 /// What every round of ingestion needs.
-struct Rounds<'a> {
-    project: &'a Project,
-    args: &'a IngestArgs,
-    terminal: &'a Arc<Terminal>,
+pub(crate) struct Rounds {
+    project: Project,
+    args: IngestArgs,
+    terminal: Arc<Terminal>,
     from: Option<ObjectLocation>,
     sources: Vec<SourceSpec>,
     feeds: Feeds,
@@ -192,8 +186,8 @@ struct Rounds<'a> {
 
 /// How far what is in raw has come in identity and core, and what the next round need not read again.
 struct Unified {
-    /// What was brought there last, and by which decisions of people; `None` when that is not known.
-    arrived: Option<(Vec<IdentitySource>, i64)>,
+    /// What was brought there last; `None` when that is not known.
+    arrived: Option<Arrived>,
     resolver: Resolver,
 }
 
@@ -209,7 +203,55 @@ struct Watching {
     readers: BTreeMap<String, SourceReader>,
 }
 
-impl Rounds<'_> {
+impl Rounds {
+    /// Checks all that ingestion reads before it writes anything.
+    pub(crate) async fn open(
+        project: &Project,
+        args: &IngestArgs,
+        from: Option<ObjectLocation>,
+        terminal: &Arc<Terminal>,
+    ) -> Result<Self, CliError> {
+        let mut sources = project.sources()?;
+        for name in &args.source {
+            if !sources.iter().any(|source| &source.name == name) {
+                let known: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
+                return Err(CliError::Argument(format!(
+                    "pipeline {} has no source `{name}`: there are {}",
+                    project.pipeline,
+                    known.join(", ")
+                )));
+            }
+        }
+        if !args.source.is_empty() {
+            sources.retain(|source| args.source.contains(&source.name));
+        }
+        if let (None, Some(source)) = (&from, sources.iter().find(|source| matches!(source.origin, Origin::Files(_)))) {
+            return Err(CliError::Argument(format!(
+                "source {} is read from files: say with --from where they are, or name the sources that are none with --source",
+                source.name
+            )));
+        }
+        // Mistakes in contracts, stages and rules are told before anything is written.
+        let feeds = Feeds::open(project, &sources)?;
+        let stages = project.stages()?;
+        let tokens = project.tokens()?;
+        let lake = project.create_lake().await?;
+        let needs_runner = !args.raw_only && (has_unified(&stages) || args.run);
+        let runner =
+            if needs_runner { Some(Runner::new(lake.clone(), stages, project.session_settings()?)) } else { None };
+        Ok(Self {
+            project: project.clone(),
+            args: args.clone(),
+            terminal: Arc::clone(terminal),
+            from,
+            sources,
+            feeds,
+            tokens,
+            lake,
+            runner,
+        })
+    }
+
     /// Everything that is there now, to raw and from there to core. `unified` says what of raw is in core already, so that a
     /// round without news is a short one; whoever wrote to raw, such as `holdfast collect`, makes news. A watching worker does what it holds.
     async fn round(
@@ -219,7 +261,7 @@ impl Rounds<'_> {
         mut watching: Option<&mut Watching>,
     ) -> Result<IngestReport, CliError> {
         let started = Instant::now();
-        let (project, args, terminal) = (self.project, self.args, self.terminal);
+        let (project, args, terminal) = (&self.project, &self.args, &self.terminal);
         let manner = Manner {
             abort_after: args.abort_after,
             told,
@@ -247,6 +289,16 @@ impl Rounds<'_> {
         Ok(report)
     }
 
+    /// The lake that is ingested into.
+    pub(crate) fn lake(&self) -> &Lake {
+        &self.lake
+    }
+
+    /// What keeps the tables tidy beside the rounds.
+    pub(crate) fn upkeep(&self) -> Upkeep {
+        Upkeep::new(&self.project, &self.lake, &self.sources, &self.terminal)
+    }
+
     /// Maintains the tables that this ingestion appended to, once they have many small files: what the next one costs does not grow with the number of those
     /// before. That it failed is told; what came in is in.
     async fn tidy(&self, reports: &[SourceReport]) -> Result<(), CliError> {
@@ -260,7 +312,7 @@ impl Rounds<'_> {
                 tables.push(TableName::new(schema, &report.source).map_err(|error| CliError::Lake(error.into()))?);
             }
         }
-        let mut upkeep = Upkeep::new(self.project, &self.lake, &self.sources, self.terminal);
+        let mut upkeep = self.upkeep();
         if let Err(error) = upkeep.tidy(tables).await {
             self.terminal.problem(&format!("   Failed maintenance: {error}"));
         }
@@ -269,7 +321,7 @@ impl Rounds<'_> {
 
     /// The sources that this worker holds, one after the other. One that is lost on the way is its new holder's.
     async fn ingest_held(&self, manner: Manner, watching: &mut Watching) -> Result<Vec<SourceReport>, CliError> {
-        let settings = ingest_settings(self.project, manner.abort_after);
+        let settings = ingest_settings(&self.project, manner.abort_after);
         let Some(from) = &self.from else { return Ok(Vec::new()) };
         let Watching { shares, readers } = watching;
         let mut reports = Vec::new();
@@ -290,7 +342,7 @@ impl Rounds<'_> {
             let ended = shares.hold(&source.name, work).await.map_err(CliError::from);
             match ended.and_then(|ended| ended.transpose().map_err(CliError::from)) {
                 Ok(Some(report)) => {
-                    tell(source, &report, manner, self.terminal);
+                    tell(source, &report, manner, &self.terminal);
                     reports.push(report);
                 }
                 Ok(None) => self.terminal.note(&format!("     Lost {}: another worker goes on with it", source.name)),
@@ -308,14 +360,14 @@ impl Rounds<'_> {
 
     /// What is in raw, to identity and core.
     async fn unify(&self, unified: &mut Unified, report: &mut IngestReport) -> Result<(), CliError> {
-        let (project, args, terminal) = (self.project, self.args, self.terminal);
-        let arrived = (identity_sources(project, &self.lake).await?, newest_decision(&self.lake).await?);
+        let (project, args, terminal) = (&self.project, &self.args, &self.terminal);
+        let arrived = Arrived::look(project, &self.lake).await?;
         if unified.arrived.as_ref() == Some(&arrived) {
             return Ok(());
         }
         // Until all of it is done, nothing is known to be.
         unified.arrived = None;
-        let resolved = resolve_sources(project, &self.lake, &mut unified.resolver, &arrived.0, terminal).await?;
+        let resolved = arrived.resolve(project, &self.lake, &mut unified.resolver, terminal).await?;
         report.customers = Some(resolved.customers);
         if let Some(runner) = &self.runner {
             let selection = if args.run { Selection::All } else { unified_stages() };
@@ -330,9 +382,9 @@ impl Rounds<'_> {
         Ok(())
     }
 
-    /// Round after round until a signal, and beside them the feeds. What is under way then may end, for a while; what it leaves open the
-    /// next process finishes.
-    async fn watch(&self) -> Result<(), CliError> {
+    /// Round after round until `stop`, and beside them the feeds. What is under way then may end, for a while; what it leaves open the next process
+    /// finishes. Where this is all that the process does, it maintains tables, too, and says when it begins and ends.
+    pub(crate) async fn watch(&self, stop: impl Future<Output = ()> + Send, is_alone: bool) -> Result<(), CliError> {
         let files = self.sources.iter().filter(|source| matches!(source.origin, Origin::Files(_)));
         let mut parts: Vec<String> = files.map(|source| source.name.clone()).collect();
         if !self.args.raw_only {
@@ -342,24 +394,35 @@ impl Rounds<'_> {
         let mut watching = Watching { shares, readers: BTreeMap::new() };
         // Ends with this function, whatever it is at.
         let mut beside = JoinSet::new();
-        if self.project.maintenance().automatic {
-            beside.spawn(Upkeep::new(self.project, &self.lake, &self.sources, self.terminal).go_on());
+        if is_alone && self.project.maintenance().automatic {
+            beside.spawn(self.upkeep().go_on());
         }
-        let settings = ingest_settings(self.project, self.args.abort_after);
+        let settings = ingest_settings(&self.project, self.args.abort_after);
         let mut following = self.feeds.follow(&self.sources, (&self.lake, &self.project.pipeline), &settings);
-        let ended = self.rounds_until_stopped(&mut following, &mut watching).await;
+        let ended = self.rounds_until_stopped(&mut following, &mut watching, stop, is_alone).await;
         beside.abort_all();
         // What the store takes longer for than this ends by itself.
         let _ = tokio::time::timeout(GIVE_BACK_LIMIT, watching.shares.give_back()).await;
         ended
     }
 
-    async fn rounds_until_stopped(&self, following: &mut Following, watching: &mut Watching) -> Result<(), CliError> {
+    async fn rounds_until_stopped(
+        &self,
+        following: &mut Following,
+        watching: &mut Watching,
+        stop: impl Future<Output = ()> + Send,
+        is_alone: bool,
+    ) -> Result<(), CliError> {
+        let say = |what: &str| {
+            if is_alone {
+                self.terminal.note(what);
+            }
+        };
         let every = Duration::from_secs_f64(self.args.every);
-        let mut stop = std::pin::pin!(super::stop_signal());
+        let mut stop = std::pin::pin!(stop);
         let (mut failures, mut told, mut unified) = (0_u32, Told::All, Unified::new(self.tokens.clone()));
         let place = self.from.as_ref().map_or_else(|| "feeds".to_owned(), |from| from.url.to_string());
-        self.terminal.note(&format!(" Watching {place} every {} s, Ctrl-C stops", self.args.every));
+        say(&format!(" Watching {place} every {} s, Ctrl-C stops", self.args.every));
         loop {
             let began = Instant::now();
             let ended = {
@@ -371,7 +434,7 @@ impl Rounds<'_> {
                         let ending = async { tokio::join!(round, following.stop()) };
                         let ended = tokio::time::timeout(STOP_LIMIT, ending).await.is_ok();
                         let how = if ended { "after its batch" } else { "in a batch, which the next worker finishes" };
-                        self.terminal.note(&format!("  Stopped {how}"));
+                        say(&format!("  Stopped {how}"));
                         return Ok(());
                     }
                 }
@@ -401,7 +464,7 @@ impl Rounds<'_> {
                 error = following.failed() => return Err(error),
                 () = &mut stop => {
                     let _ = tokio::time::timeout(STOP_LIMIT, following.stop()).await;
-                    self.terminal.note("  Stopped");
+                    say("  Stopped");
                     return Ok(());
                 }
             }
@@ -516,80 +579,4 @@ fn tell_alerts(report: &SourceReport, terminal: &Terminal) {
     if report.alerts.is_empty() && report.alerts_changed > 0 {
         terminal.note(&format!("   Solved {}: no alert is left", report.source));
     }
-}
-
-/// The sources of the pipeline for identity, with how far each has come in raw, whoever brought it there.
-async fn identity_sources(project: &Project, lake: &Lake) -> Result<Vec<IdentitySource>, CliError> {
-    let looked = project.sources()?.into_iter().map(|source| identity_source(project, lake, source));
-    futures::stream::iter(looked).buffered(LOOKS).try_collect().await
-}
-
-async fn identity_source(project: &Project, lake: &Lake, source: SourceSpec) -> Result<IdentitySource, CliError> {
-    let table = raw_table(&source)?;
-    let app_id = format!("raw/{}/{}", project.pipeline, source.name);
-    let (newest_batch, newest_replay) = match lake.table(&table).await? {
-        Some(raw) => {
-            (raw.position(&app_id).await?.unwrap_or(0), newest_replay(&raw, &project.pipeline, &source.name).await?)
-        }
-        None => (0, 0),
-    };
-    Ok(IdentitySource {
-        name: source.name,
-        table,
-        newest_batch,
-        newest_replay,
-        event_time: source.event_time,
-        identifiers: source
-            .identifiers
-            .into_iter()
-            .map(|identifier| (identifier.identifier_type, identifier.value))
-            .collect(),
-    })
-}
-
-/// Resolves identity over all sources of the pipeline, whichever were read just now.
-pub(crate) async fn resolve_identity(
-    project: &Project,
-    lake: &Lake,
-    tokens: &IdentifierTokens,
-    terminal: &Arc<Terminal>,
-) -> Result<ResolveReport, CliError> {
-    let mut resolver = Resolver::new(tokens.clone());
-    resolve_sources(project, lake, &mut resolver, &identity_sources(project, lake).await?, terminal).await
-}
-
-/// As [`resolve_identity`], with a model of how records of one person differ that is learnt from all that are there now.
-pub(crate) async fn learn_anew(
-    project: &Project,
-    lake: &Lake,
-    tokens: &IdentifierTokens,
-    terminal: &Arc<Terminal>,
-) -> Result<ResolveReport, CliError> {
-    let mut resolver = Resolver::new(tokens.clone()).learning_anew();
-    resolve_sources(project, lake, &mut resolver, &identity_sources(project, lake).await?, terminal).await
-}
-
-async fn resolve_sources(
-    project: &Project,
-    lake: &Lake,
-    resolver: &mut Resolver,
-    identified: &[IdentitySource],
-    terminal: &Arc<Terminal>,
-) -> Result<ResolveReport, CliError> {
-    let report = resolver.resolve(lake, &project.session_settings()?, identified, terminal.as_ref()).await?;
-    let line = if report.resolved {
-        format!(
-            " Resolved {} customers from {} identifiers ({} shared), {} new, {} merged, {} split",
-            grouped(report.customers),
-            grouped(report.identifiers),
-            grouped(report.shared_identifiers),
-            grouped(report.minted),
-            grouped(report.merged),
-            grouped(report.split)
-        )
-    } else {
-        "    Fresh identity".to_owned()
-    };
-    terminal.finish("identity", &line);
-    Ok(report)
 }

@@ -17,6 +17,9 @@ use crate::project::Project;
 pub(crate) struct RunArgs {
     #[command(flatten)]
     what: WhatArgs,
+    /// Go on by the pipeline's [schedule], identity included, until Ctrl-C or SIGTERM
+    #[arg(long, conflicts_with_all = ["select", "exclude", "as_of", "full", "json", "prune"])]
+    scheduled: bool,
     /// Print a report as JSON
     #[arg(long)]
     json: bool,
@@ -58,6 +61,9 @@ pub(crate) fn selection(select: &[String], exclude: &[String]) -> Selection {
 }
 
 pub(crate) async fn run(project: &Project, args: &RunArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
+    if args.scheduled {
+        return Box::pin(super::scheduled::run(project, terminal)).await;
+    }
     if args.prune && !args.yes && !std::io::stdin().is_terminal() {
         return Err(CliError::Argument("--prune asks, and nobody is there to answer: say --yes".to_owned()));
     }

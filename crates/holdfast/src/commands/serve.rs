@@ -1,10 +1,13 @@
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_engine::LakeReader;
+use holdfast_lake::Lake;
 use holdfast_serve::{PutSettings, Puts, ServeError, ServeSettings, Token, bind, serve};
 use holdfast_types::Progress;
+use tokio::net::TcpListener;
 
 use super::stop_signal;
 use crate::error::CliError;
@@ -12,7 +15,7 @@ use crate::progress::Terminal;
 use crate::project::Project;
 
 /// Serve features, scores and queries over Arrow Flight
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ServeArgs {
     /// The address to listen on
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8815")]
@@ -41,48 +44,78 @@ pub(crate) struct ServeArgs {
 }
 
 pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
-    let token = args.token_file.as_deref().map(read_token).transpose()?;
-    let put_token = args.put_token_file.as_deref().map(read_token).transpose()?;
-    if args.accept_puts && token.is_some() && put_token.is_none() {
-        return Err(ServeError::PutsUnprotected.into());
-    }
-    let sources = if args.accept_puts { project.sources()? } else { Vec::new() };
     // The port is taken before the lake is read: a wrong address is told at once.
-    let listener = bind(&args.listen, token.as_ref()).await?;
-    let address = listener
-        .local_addr()
-        .map_err(|error| CliError::Argument(format!("cannot listen on {}: {error}", args.listen)))?;
+    let door = Door::open(args).await?;
+    let address = door.address;
     let lake = project.open_lake().await?;
-    let puts = if args.accept_puts {
-        let settings = PutSettings {
-            token: put_token,
-            streams_max: args.put_streams_max,
-            memory_bytes_max: usize::try_from(args.put_memory_mb).unwrap_or(usize::MAX).saturating_mul(1 << 20),
-            ingest_interval: Duration::from_millis(args.ingest_interval_ms.max(10)),
-            ..PutSettings::default()
-        };
-        Some(Puts::new(&lake, &project.pipeline, &sources, settings, project.ingest_settings()))
-    } else {
-        None
-    };
-    let reader = Arc::new(LakeReader::open(lake, project.reader_settings()).await?);
+    let reader = Arc::new(LakeReader::open(lake.clone(), project.reader_settings()).await?);
     let current = reader.current();
     // Before anybody is told: who reads the line may stop the server at once.
     let stop = stop_signal();
     terminal.note(&format!(
-        "  Serving run {} ({} tables) on grpc://{}, Ctrl-C stops",
+        "  Serving run {} ({} tables) on grpc://{address}, Ctrl-C stops",
         current.sequence(),
         current.tables().len(),
-        address
     ));
-    let settings = ServeSettings {
-        token,
-        reload_interval: Duration::from_millis(args.reload_interval_ms.max(10)),
-        ..ServeSettings::default()
-    };
-    serve(reader, puts, settings, listener, stop).await?;
+    door.serve(project, args, (&lake, reader), ServeSettings::default(), stop).await?;
     terminal.note("  Stopped");
     Ok(())
+}
+
+/// A port on which the service is going to listen, and who may come in.
+pub(crate) struct Door {
+    pub(crate) address: SocketAddr,
+    listener: TcpListener,
+    token: Option<Token>,
+    put_token: Option<Token>,
+}
+
+impl Door {
+    /// Reads the tokens and takes the port.
+    ///
+    /// # Errors
+    /// A token or an address that is wrong, or would let anybody in.
+    pub(crate) async fn open(args: &ServeArgs) -> Result<Self, CliError> {
+        let token = args.token_file.as_deref().map(read_token).transpose()?;
+        let put_token = args.put_token_file.as_deref().map(read_token).transpose()?;
+        if args.accept_puts && token.is_some() && put_token.is_none() {
+            return Err(ServeError::PutsUnprotected.into());
+        }
+        let listener = bind(&args.listen, token.as_ref()).await?;
+        let address = listener
+            .local_addr()
+            .map_err(|error| CliError::Argument(format!("cannot listen on {}: {error}", args.listen)))?;
+        Ok(Self { address, listener, token, put_token })
+    }
+
+    /// Serves what `reader` reads until `stop`.
+    pub(crate) async fn serve(
+        self,
+        project: &Project,
+        args: &ServeArgs,
+        (lake, reader): (&Lake, Arc<LakeReader>),
+        settings: ServeSettings,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<(), CliError> {
+        let puts = if args.accept_puts {
+            let settings = PutSettings {
+                token: self.put_token,
+                streams_max: args.put_streams_max,
+                memory_bytes_max: usize::try_from(args.put_memory_mb).unwrap_or(usize::MAX).saturating_mul(1 << 20),
+                ingest_interval: Duration::from_millis(args.ingest_interval_ms.max(10)),
+                ..PutSettings::default()
+            };
+            Some(Puts::new(lake, &project.pipeline, &project.sources()?, settings, project.ingest_settings()))
+        } else {
+            None
+        };
+        let settings = ServeSettings {
+            token: self.token,
+            reload_interval: Duration::from_millis(args.reload_interval_ms.max(10)),
+            ..settings
+        };
+        Ok(serve(reader, puts, settings, self.listener, stop).await?)
+    }
 }
 
 fn read_token(path: &Path) -> Result<Token, CliError> {

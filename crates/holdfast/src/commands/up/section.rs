@@ -1,0 +1,92 @@
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer};
+
+use super::super::collect::CollectArgs;
+use super::super::ingest::pause_of;
+use super::super::serve::ServeArgs;
+
+/// `[up]` in holdfast.toml. Paths are relative to it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct UpSection {
+    /// Where the files of sources are.
+    pub(super) from: Option<String>,
+    /// How often they are looked for.
+    #[serde(deserialize_with = "seconds")]
+    pub(super) every_s: f64,
+    /// Where health is told.
+    pub(super) health: String,
+    serve: ServeSection,
+    /// Events are taken where there is this table.
+    collect: Option<CollectSection>,
+}
+
+impl Default for UpSection {
+    fn default() -> Self {
+        Self {
+            from: None,
+            every_s: 5.0,
+            health: "127.0.0.1:8817".to_owned(),
+            serve: ServeSection::default(),
+            collect: None,
+        }
+    }
+}
+
+/// The flags of `holdfast serve` that a company sets; the others are as there.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ServeSection {
+    listen: Option<String>,
+    token_file: Option<PathBuf>,
+    accept_puts: bool,
+    put_token_file: Option<PathBuf>,
+}
+
+/// And those of `holdfast collect`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CollectSection {
+    listen: Option<String>,
+    source: Option<String>,
+    keys_file: Option<PathBuf>,
+}
+
+impl UpSection {
+    /// What `holdfast serve` would be called with.
+    pub(super) fn serve_args(&self, folder: &Path) -> ServeArgs {
+        let section = &self.serve;
+        let mut args: ServeArgs = unsaid();
+        if let Some(listen) = &section.listen {
+            args.listen.clone_from(listen);
+        }
+        args.token_file = section.token_file.as_ref().map(|file| folder.join(file));
+        args.accept_puts = section.accept_puts;
+        args.put_token_file = section.put_token_file.as_ref().map(|file| folder.join(file));
+        args
+    }
+
+    /// What `holdfast collect` would be called with.
+    pub(super) fn collect_args(&self, folder: &Path) -> Option<CollectArgs> {
+        let section = self.collect.as_ref()?;
+        let mut args: CollectArgs = unsaid();
+        if let Some(listen) = &section.listen {
+            args.listen.clone_from(listen);
+        }
+        args.source.clone_from(&section.source);
+        args.keys_file = section.keys_file.as_ref().map(|file| folder.join(file));
+        Some(args)
+    }
+}
+
+/// The flags of a command when none is given, so that defaults are in one place.
+fn unsaid<Args: clap::Args>() -> Args {
+    let command = Args::augment_args(clap::Command::new("up"));
+    let matches = command.get_matches_from(["up"]);
+    Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    pause_of(f64::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+}
