@@ -88,10 +88,11 @@ impl Runner {
         let mut entries: Vec<&ManifestEntry> = tables.iter().collect();
         // Where there is news it is in tables that no stage makes: seen there, nothing else has to be looked at.
         entries.sort_by_key(|entry| self.project.stage(&entry.name).is_some());
-        let looks = entries.into_iter().map(|entry| {
+        let look = |entry: &ManifestEntry| {
             let is_made = self.project.stage(&entry.name).is_some() || self.project.may_be_orphan(&entry.name);
             (self.lake.clone(), entry.clone(), inputs.contains(&entry.name), is_made)
-        });
+        };
+        let looks: Vec<_> = entries.into_iter().map(look).collect();
         let mut looks = futures::stream::iter(looks)
             // On all cores: there are many tables, and reading small files is work.
             .map(|(lake, entry, is_read, is_made)| {

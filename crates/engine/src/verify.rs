@@ -203,7 +203,10 @@ impl Runner {
             lake: self.lake.clone(),
             settings: self.settings.clone(),
             runtime: Arc::clone(runtime),
-            declared: inputs.keys().filter_map(|input| Some((input.clone(), schemas.get(input)?.clone()))).collect(),
+            declared: inputs
+                .keys()
+                .filter_map(|input| Some((input.clone(), Arc::clone(schemas.get(input)?))))
+                .collect(),
             inputs,
             current: Some(table.clone()),
             quarantine,

@@ -207,7 +207,10 @@ impl Behind<'_> {
             lake: self.runner.lake.clone(),
             settings: self.runner.settings.clone(),
             runtime: Arc::clone(self.runtime),
-            declared: inputs.keys().filter_map(|name| Some((name.clone(), self.schemas.get(name)?.clone()))).collect(),
+            declared: inputs
+                .keys()
+                .filter_map(|name| Some((name.clone(), Arc::clone(self.schemas.get(name)?))))
+                .collect(),
             inputs,
             current: Some(table.clone()),
             quarantine: None,

@@ -131,7 +131,7 @@ async fn start(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let telemetry = Telemetry::start(telemetry_settings(cli, terminal))?;
     let span = telemetry.command_span(cli.command.name());
     let ended = async {
-        let result = command(cli, terminal).await;
+        let result = Box::pin(command(cli, terminal)).await;
         if let Err(error) = &result {
             // The message itself is printed at the end; the log and the metrics get its kind.
             tracing::info!(kind = error.kind().as_str(), monotonic_counter.holdfast_errors = 1_u64, "command failed");

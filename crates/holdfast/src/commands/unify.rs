@@ -48,7 +48,8 @@ impl Arrived {
 
 /// The sources of the pipeline for identity, with how far each has come in raw, whoever brought it there.
 async fn identity_sources(project: &Project, lake: &Lake) -> Result<Vec<IdentitySource>, CliError> {
-    let looked = project.sources()?.into_iter().map(|source| identity_source(project, lake, source));
+    let sources = project.sources()?;
+    let looked: Vec<_> = sources.into_iter().map(|source| identity_source(project, lake, source)).collect();
     futures::stream::iter(looked).buffered(LOOKS).try_collect().await
 }
 
