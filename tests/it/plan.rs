@@ -101,7 +101,7 @@ fn a_plan_shows_a_changed_query_with_its_columns_and_what_cannot_be_done() {
 #[test]
 fn the_table_of_a_stage_that_is_gone_is_kept_told_and_pruned_when_somebody_says_so() {
     let shop = shop();
-    shop.orders("b", "o3,M2,2025-06-02T00:00:00Z,-9.00\n");
+    shop.write("sql/profile/spend.sql", &SPEND.replace("spend_90d >= 0", "spend_90d >= 5"));
     shop.run();
     assert_eq!(shop.query("select count(*) as n from quarantine.profile_spend")[0]["n"], 1);
     std::fs::remove_file(shop.path().join("sql/profile/spend.sql")).unwrap();
