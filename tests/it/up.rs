@@ -293,7 +293,7 @@ fn a_time_that_was_missed_is_caught_up_once() {
 #[test]
 fn a_schedule_that_is_wrong_is_told_with_its_place_before_anything_is_written() {
     let shop = shop("cron = \"0 25 * * *\"\ntime_zone = \"Europe/Berlin\"", "");
-    for command in [&["up", "--from", "in"][..], &["run", "--scheduled"], &["check"], &["run"]] {
+    for command in [&["up", "--from", "in"][..], &["ingest", "--from", "in"], &["check"]] {
         let (code, said) = shop.fails(command);
         assert_eq!(code, Some(2), "{said}");
         assert!(said.contains("pipeline.toml:4:8: `0 25 * * *` is no cron expression"), "{said}");
@@ -318,7 +318,7 @@ fn settings_of_up_that_are_wrong_are_told_before_anything_is_written() {
         ("[up]\nport = 5\n", "holdfast.toml:5:1: unknown field `port`"),
         ("", "say where they are with `from` below [up]"),
         (health_taken.as_str(), "cannot tell health"),
-        (port_taken.as_str(), "in use"),
+        (port_taken.as_str(), "another program is listening there already"),
         (open_to_all.as_str(), "--token-file"),
         (no_source.as_str(), "no source `nothing`"),
     ] {

@@ -24,23 +24,35 @@ pub(super) fn restricted(asked: &Asked, keys: Arc<dyn TableProvider>) -> Result<
     in_place(asked, &keys)
 }
 
-/// The rows that the query reads for the keys, at each of the places where they are chosen, with the tables that are read there.
+/// The rows that the query reads for the keys, at each of the places where they are chosen, with the tables that are read there. Without those that a condition right above
+/// leaves out.
 pub(super) fn chosen_rows(asked: &Asked, keys: &Arc<dyn TableProvider>) -> Result<Vec<(Vec<TableName>, LogicalPlan)>> {
     let plan = LogicalPlanBuilder::scan(KEYS, provider_as_source(Arc::clone(keys)), None)?.build()?;
     let mut places = Vec::new();
-    let mut open = vec![asked];
-    while let Some(asked) = open.pop() {
+    // With the conditions right above, outermost first: what they leave out is behind nothing.
+    let mut open: Vec<(&Asked, Vec<&LogicalPlan>)> = vec![(asked, Vec::new())];
+    while let Some((asked, mut above)) = open.pop() {
         match &asked.how {
             How::Here => {
                 let tables = super::plain::tables(&asked.plan).into_iter().collect();
-                places.push((tables, chosen(Arc::clone(&asked.plan), &asked.exprs, plan.clone())?));
+                let mut rows = chosen(Arc::clone(&asked.plan), &asked.exprs, plan.clone())?;
+                for node in above.into_iter().rev() {
+                    rows = node.with_new_exprs(node.expressions(), vec![rows])?;
+                }
+                places.push((tables, rows));
             }
-            How::Through(input) => open.push(input),
-            How::Every(inputs) => open.extend(inputs),
+            How::Through(input) => {
+                match asked.plan.as_ref() {
+                    LogicalPlan::Filter(_) | LogicalPlan::SubqueryAlias(_) => above.push(asked.plan.as_ref()),
+                    _ => above.clear(),
+                }
+                open.push((input, above));
+            }
+            How::Every(inputs) => open.extend(inputs.iter().map(|input| (input, Vec::new()))),
             How::Join(left, right) => {
                 let sides = [left.as_ref(), right.as_ref()].into_iter();
                 open.extend(sides.filter_map(|side| match side {
-                    Side::Keyed(asked) => Some(asked),
+                    Side::Keyed(asked) => Some((asked, Vec::new())),
                     Side::Joined(_) | Side::Opaque { .. } => None,
                 }));
             }
