@@ -8,6 +8,7 @@ use arrow::buffer::NullBuffer;
 use arrow::compute::{concat, take};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use futures::StreamExt;
+use holdfast_types::Promise;
 use object_store::ObjectStore;
 use object_store::path::Path;
 use tokio::sync::OnceCell;
@@ -80,6 +81,10 @@ impl Lookup {
             let needs_known = files.len() > 1 || (rules.known_only && !is_known);
             self.file(file, needs_known, spine, &mut best, &mut gathered).await?;
         }
+        let early = best.first_ahead_of_time(spine, &rules);
+        Promise::Pit1.check(early.is_none(), || {
+            format!("view {}, bucket {bucket}, place {early:?} has a row from its future", self.view.schema.view())
+        })?;
         self.finish(&best, gathered)
     }
 

@@ -58,6 +58,15 @@ impl Best {
             picks: vec![NO_PICK; places],
         }
     }
+
+    /// A place whose row was not there yet at its moment. There must be none.
+    pub(crate) fn first_ahead_of_time(&self, spine: &SpineBucket, rules: &Rules) -> Option<usize> {
+        let latest = |place: usize| spine.moments[place].saturating_sub(i64::from(rules.strict));
+        (0..self.found.len()).find(|&place| {
+            let is_unknown = rules.known_only && self.knowns[place] > spine.moments[place];
+            self.found[place] && (self.events[place] > latest(place) || is_unknown)
+        })
+    }
 }
 
 /// Looks at one batch after the other of one sorted file.
@@ -98,7 +107,7 @@ impl<'a> Merge<'a> {
         let mut chosen = Vec::with_capacity(self.wins.len());
         for &(place, row) in &self.wins {
             let event = rows.events[row];
-            let known = rows.knowns.map_or(0, |knowns| knowns[row]);
+            let known = rows.knowns.map_or(i64::MIN, |knowns| knowns[row]);
             if best.found[place] && (event, known) < (best.events[place], best.knowns[place]) {
                 continue;
             }

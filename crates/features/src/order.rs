@@ -75,7 +75,7 @@ pub(crate) fn sort(batches: &[&Ordered], rows: &mut [(usize, usize)]) {
     fn by<K: Ord + Copy>(batches: &[&Ordered], rows: &mut [(usize, usize)], key: impl Fn((usize, usize)) -> K) {
         let mut places: Vec<(K, i64, i64, (usize, usize))> =
             rows.iter().map(|&at| (key(at), batches[at.0].events[at.1], batches[at.0].knowns[at.1], at)).collect();
-        places.sort_by(|a, b| (a.0, a.1, a.2).cmp(&(b.0, b.1, b.2)));
+        places.sort_by_key(|place| (place.0, place.1, place.2));
         for (row, place) in rows.iter_mut().zip(places) {
             *row = place.3;
         }

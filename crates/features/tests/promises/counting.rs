@@ -14,31 +14,31 @@ use object_store::{
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Count {
-    pub read_bytes: u64,
-    pub written_bytes: u64,
+pub(crate) struct Count {
+    pub(crate) read_bytes: u64,
+    pub(crate) written_bytes: u64,
 }
 
 #[derive(Debug, Default)]
-pub struct Counts {
+pub(crate) struct Counts {
     read: AtomicU64,
     written: AtomicU64,
 }
 
 impl Counts {
-    pub fn get(&self) -> Count {
+    pub(crate) fn get(&self) -> Count {
         Count { read_bytes: self.read.load(Ordering::Relaxed), written_bytes: self.written.load(Ordering::Relaxed) }
     }
 }
 
 #[derive(Debug)]
-pub struct Counting {
+pub(crate) struct Counting {
     store: InMemory,
     counts: Arc<Counts>,
 }
 
 impl Counting {
-    pub fn new() -> (Arc<dyn ObjectStore>, Arc<Counts>) {
+    pub(crate) fn store() -> (Arc<dyn ObjectStore>, Arc<Counts>) {
         let counts = Arc::new(Counts::default());
         (Arc::new(Self { store: InMemory::new(), counts: Arc::clone(&counts) }), counts)
     }

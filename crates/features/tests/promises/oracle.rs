@@ -4,14 +4,14 @@ use crate::world::{Asked, Row};
 
 /// What the contract says about one row of the spine: the status, the value, the event time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Expected {
-    pub status: &'static str,
-    pub value: Option<i64>,
-    pub event: Option<i64>,
+pub(crate) struct Expected {
+    pub(crate) status: &'static str,
+    pub(crate) value: Option<i64>,
+    pub(crate) event: Option<i64>,
 }
 
 /// `history` is in the order in which it came: by version, and within a version by row.
-pub fn expected(history: &[Row], key: Option<i64>, moment: i64, asked: &Asked) -> Expected {
+pub(crate) fn expected(history: &[Row], key: Option<i64>, moment: i64, asked: &Asked) -> Expected {
     let nothing = Expected { status: "NOT_FOUND", value: None, event: None };
     let Some(key) = key else { return nothing };
     let mut best: Option<(i64, i64, i64, usize)> = None;

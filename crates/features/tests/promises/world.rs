@@ -21,24 +21,24 @@ use object_store::path::Path;
 use crate::oracle::Expected;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    pub key: i64,
-    pub event: i64,
-    pub known: i64,
-    pub version: i64,
-    pub deleted: bool,
-    pub value: Option<i64>,
+pub(crate) struct Row {
+    pub(crate) key: i64,
+    pub(crate) event: i64,
+    pub(crate) known: i64,
+    pub(crate) version: i64,
+    pub(crate) deleted: bool,
+    pub(crate) value: Option<i64>,
 }
 
 /// What the contract leaves to who asks.
 #[derive(Debug, Clone)]
-pub struct Asked {
-    pub strict: bool,
-    pub known_only: bool,
-    pub ttl: Option<i64>,
-    pub as_of_version: Option<i64>,
-    pub memory_bytes: usize,
-    pub workers: usize,
+pub(crate) struct Asked {
+    pub(crate) strict: bool,
+    pub(crate) known_only: bool,
+    pub(crate) ttl: Option<i64>,
+    pub(crate) as_of_version: Option<i64>,
+    pub(crate) memory_bytes: usize,
+    pub(crate) workers: usize,
 }
 
 impl Default for Asked {
@@ -49,7 +49,7 @@ impl Default for Asked {
 
 /// How a key looks in columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeyKind {
+pub(crate) enum KeyKind {
     Int,
     Text,
     /// Two columns: text that says whether it is odd, and the number.
@@ -57,7 +57,7 @@ pub enum KeyKind {
 }
 
 impl KeyKind {
-    pub fn fields(self) -> Vec<Field> {
+    pub(crate) fn fields(self) -> Vec<Field> {
         match self {
             Self::Int => vec![Field::new("customer_id", DataType::Int64, true)],
             Self::Text => vec![Field::new("customer_id", DataType::Utf8, true)],
@@ -67,7 +67,7 @@ impl KeyKind {
         }
     }
 
-    pub fn columns(self, keys: &[Option<i64>]) -> Vec<ArrayRef> {
+    pub(crate) fn columns(self, keys: &[Option<i64>]) -> Vec<ArrayRef> {
         // Of different lengths, so that bytes and numbers sort differently.
         let text = |key: &Option<i64>| {
             key.map(|key| format!("c{}", "x".repeat(usize::try_from(key % 5).unwrap()) + &key.to_string()))
@@ -87,25 +87,25 @@ impl KeyKind {
     }
 }
 
-pub struct World {
-    pub store: Arc<dyn ObjectStore>,
-    pub schema: HistorySchema,
-    pub keys: KeyKind,
-    pub settings: WriteSettings,
-    pub files: Vec<HistoryFile>,
+pub(crate) struct World {
+    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) schema: HistorySchema,
+    pub(crate) keys: KeyKind,
+    pub(crate) settings: WriteSettings,
+    pub(crate) files: Vec<HistoryFile>,
 }
 
-pub fn micros(values: Vec<i64>) -> ArrayRef {
+pub(crate) fn micros(values: Vec<i64>) -> ArrayRef {
     Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC"))
 }
 
-pub fn folder() -> Path {
+pub(crate) fn folder() -> Path {
     Path::from("features/spend")
 }
 
 impl World {
     /// A view `spend` with one feature, `total`. Row groups of `rows` rows and pages of half as many.
-    pub fn new(keys: KeyKind, buckets: u32, rows: usize) -> Self {
+    pub(crate) fn new(keys: KeyKind, buckets: u32, rows: usize) -> Self {
         let features = vec![Field::new("total", DataType::Int64, true)];
         Self {
             store: Arc::new(InMemory::new()),
@@ -120,7 +120,7 @@ impl World {
         }
     }
 
-    pub fn changes(&self, rows: &[Row]) -> RecordBatch {
+    pub(crate) fn changes(&self, rows: &[Row]) -> RecordBatch {
         let keys: Vec<Option<i64>> = rows.iter().map(|row| Some(row.key)).collect();
         let mut fields = self.keys.fields();
         let mut columns = self.keys.columns(&keys);
@@ -139,7 +139,7 @@ impl World {
     }
 
     /// Writes rows of one version, in two batches.
-    pub async fn write(&mut self, version: i64, rows: &[Row]) -> Vec<HistoryFile> {
+    pub(crate) async fn write(&mut self, version: i64, rows: &[Row]) -> Vec<HistoryFile> {
         let (first, second) = rows.split_at(rows.len() / 2);
         let batches = [self.changes(first), self.changes(second)];
         let changes = Changes { version, known_at: 0, batches: &batches, zoneless: Zoneless::Refuse };
@@ -149,7 +149,7 @@ impl World {
     }
 
     /// Merges the files of each bucket that have versions in `versions`.
-    pub async fn merge(&mut self, versions: std::ops::RangeInclusive<i64>) {
+    pub(crate) async fn merge(&mut self, versions: std::ops::RangeInclusive<i64>) {
         for bucket in 0..self.schema.buckets() {
             let (merged, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.files)
                 .into_iter()
@@ -162,7 +162,7 @@ impl World {
         }
     }
 
-    pub fn view(&self, asked: &Asked) -> FeatureView {
+    pub(crate) fn view(&self, asked: &Asked) -> FeatureView {
         let history = History::new(&self.schema, self.files.clone()).unwrap();
         let mut view = FeatureView::all(self.schema.clone(), history);
         view.ttl = asked.ttl.map(|ttl| Duration::from_micros(ttl.try_into().unwrap()));
@@ -170,7 +170,7 @@ impl World {
         view
     }
 
-    pub fn options(asked: &Asked) -> Options {
+    pub(crate) fn options(asked: &Asked) -> Options {
         Options {
             strict: asked.strict,
             known_only: asked.known_only,
@@ -184,7 +184,7 @@ impl World {
     }
 
     /// The spine in batches of `batch_rows`: keys, `at`, and `row`, which counts them.
-    pub fn spine(&self, rows: &[(Option<i64>, i64)], batch_rows: usize) -> Vec<RecordBatch> {
+    pub(crate) fn spine(&self, rows: &[(Option<i64>, i64)], batch_rows: usize) -> Vec<RecordBatch> {
         let mut fields = self.keys.fields();
         fields.push(Field::new(
             "at",
@@ -206,7 +206,7 @@ impl World {
     }
 
     /// What is found for each row of the spine. Checks that there is one row for each, in order.
-    pub async fn ask(&self, rows: &[(Option<i64>, i64)], batch_rows: usize, asked: &Asked) -> Vec<Expected> {
+    pub(crate) async fn ask(&self, rows: &[(Option<i64>, i64)], batch_rows: usize, asked: &Asked) -> Vec<Expected> {
         let spine = self.spine(rows, batch_rows);
         let Some(first) = spine.first() else { return Vec::new() };
         let batches = join(&self.store, spine.clone(), &first.schema(), vec![self.view(asked)], Self::options(asked))
@@ -235,7 +235,7 @@ impl World {
     }
 }
 
-pub async fn join(
+pub(crate) async fn join(
     store: &Arc<dyn ObjectStore>,
     spine: Vec<RecordBatch>,
     schema: &arrow::datatypes::SchemaRef,
@@ -250,7 +250,7 @@ pub async fn join(
 }
 
 /// The words of a status column.
-pub fn words(column: &ArrayRef) -> Vec<&'static str> {
+pub(crate) fn words(column: &ArrayRef) -> Vec<&'static str> {
     let column = column.as_dictionary::<Int8Type>();
     let words = column.values().as_string::<i32>();
     let of = |key: i8| match words.value(usize::try_from(key).unwrap()) {
