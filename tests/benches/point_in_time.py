@@ -2,7 +2,8 @@
 """A spine joined with the history of feature views, each row at its own moment: by holdfast-features, DuckDB, polars and Feast.
 
 Each side is a process of its own that reads Parquet files; the answers are compared before any figure is printed. Time and CPU are those of the join, from the
-files to the last batch of the answer, without starting and importing.
+files to the last batch of the answer, without starting and importing; peak memory is each process's own, read from /proc (what the system counts for a child begins
+with what its parent had).
 
     cargo build -p holdfast-features --example point_in_time_bench
     python tests/benches/point_in_time.py --runs 3 --views 25
@@ -31,13 +32,14 @@ UTC = pa.timestamp("us", "UTC")
 
 CHECK = """
 def check(table, views):
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     present = weighed = 0
     weight = np.asarray(table["row"]) % 997 + 1
     for view in views:
         values = table[view]
         present += len(values) - values.null_count
         weighed += int((np.asarray(values.fill_null(0)).astype("int64") * weight).sum())
-    return {"rows": len(table), "present": present, "check": weighed}
+    return {"rows": len(table), "present": present, "check": weighed, "peak_mib": int(peak.split()[1]) / 1024}
 """
 
 DUCKDB = CHECK + """
@@ -182,7 +184,7 @@ def keep(arguments, parquet, version=0, folder=None):
     folder = folder or parquet.with_suffix("")
     command = [arguments.bench, "write", folder, arguments.buckets, version, parquet]
     measured = measure(list(map(str, command)))
-    return folder, json.loads(measured.stdout), measured
+    return folder, told(measured.stdout)
 
 
 def side(arguments, name, spine, histories, kept):
@@ -196,11 +198,16 @@ def side(arguments, name, spine, histories, kept):
     return [sys.executable, "-c", script, threads, loaded, str(spine), *map(str, histories)]
 
 
+def told(stdout):
+    """The JSON object at the end; Feast shows DuckDB's progress before it."""
+    return json.loads(stdout[stdout.rindex("{"):])
+
+
 def compare(folder, spine, random, arguments):
     history = write_history(folder / "h.parquet", random, arguments.history, arguments)
-    kept, written, measured = keep(arguments, history)
+    kept, written = keep(arguments, history)
     print(f"\nhistory of {written['rows']:,} rows written in {written['seconds']:.2f} s ({written['cpu_seconds']:.1f} s CPU, "
-          f"{written['bytes'] / 2**20:,.0f} MiB, {measured.peak_memory_mib:,.0f} MiB peak)")
+          f"{written['bytes'] / 2**20:,.0f} MiB, {written['peak_mib']:,.0f} MiB peak)")
     cases = [(f"one view, {arguments.history:,} rows", [history], [kept], ["holdfast", "duckdb", "duckdb, tables in memory", "polars", "feast"])]
     if arguments.views:
         parts = [write_history(folder / f"p{n:02}.parquet", random, arguments.history // arguments.views, arguments)
@@ -218,7 +225,7 @@ def compare(folder, spine, random, arguments):
                 if name == "feast" and (not arguments.feast or arguments.text or run > 0):
                     continue
                 measured = measure(side(arguments, name, spine, histories, folders), folder)
-                answer = json.loads(measured.stdout)
+                answer = told(measured.stdout)
                 found = (answer["rows"], answer["present"], answer["check"])
                 expected = expected or found
                 if found != expected:
@@ -227,7 +234,7 @@ def compare(folder, spine, random, arguments):
         for name, results in runs.items():
             seconds, cpu = ([answer[key] for answer, _ in results] for key in ["seconds", "cpu_seconds"])
             print(f"| {title} | {name} | **{statistics.median(seconds):.2f}** | {' '.join(f'{s:.2f}' for s in seconds)} "
-                  f"| {statistics.median(cpu):.2f} | {max(m.peak_memory_mib for _, m in results):,.0f} "
+                  f"| {statistics.median(cpu):.2f} | {max(answer['peak_mib'] for answer, _ in results):,.0f} "
                   f"| {expected[1]:,} |", flush=True)
 
 
@@ -238,11 +245,11 @@ def big(folder, spine, random, arguments):
 
     def step(title, what, command):
         measured = measure(list(map(str, command)))
-        told = json.loads(measured.stdout)
-        seconds, cpu = told.pop("seconds"), told.pop("cpu_seconds")
-        rest = ", ".join(f"{key} {value:,}" for key, value in told.items() if isinstance(value, int) and key != "check")
-        print(f"| {title} | {what} | **{seconds:.2f}** | {cpu:.2f} | {measured.peak_memory_mib:,.0f} | {rest} |", flush=True)
-        return told
+        found = told(measured.stdout)
+        seconds, cpu, peak = (found.pop(key) for key in ["seconds", "cpu_seconds", "peak_mib"])
+        rest = ", ".join(f"{key} {value:,}" for key, value in found.items() if isinstance(value, int) and key != "check")
+        print(f"| {title} | {what} | **{seconds:.2f}** | {cpu:.2f} | {peak:,.0f} | {rest} |", flush=True)
+        return found
 
     keys = arguments.big // 50
     arguments.keys = keys

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, TimestampMicrosecondArray, UInt32Array, new_null_array};
-use arrow::buffer::NullBuffer;
+use arrow::buffer::{BooleanBuffer, NullBuffer};
 use arrow::compute::{concat, take};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use futures::StreamExt;
@@ -77,7 +77,7 @@ impl Lookup {
         }
         for file in &files {
             // With one file its order tells ties apart, and what was known before all moments was known at each.
-            let is_known = file.known_last().is_some_and(|known| known <= spine.earliest());
+            let is_known = file.known_last().is_some_and(|known| known <= spine.earliest);
             let needs_known = files.len() > 1 || (rules.known_only && !is_known);
             self.file(file, needs_known, spine, &mut best, &mut gathered).await?;
         }
@@ -153,7 +153,10 @@ impl Lookup {
     fn finish(&self, best: &Best, gathered: Gathered) -> Result<Found> {
         let places = best.picks.len();
         let in_place = (0..).zip(&best.picks).all(|(place, &pick)| place == pick);
-        let picks: UInt32Array = best.picks.iter().map(|&pick| (pick != NO_PICK).then_some(pick)).collect();
+        let picked = BooleanBuffer::collect_bool(places, |place| best.picks[place] != NO_PICK);
+        // What is not picked is null, wherever it points.
+        let first = best.picks.iter().map(|&pick| if pick == NO_PICK { 0 } else { pick });
+        let picks = UInt32Array::new(first.collect::<Vec<u32>>().into(), Some(NullBuffer::new(picked)));
         let mut values = Vec::with_capacity(gathered.values.len());
         for (feature, arrays) in self.view.features.iter().zip(gathered.values) {
             values.push(match joined(&arrays)? {

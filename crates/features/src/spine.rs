@@ -28,6 +28,8 @@ pub(crate) struct SpineBucket {
     pub(crate) rows: Vec<u32>,
     /// Its moment.
     pub(crate) moments: Vec<i64>,
+    /// The first of all moments.
+    pub(crate) earliest: i64,
     /// Each key once.
     pub(crate) keys: KeyList,
     /// Where the places of each key begin, and the number of places.
@@ -154,17 +156,13 @@ impl Layout {
         });
         let mut starts = starts;
         starts.push(rows.len());
-        let moments = rows.iter().map(|&row| moment(row)).collect();
-        SpineBucket { rows, moments, keys, starts, first_keys }
+        let moments: Vec<i64> = rows.iter().map(|&row| moment(row)).collect();
+        let earliest = moments.iter().copied().min().unwrap_or(i64::MAX);
+        SpineBucket { rows, moments, earliest, keys, starts, first_keys }
     }
 }
 
 impl SpineBucket {
-    /// The first of all moments.
-    pub(crate) fn earliest(&self) -> i64 {
-        self.moments.iter().copied().min().unwrap_or(i64::MAX)
-    }
-
     /// Whether a key whose first column is from `low` to `high` asks for a moment at or after `since`.
     pub(crate) fn touches(&self, low: Bound<'_>, high: Bound<'_>, since: i64) -> bool {
         let keys = self.first_keys.as_ref().unwrap_or(&self.keys);
