@@ -119,7 +119,7 @@ async fn few_keys_read_few_pages() {
                 known: n % 20,
                 version: 0,
                 deleted: false,
-                value: Some(n.wrapping_mul(0x5851_f42d_4c95_7f2d)),
+                value: Some(n.wrapping_mul(n).wrapping_mul(0x5851_f42d_4c95_7f2d)),
             })
             .collect();
         world.write(0, &history).await;
