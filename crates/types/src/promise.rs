@@ -19,6 +19,10 @@ pub enum Promise {
     Stg3,
     /// All tables of a run can be read as of that run, together.
     Stg4,
+    /// A training row sees nothing that was not known at its timestamp.
+    Pit1,
+    /// One output row for each spine row, in its order.
+    Pit2,
 }
 
 impl Promise {
@@ -34,6 +38,8 @@ impl Promise {
             Self::Stg2 => "STG-2",
             Self::Stg3 => "STG-3",
             Self::Stg4 => "STG-4",
+            Self::Pit1 => "PIT-1",
+            Self::Pit2 => "PIT-2",
         }
     }
 
@@ -49,6 +55,8 @@ impl Promise {
             Self::Stg2 => "rows that fail an expectation marked fail never get a table version",
             Self::Stg3 => "a run with nothing new commits nothing",
             Self::Stg4 => "all tables of a run can be read as of that run, together",
+            Self::Pit1 => "a training row sees nothing that was not known at its timestamp",
+            Self::Pit2 => "one output row for each spine row, in its order",
         }
     }
 
