@@ -308,7 +308,12 @@ impl Project {
                 match (contents.get(input), self.declared.get(input)) {
                     (Some(content), _) => part(content),
                     (None, Some(schema)) => {
-                        schema.fields().iter().for_each(|field| part(&format!("{field:?}")));
+                        for field in schema.fields() {
+                            // A hash map has no order that stays.
+                            let metadata: BTreeMap<_, _> = field.metadata().iter().collect();
+                            let nullable = field.is_nullable();
+                            part(&format!("{} {:?} {nullable} {metadata:?}", field.name(), field.data_type()));
+                        }
                         part(&self.identifiers.get(input).map(|names| names.join(",")).unwrap_or_default());
                     }
                     (None, None) => {}
