@@ -19,6 +19,20 @@ impl ProjectFolder {
         folder
     }
 
+    /// A shop with one source and one stage, `core.<source>`, whose files are in the folder `in/<source>`; its tokens can be compared with those of others.
+    pub(crate) fn of_one_source(source: &str, contract: &str, rules: &str, stage: &str) -> Self {
+        let folder = Self::new(&[
+            ("holdfast.toml", ""),
+            ("pipelines/churn/pipeline.toml", "stages = \"sql\"\n"),
+            ("pipelines/churn/identity.toml", rules),
+            (&format!("pipelines/churn/sources/{source}.toml"), contract),
+            (&format!("sql/core/{source}.sql"), stage),
+            ("identity.key", &"5".repeat(64)),
+        ]);
+        std::fs::create_dir_all(folder.path().join("in").join(source)).unwrap();
+        folder
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }

@@ -68,17 +68,7 @@ impl std::ops::Deref for Shop {
 
 impl Shop {
     fn new() -> Self {
-        let folder = ProjectFolder::new(&[
-            ("holdfast.toml", ""),
-            ("pipelines/churn/pipeline.toml", "stages = \"sql\"\n"),
-            ("pipelines/churn/identity.toml", RULES),
-            ("pipelines/churn/sources/visits.toml", VISITS),
-            ("sql/core/visits.sql", CORE),
-            // Tokens of several shops can be compared.
-            ("identity.key", &"5".repeat(64)),
-        ]);
-        std::fs::create_dir_all(folder.path().join("in/visits")).unwrap();
-        Self { folder }
+        Self { folder: ProjectFolder::of_one_source("visits", VISITS, RULES, CORE) }
     }
 
     /// A file of visits: `member,email,phone,device,day of January`.

@@ -123,17 +123,7 @@ impl std::ops::Deref for Shop {
 
 impl Shop {
     fn new() -> Self {
-        let folder = ProjectFolder::new(&[
-            ("holdfast.toml", ""),
-            ("pipelines/churn/pipeline.toml", "stages = \"sql\"\n"),
-            ("pipelines/churn/identity.toml", RULES),
-            ("pipelines/churn/sources/contacts.toml", CONTACTS),
-            ("sql/core/contacts.sql", CORE),
-            // Tokens of several shops can be compared.
-            ("identity.key", &"5".repeat(64)),
-        ]);
-        std::fs::create_dir_all(folder.path().join("in/contacts")).unwrap();
-        Self { folder }
+        Self { folder: ProjectFolder::of_one_source("contacts", CONTACTS, RULES, CORE) }
     }
 
     fn put(&self, file: &str, contacts: &[String]) {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use tracing::Instrument;
 
 use crate::Result;
-use crate::build::{Built, StageWork, quarantine_name};
+use crate::build::{Built, StageNote, StageWork, quarantine_name};
 use crate::contract_change;
 use crate::diagnostic::Diagnostics;
 use crate::directive::Severity;
@@ -329,6 +329,41 @@ impl Runner {
             full: options.full,
             checked,
         }
+    }
+
+    /// A stage over what its table was made from: the inputs at the versions of its note, and its `now()`. For those who look at what is there.
+    ///
+    /// # Errors
+    /// When one of the versions is no longer there, and what the lake answers.
+    pub(crate) async fn work_as_made(
+        &self,
+        checked: CheckedStage,
+        table: Table,
+        note: &StageNote,
+        schemas: &BTreeMap<TableName, SchemaRef>,
+        runtime: &Arc<RuntimeEnv>,
+    ) -> Result<StageWork> {
+        let mut pinned = BTreeMap::new();
+        for input in checked.stage.inputs.keys() {
+            if let Some(version) = note.inputs.get(input).copied().flatten() {
+                pinned.insert(input.clone(), self.lake.table_at(input, version).await?);
+            }
+        }
+        if let Some(name) = quarantine_name(&checked.stage.name)
+            && let Some(quarantine) = self.lake.table(&name).await?
+        {
+            pinned.insert(name, quarantine);
+        }
+        pinned.insert(checked.stage.name.clone(), table);
+        let options = RunOptions {
+            run_id: String::new(),
+            as_of: note.as_of.unwrap_or_else(|| self.lake.clock().now()),
+            selection: Selection::All,
+            full: false,
+            publish: false,
+            parallel_stages: 1,
+        };
+        Ok(self.work(checked, Allowance::Shared, &options, schemas, &pinned, runtime))
     }
 
     /// The columns of every table that stages may read, those that are not in the lake yet with them.

@@ -30,7 +30,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::Result;
-use crate::build::{NOTE_COMMITS_MAX, Planned, STAGE_NOTE, StageNote, StageWork, quarantine_name, salt};
+use crate::build::{NOTE_COMMITS_MAX, Planned, STAGE_NOTE, StageNote, StageWork, salt};
 use crate::error::EngineError;
 use crate::expectation;
 use crate::functions::customer_bucket_function;
@@ -178,42 +178,12 @@ impl Runner {
                 "its query, its expectations or its contract changed since it was made: use `holdfast run`",
             );
         }
-        let as_of = match (checked.stage.depends_on_time, note.as_of) {
-            (true, None) => {
-                return skipped(
-                    "it depends on time, and its commit does not say when it was made: use `holdfast run --full`",
-                );
-            }
-            (_, Some(as_of)) => as_of,
-            (false, None) => self.lake.clock().now(),
-        };
-        let mut inputs = BTreeMap::new();
-        for input in checked.stage.inputs.keys() {
-            let pinned = match note.inputs.get(input).copied().flatten() {
-                Some(version) => Some(self.lake.table_at(input, version).await?),
-                None => None,
-            };
-            inputs.insert(input.clone(), pinned);
+        if checked.stage.depends_on_time && note.as_of.is_none() {
+            return skipped(
+                "it depends on time, and its commit does not say when it was made: use `holdfast run --full`",
+            );
         }
-        let quarantine = match quarantine_name(&checked.stage.name) {
-            Some(name) => self.lake.table(&name).await?,
-            None => None,
-        };
-        let work = StageWork {
-            lake: self.lake.clone(),
-            settings: self.settings.clone(),
-            runtime: Arc::clone(runtime),
-            declared: inputs
-                .keys()
-                .filter_map(|input| Some((input.clone(), Arc::clone(schemas.get(input)?))))
-                .collect(),
-            inputs,
-            current: Some(table.clone()),
-            quarantine,
-            as_of,
-            full: false,
-            checked,
-        };
+        let work = self.work_as_made(checked, table.clone(), &note, schemas, runtime).await?;
         let planned = work.plan(&BTreeSet::new()).await?;
         let failed = || EngineError::execution(format!("verifying {}", work.name()));
         let key = work.checked.key.clone().filter(|key| !key.is_empty());

@@ -23,7 +23,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::Result;
-use crate::build::{NOTE_COMMITS_MAX, STAGE_NOTE, StageNote, StageWork, salt};
+use crate::build::{NOTE_COMMITS_MAX, STAGE_NOTE, StageNote, salt};
 use crate::by_key::{derive, matching};
 use crate::directive::StageKind;
 use crate::error::EngineError;
@@ -194,30 +194,8 @@ impl Behind<'_> {
         let note = table.commit_note(STAGE_NOTE, NOTE_COMMITS_MAX).await?.and_then(StageNote::read);
         let Some(note) = note else { return Ok(Vec::new()) };
         let is_other_query = note.fingerprint != stage.fingerprint(&salt(&self.runner.lake, &self.runner.settings));
-        let mut inputs: BTreeMap<TableName, Option<Table>> = BTreeMap::new();
-        for input in stage.inputs.keys() {
-            let pinned = match note.inputs.get(input).copied().flatten() {
-                Some(version) => Some(self.runner.lake.table_at(input, version).await?),
-                None => None,
-            };
-            inputs.insert(input.clone(), pinned);
-        }
-        let tables = inputs.clone();
-        let work = StageWork {
-            lake: self.runner.lake.clone(),
-            settings: self.runner.settings.clone(),
-            runtime: Arc::clone(self.runtime),
-            declared: inputs
-                .keys()
-                .filter_map(|name| Some((name.clone(), Arc::clone(self.schemas.get(name)?))))
-                .collect(),
-            inputs,
-            current: Some(table.clone()),
-            quarantine: None,
-            as_of: note.as_of.unwrap_or_else(|| self.runner.lake.clock().now()),
-            full: false,
-            checked: self.stage.clone(),
-        };
+        let work =
+            self.runner.work_as_made(self.stage.clone(), table.clone(), &note, self.schemas, self.runtime).await?;
         let planned = work.plan(&BTreeSet::new()).await?;
         let failed = || EngineError::execution(format!("looking behind {}", stage.name));
         let mut read: BTreeMap<TableName, LogicalPlan> = BTreeMap::new();
@@ -240,7 +218,7 @@ impl Behind<'_> {
         }
         let mut steps = Vec::new();
         for (name, columns) in wanted {
-            let Some(Some(input)) = tables.get(name) else { continue };
+            let Some(Some(input)) = work.inputs.get(name) else { continue };
             let has_all = |plan: &LogicalPlan| {
                 columns.iter().all(|column| plan.schema().fields().iter().any(|field| field.name() == column))
             };

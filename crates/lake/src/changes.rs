@@ -202,7 +202,8 @@ fn removed_file(remove: Remove) -> Option<Add> {
     Some(file_of(remove.path, remove.size?, remove.partition_values?))
 }
 
-fn file_of(path: String, size: i64, partition_values: HashMap<String, Option<String>>) -> Add {
+/// A file of which no more is known.
+pub(crate) fn file_of(path: String, size: i64, partition_values: HashMap<String, Option<String>>) -> Add {
     Add {
         path,
         size,

@@ -265,19 +265,7 @@ mod tests {
     use super::*;
 
     fn file(name: &str, size: i64) -> Add {
-        Add {
-            path: name.to_owned(),
-            size,
-            partition_values: std::collections::HashMap::new(),
-            modification_time: 0,
-            data_change: true,
-            stats: None,
-            tags: None,
-            deletion_vector: None,
-            base_row_id: None,
-            default_row_commit_version: None,
-            clustering_provider: None,
-        }
+        crate::changes::file_of(name.to_owned(), size, std::collections::HashMap::new())
     }
 
     #[test]
