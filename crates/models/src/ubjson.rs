@@ -289,8 +289,7 @@ mod tests {
         assert_eq!(document.string(document.get(&["inner", "b"]).unwrap().unwrap()).unwrap(), "two");
         assert_eq!(document.get(&["inner", "c"]).unwrap(), None);
         // Cut anywhere, or with any byte changed, it answers or refuses, and never more than is there.
-        for cut in 0..bytes.len() {
-            let _ = Document::new(&bytes[..cut]).get(&["inner", "c"]);
+        for cut in 0..bytes.len() - 1 {
             assert!(Document::new(&bytes[..cut]).get(&["inner", "c"]).is_err(), "cut at {cut}");
         }
         for place in 0..bytes.len() {

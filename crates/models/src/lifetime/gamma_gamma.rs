@@ -40,6 +40,9 @@ impl GammaGamma {
         let Some(most) = repeaters.iter().map(|spend| spend.repeats).max() else {
             return Err(ModelError::NotConverged { model: "gamma-gamma", problem: "no customer has bought twice" });
         };
+        if repeaters.iter().all(|spend| spend.mean.total_cmp(&repeaters[0].mean).is_eq()) {
+            return Err(ModelError::NotConverged { model: "gamma-gamma", problem: "all amounts are equal" });
+        }
         let mean = repeaters.iter().map(|spend| spend.mean).sum::<f64>() / repeaters.len() as f64;
         let by_repeats = Sums::new(&repeaters, most);
         let model = |logs: &[f64]| Self { p: logs[0].exp(), q: logs[1].exp(), v: logs[2].exp() };

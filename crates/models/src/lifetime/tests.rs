@@ -48,9 +48,6 @@ fn cdnow_gives_the_published_estimates() {
     near(fit.log_likelihood, -9582.4256, 0.01);
 
     let fit = ParetoNbd::fit(&cohort).unwrap();
-    for (value, expected) in fit.model.parameters().into_iter().zip(PARETO.parameters()) {
-        near(value, expected, 1e-3);
-    }
     near(fit.log_likelihood, -9594.974, 0.01);
 }
 
@@ -77,7 +74,7 @@ fn cdnow_amounts_give_the_published_estimates() {
 
 /// Weeks from the first day of 1997; 1997 and 1998 had no leap day.
 fn week(date: &str) -> f64 {
-    let number = |range| -> usize { date[range].parse().unwrap() };
+    let number = |range: std::ops::Range<usize>| -> usize { date[range].parse().unwrap() };
     let before = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334][number(4..6) - 1];
     ((number(0..4) - 1997) * 365 + before + number(6..8) - 1) as f64 / 7.0
 }
@@ -110,7 +107,14 @@ fn cdnow_held_out_purchases_correlate_as_published() {
     };
     let expected = |of: &dyn Fn(&History) -> f64| correlation(histories.iter().map(of).collect());
     near(expected(&|history| bg.model.expected_purchases(history, 39.0)), 0.626, 0.005);
+    // Times are exact here, as they were for the published estimates; in the file of summaries they are cut to two decimals.
     let pareto = ParetoNbd::fit(&cohort).unwrap().model;
+    for (value, expected) in pareto.parameters().into_iter().zip(PARETO.parameters()) {
+        near(value, expected, 1e-3);
+    }
+    for (value, expected) in bg.model.parameters().into_iter().zip(BG.parameters()) {
+        near(value, expected, 1e-3);
+    }
     near(expected(&|history| pareto.expected_purchases(history, 39.0)), 0.630, 0.005);
 
     // Churn as labels have it: no purchase in the next 13 weeks.
@@ -138,7 +142,7 @@ fn the_integral_is_what_the_literature_writes_with_a_series() {
         // Equation for alpha ≤ beta (Fader and Hardie, "A note on deriving the Pareto/NBD model", 2005).
         let a0 = |t: f64| {
             let z = (beta - alpha) / (beta + t);
-            f(r + s + n, s + 1.0, r + s + n + 1.0, z) / (beta + t).powf(r + s + n)
+            f(r + s + n, r + n, r + s + n + 1.0, z) / (beta + t).powf(r + s + n)
         };
         let silent = (alpha + observed).powf(-(r + n)) * (beta + observed).powf(-s);
         let whole = silent + s / (r + s + n) * (a0(last) - a0(observed));
