@@ -178,7 +178,7 @@ pub(crate) fn cholesky(matrix: &[Vec<f64>]) -> Option<Vec<Vec<f64>>> {
             let known: f64 = (0..j).map(|k| lower[i][k] * lower[j][k]).sum();
             let left = matrix[i][j] - known;
             lower[i][j] = if i == j {
-                if !(left > 1e-10 * matrix[i][i].abs()) {
+                if left.is_nan() || left <= 1e-10 * matrix[i][i].abs() {
                     return None;
                 }
                 left.sqrt()

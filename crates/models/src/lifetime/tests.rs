@@ -223,7 +223,7 @@ fn what_is_expected_of_customers_comes_true() {
 
 #[test]
 fn parameters_are_found_again_and_the_covariance_says_how_nearly() {
-    let histories = bg_customers(30_000, 3).into_iter().map(|(history, _)| history);
+    let histories = bg_customers(20_000, 3).into_iter().map(|(history, _)| history);
     let fit = BgNbd::fit(&Cohort::new(histories).unwrap()).unwrap();
     let covariance = fit.covariance.unwrap();
     for (place, (value, truth)) in fit.model.parameters().into_iter().zip(BG.parameters()).enumerate() {
@@ -231,7 +231,7 @@ fn parameters_are_found_again_and_the_covariance_says_how_nearly() {
         assert!(error < 0.2, "{}: {error}", BgNbd::NAMES[place]);
         near((value / truth).ln(), 0.0, 3.5 * error);
     }
-    let histories = pareto_customers(30_000, 4).into_iter().map(|(history, _)| history);
+    let histories = pareto_customers(4000, 4).into_iter().map(|(history, _)| history);
     let fit = ParetoNbd::fit(&Cohort::new(histories).unwrap()).unwrap();
     let covariance = fit.covariance.unwrap();
     for (place, (value, truth)) in fit.model.parameters().into_iter().zip(PARETO.parameters()).enumerate() {
