@@ -1,0 +1,34 @@
+//! Models of churn and lifetime value: measured, trained, calibrated and explained, in memory.
+//!
+//! [`report`] says what a score is worth beside the majority class and a baseline; [`compare`] whether one is better than another. A [`Model`]
+//! is boosted trees of an [`Engine`], with the [`Signature`] of its features, read and written as XGBoost does. A [`Calibrator`] makes
+//! probabilities of its log-odds. [`lifetime`] holds the models of repeat buying,
+//! [`sentiment`] reads texts.
+//!
+//! This crate must not know lakes, tables, SQL or files, or the clock: rows are Arrow batches or slices, artefacts are bytes.
+
+mod artefact;
+mod boost;
+mod bootstrap;
+mod calibration;
+mod error;
+mod hess;
+pub mod lifetime;
+mod measure;
+pub mod sentiment;
+mod signature;
+#[cfg(test)]
+mod testing;
+mod ubjson;
+
+pub use artefact::Format;
+pub use boost::{Booster, Engine, Model, Parameters, Trained, TrainingSet, Useless, UselessBecause};
+pub use bootstrap::{Bootstrap, Comparison, Estimate, Line, Report, compare, report};
+pub use calibration::{Calibrator, ISOTONIC_ROWS_LEAST, Isotonic, Platt};
+pub use error::ModelError;
+pub use hess::Hessboost;
+pub use measure::{Measure, Scores};
+pub use signature::{Feature, FeatureKind, Matrix, Signature, labels_of};
+
+/// A result of this crate.
+pub type Result<T, E = ModelError> = std::result::Result<T, E>;

@@ -1,0 +1,194 @@
+"""Models of ours and of PyPI's XGBoost: trained on the same data they rank alike, and each reads what the other wrote.
+
+Needs no lake: HOLDFAST_MODELS is the example `models` of holdfast-models; without it, the one beside HOLDFAST_BIN is taken.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+
+import numpy
+import pyarrow
+import pyarrow.ipc
+import pytest
+import xgboost
+
+from conftest import environment
+
+ROUNDS = 60
+# Ours and XGBoost's names of the same settings; base_score is estimated from the data by both.
+OURS = {"rounds": ROUNDS, "max_depth": 4, "learning_rate": 0.1, "min_child_weight": 1.0}
+THEIRS = {"objective": "binary:logistic", "tree_method": "hist", "max_depth": 4, "eta": 0.1, "nthread": 2, "seed": 0}
+NAMES = ["recency", "frequency", "spend", "coupons", "noise", "city"]
+CITIES = [f"city {number:02}" for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Runs the example and answers what it printed."""
+    if "HOLDFAST_MODELS" in os.environ:
+        binary = pathlib.Path(environment("HOLDFAST_MODELS")).resolve()
+    else:
+        binary = pathlib.Path(environment("HOLDFAST_BIN")).resolve().parent / "examples" / "models"
+    assert binary.is_file(), f"there is no {binary}: cargo builds it with the tests"
+
+    def run(*arguments):
+        command = [str(binary), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, f"{command} failed: {done.stderr[:500]}"
+        return json.loads(done.stdout)
+
+    return run
+
+
+class Customers:
+    """Made-up customers: numbers of which a fifth is missing in two columns, a city, weights, and whether they left."""
+
+    def __init__(self, rows, seed):
+        random = numpy.random.default_rng(seed)
+        self.numbers = random.gamma(2.0, 1.0, (rows, 5)).astype(numpy.float32)
+        for column in (2, 3):
+            self.numbers[random.random(rows) < 0.2, column] = numpy.nan
+        self.city = random.integers(0, len(CITIES), rows)
+        risk = 0.8 * self.numbers[:, 0] - 0.6 * self.numbers[:, 1] - 0.4 * numpy.nan_to_num(self.numbers[:, 2], nan=-1.0)
+        risk += 0.5 * (self.numbers[:, 3] > 2) + numpy.where(numpy.isin(self.city, [1, 4, 7, 8]), 1.2, -0.4) - 0.5
+        self.left = random.random(rows) < 1 / (1 + numpy.exp(-risk))
+        self.weight = random.choice(numpy.array([0.5, 1.0, 3.0], numpy.float32), rows)
+
+    def write(self, path, kinds="names", **more):
+        """As an Arrow file: cities by name, or by code as XGBoost has them."""
+        columns = {name: pyarrow.array(values, from_pandas=True) for name, values in zip(NAMES, self.numbers.T)}
+        columns["city"] = pyarrow.array([CITIES[code] for code in self.city] if kinds == "names" else self.city)
+        table = pyarrow.table({**columns, **more})
+        with pyarrow.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+        return path
+
+    def matrix(self, weight=None):
+        values = numpy.column_stack([self.numbers, self.city.astype(numpy.float32)])
+        types = ["float"] * 5 + ["c"]
+        return xgboost.DMatrix(
+            values, label=self.left, weight=weight, feature_names=NAMES, feature_types=types, enable_categorical=True
+        )
+
+
+def auc(scores, labels):
+    """Rank sum; no two scores of these customers are equal often enough to matter, but ties count half all the same."""
+    _, place, counts = numpy.unique(scores, return_inverse=True, return_counts=True)
+    ends = numpy.cumsum(counts)
+    ranks = (ends - (counts - 1) / 2)[place]
+    positives = labels.sum()
+    return (ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * (len(labels) - positives))
+
+
+@pytest.fixture(scope="module")
+def customers():
+    return Customers(20_000, 1), Customers(20_000, 2)
+
+
+def read(path):
+    with pyarrow.ipc.open_file(path) as reader:
+        return reader.read_all()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_both_rank_alike(models, customers, tmp_path, weighted):
+    train, test = customers
+    columns = {"left": pyarrow.array(train.left)}
+    arguments = []
+    if weighted:
+        columns["weight"] = pyarrow.array(train.weight)
+        arguments = ["--weight", "weight"]
+    train.write(tmp_path / "train.arrow", **columns)
+    test.write(tmp_path / "test.arrow")
+    model = tmp_path / "model.ubj"
+    trained = models(
+        "train", "--data", tmp_path / "train.arrow", "--label", "left", "--model", model, "--parameters", json.dumps(OURS), *arguments
+    )
+    assert trained["rounds"] == ROUNDS and trained["useless"] == []
+    models("predict", "--data", tmp_path / "test.arrow", "--model", model, "--out", tmp_path / "scores.arrow")
+    ours = read(tmp_path / "scores.arrow")["probability"].to_numpy()
+
+    booster = xgboost.train(THEIRS, train.matrix(train.weight if weighted else None), ROUNDS)
+    theirs = booster.predict(test.matrix())
+    assert auc(theirs, test.left) > 0.8
+    assert abs(auc(ours, test.left) - auc(theirs, test.left)) <= 0.005
+    # Not only the order: the probabilities mean the same.
+    assert abs(ours.mean() - theirs.mean()) <= 0.003
+
+
+@pytest.mark.parametrize("ending", ["json", "ubj"])
+def test_xgboost_reads_what_we_write(models, customers, tmp_path, ending):
+    train, test = customers
+    train.write(tmp_path / "train.arrow", left=pyarrow.array(train.left))
+    test.write(tmp_path / "test.arrow")
+    model = tmp_path / f"model.{ending}"
+    models("train", "--data", tmp_path / "train.arrow", "--label", "left", "--model", model, "--parameters", json.dumps(OURS))
+    models("predict", "--data", tmp_path / "test.arrow", "--model", model, "--out", tmp_path / "scores.arrow", "--contributions")
+    ours = read(tmp_path / "scores.arrow")
+
+    booster = xgboost.Booster(model_file=str(model))
+    assert booster.feature_names == NAMES and booster.feature_types == ["float"] * 5 + ["c"]
+    assert json.loads(booster.attr("holdfast_categories")) == {"city": CITIES}
+    matrix = test.matrix()
+    assert numpy.abs(booster.predict(matrix, output_margin=True) - ours["margin"].to_numpy()).max() <= 1e-6
+    assert numpy.abs(booster.predict(matrix) - ours["probability"].to_numpy()).max() <= 1e-6
+    theirs = booster.predict(matrix, pred_contribs=True)
+    contributions = numpy.column_stack([ours[f"of {name}"].to_numpy() for name in [*NAMES, "bias"]])
+    assert numpy.abs(theirs - contributions).max() <= 1e-4
+    assert numpy.abs(contributions.sum(axis=1) - ours["margin"].to_numpy()).max() <= 1e-4
+
+
+@pytest.mark.parametrize("ending", ["json", "ubj"])
+def test_we_read_what_xgboost_writes(models, customers, tmp_path, ending):
+    train, test = customers
+    parameters = {**THEIRS, "max_depth": 6, "subsample": 0.7, "colsample_bytree": 0.7, "seed": 7}
+    booster = xgboost.train(parameters, train.matrix(train.weight), ROUNDS)
+    model = tmp_path / f"model.{ending}"
+    booster.save_model(model)
+    test.write(tmp_path / "test.arrow", kinds="codes")
+    answer = models("predict", "--data", tmp_path / "test.arrow", "--model", model, "--out", tmp_path / "scores.arrow", "--contributions")
+    assert answer["rounds"] == ROUNDS
+    ours = read(tmp_path / "scores.arrow")
+    matrix = test.matrix()
+    assert numpy.abs(booster.predict(matrix, output_margin=True) - ours["margin"].to_numpy()).max() <= 1e-6
+    contributions = numpy.column_stack([ours[f"of {name}"].to_numpy() for name in [*NAMES, "bias"]])
+    assert numpy.abs(booster.predict(matrix, pred_contribs=True) - contributions).max() <= 1e-4
+
+
+def test_early_stopping_ends_where_xgboost_ends(models, customers, tmp_path):
+    train, test = customers
+    train.write(tmp_path / "train.arrow", left=pyarrow.array(train.left))
+    test.write(tmp_path / "test.arrow", left=pyarrow.array(test.left))
+    settings = {**OURS, "rounds": 500, "learning_rate": 0.3, "stop_after": 10}
+    files = ["--data", tmp_path / "train.arrow", "--validation", tmp_path / "test.arrow", "--model", tmp_path / "model.ubj"]
+    trained = models("train", *files, "--label", "left", "--parameters", json.dumps(settings))
+    theirs = xgboost.train(
+        {**THEIRS, "eta": 0.3, "eval_metric": "logloss"},
+        train.matrix(),
+        500,
+        evals=[(test.matrix(), "validation")],
+        early_stopping_rounds=10,
+        verbose_eval=False,
+    )
+    # Trees differ in the last digits, and the loss is flat around its minimum.
+    assert abs(trained["rounds"] - (theirs.best_iteration + 1)) <= 15
+    booster = xgboost.Booster(model_file=str(tmp_path / "model.ubj"))
+    assert booster.num_boosted_rounds() == trained["rounds"]
+    loss = lambda p: -numpy.log(numpy.where(test.left, p, 1 - p)).mean()
+    best = theirs.predict(test.matrix(), iteration_range=(0, theirs.best_iteration + 1))
+    assert abs(loss(booster.predict(test.matrix())) - loss(best)) <= 0.002
+
+
+def test_data_for_other_features_is_refused(models, customers, tmp_path):
+    train, test = customers
+    booster = xgboost.train(THEIRS, train.matrix(), 2)
+    booster.save_model(tmp_path / "model.ubj")
+    test.write(tmp_path / "test.arrow", kinds="codes", age=pyarrow.array(numpy.zeros(20_000)))
+    with pytest.raises(AssertionError, match="is no feature of the model"):
+        models("predict", "--data", tmp_path / "test.arrow", "--model", tmp_path / "model.ubj", "--out", tmp_path / "scores.arrow")
+    bytes_of_model = (tmp_path / "model.ubj").read_bytes()
+    (tmp_path / "cut.ubj").write_bytes(bytes_of_model[: len(bytes_of_model) // 2])
+    with pytest.raises(AssertionError, match="cannot be read"):
+        models("predict", "--data", tmp_path / "test.arrow", "--model", tmp_path / "cut.ubj", "--out", tmp_path / "scores.arrow")
