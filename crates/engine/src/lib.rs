@@ -62,7 +62,7 @@ pub use functions::customer_bucket_of;
 pub use inspect::{InspectedStage, Inspection};
 pub use lineage::{ColumnName, Lineage, Origins, to_the_source};
 pub use lock::{Drift, Lock};
-pub use output::write_table;
+pub use output::{TableRows, write_table};
 pub use plan::{Action, ColumnChange, PlanReport, StagePlan, Stop};
 pub use project::{CheckedStage, DeclaredTable, Draft, Project, Selection};
 pub use reader::{LakeReader, Published, PublishedTable};

@@ -178,32 +178,51 @@ pub(crate) fn refused_rows(
     Ok(RecordBatch::try_new(quarantine_schema(schema), columns)?)
 }
 
-/// Tables with more rows are written anew as a whole: comparing them would hold them in memory once more.
-const COMPARED_ROWS_MAX: u64 = 20_000_000;
+/// What a table that is not a stage gets.
+#[derive(Debug)]
+pub enum TableRows {
+    /// These rows besides those that are there.
+    Added(Vec<RecordBatch>),
+    /// These rows in the place of all that are there; and their columns, where the table has others.
+    All(Vec<RecordBatch>),
+    /// Some rows go and some come. With none of both, only the step and the notes are new.
+    Changed(RowChanges),
+}
 
-/// Replaces the rows of a table that is not a stage (an identity table, say) by `batches`, or adds them, by the commit rule: step `version` of `app_id`.
-/// Creates the table where it is missing. Of rows that are replaced those that are there already stay as they are, so that who reads changes sees what did change.
+/// Writes rows to a table that is not a stage (an identity table, say), by the commit rule: step `version` of `app_id`. Creates the table where it is missing.
 ///
 /// # Errors
 /// What the lake answers. May be repeated with the same step.
 pub async fn write_table(
     lake: &Lake,
     spec: &TableSpec,
-    kind: ChangeKind,
+    rows: TableRows,
     position: Position,
-    batches: &[RecordBatch],
     notes: serde_json::Map<String, serde_json::Value>,
 ) -> Result<CommitOutcome> {
     let table = lake.ensure_table(spec).await?;
-    let (kind, files) = match kind {
-        ChangeKind::ReplaceAll => match changed_rows(lake, &table, batches).await? {
-            Some(changes) => {
-                let staged = lake.stage_replacement(&table, &changes).await?;
-                (ChangeKind::Replace { removed: staged.removed, told: staged.told }, staged.files)
+    let mut schema = None;
+    let (kind, files) = match rows {
+        TableRows::Added(rows) => (ChangeKind::Append, write_rows(&table, table.schema(), &rows).await?),
+        TableRows::All(rows) => {
+            let names = |schema: &SchemaRef| schema.fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>();
+            if names(table.schema()) != names(&spec.schema) {
+                schema = Some(Arc::clone(&spec.schema));
             }
-            None => (kind, write_rows(&table, batches).await?),
-        },
-        _ => (kind, write_rows(&table, batches).await?),
+            let columns = schema.as_ref().unwrap_or_else(|| table.schema());
+            (ChangeKind::ReplaceAll, write_rows(&table, columns, &rows).await?)
+        }
+        TableRows::Changed(changes) => {
+            let compatible = |batch: &RecordBatch| to_delta_compatible(batch, table.schema());
+            let compatible = |batches: &[RecordBatch]| batches.iter().map(compatible).collect::<Result<Vec<_>, _>>();
+            let failed = || EngineError::execution(format!("writing {}", table.name()));
+            let changes = RowChanges {
+                removed: compatible(&changes.removed).map_err(|error| failed()(error.into()))?,
+                added: compatible(&changes.added).map_err(|error| failed()(error.into()))?,
+            };
+            let staged = lake.stage_replacement(&table, &changes).await?;
+            (ChangeKind::Replace { removed: staged.removed, told: staged.told }, staged.files)
+        }
     };
     Ok(lake
         .commit(Change {
@@ -212,39 +231,17 @@ pub async fn write_table(
             fence: None,
             kind,
             files,
-            schema: None,
-            comment: None,
+            schema,
+            comment: Some(spec.comment.clone()),
             metadata: notes,
         })
         .await?)
 }
 
-async fn write_rows(table: &Table, batches: &[RecordBatch]) -> Result<Vec<StagedFile>> {
-    let mut writer = TableWriter::with_schema(table, Arc::clone(table.schema()), WriterSettings::default());
+async fn write_rows(table: &Table, columns: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<StagedFile>> {
+    let mut writer = TableWriter::with_schema(table, Arc::clone(columns), WriterSettings::default());
     for batch in batches {
         writer.write(batch).await?;
     }
     Ok(writer.close().await?)
-}
-
-/// What turns the table's rows into those of `batches`. `None` when that is most of them, or more than can be compared.
-async fn changed_rows(lake: &Lake, table: &Table, batches: &[RecordBatch]) -> Result<Option<RowChanges>> {
-    let failed = || EngineError::execution(format!("comparing the rows of {}", table.name()));
-    let after: u64 = batches.iter().map(|batch| batch.num_rows() as u64).sum();
-    let before = table.row_count().unwrap_or(u64::MAX);
-    if before == 0 || before.max(after) > COMPARED_ROWS_MAX {
-        return Ok(None);
-    }
-    let settings = SessionSettings::default();
-    let context = session_with(&settings, &settings.runtime(lake)?, lake.settings().customer_buckets, [])?;
-    let mut rows = context.read_table(table.provider()).map_err(failed())?.execute_stream().await.map_err(failed())?;
-    let compatible =
-        |batch: &RecordBatch| to_delta_compatible(batch, table.schema()).map_err(|error| failed()(error.into()));
-    let mut old = Vec::new();
-    while let Some(batch) = rows.next().await {
-        old.push(compatible(&batch.map_err(failed())?)?);
-    }
-    let new = batches.iter().map(compatible).collect::<Result<Vec<_>>>()?;
-    let changes = RowChanges::between(table.schema(), &old, &new).map_err(|error| failed()(error.into()))?;
-    Ok(Some(changes).filter(|changes| changes.rows_added().max(changes.rows_removed()) <= before / 2))
 }

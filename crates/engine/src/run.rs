@@ -9,6 +9,7 @@ use futures::{StreamExt, TryStreamExt};
 use holdfast_lake::{Lake, Manifest, ManifestEntry, Table};
 use holdfast_types::{ErrorKind, Progress, TableName};
 use serde::Serialize;
+use tokio::sync::OnceCell;
 use tracing::Instrument;
 
 use crate::Result;
@@ -48,6 +49,8 @@ pub struct Runner {
     pub(crate) lake: Lake,
     pub(crate) project: Project,
     pub(crate) settings: SessionSettings,
+    /// The stages without mistakes, once they were looked at: the project does not change.
+    checked: OnceCell<Vec<CheckedStage>>,
 }
 
 /// What a run begins with.
@@ -158,7 +161,7 @@ pub enum StageOutcome {
 impl Runner {
     /// A runner for the stages of `project`.
     pub fn new(lake: Lake, project: Project, settings: SessionSettings) -> Self {
-        Self { lake, project, settings }
+        Self { lake, project, settings, checked: OnceCell::new() }
     }
 
     /// The stages.
@@ -207,7 +210,8 @@ impl Runner {
 
     /// Checks the stages and pins the tables.
     pub(crate) async fn prepare(&self, options: &RunOptions, progress: &dyn Progress) -> Result<Prepared> {
-        let checked = self.project.check(&self.lake, &self.settings, options.as_of).await?;
+        let check = async || self.project.check(&self.lake, &self.settings, options.as_of).await;
+        let checked = self.checked.get_or_try_init(check).await?.clone();
         let selected = self.project.select(&options.selection)?;
         let pinned = pin_all(&self.lake).await?;
         for told in changed_contracts(&checked, &selected, &pinned)? {

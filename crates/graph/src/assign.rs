@@ -212,6 +212,12 @@ impl<Id: CustomerId> Assignment<Id> {
         self.customers.get(&id).map(|customer| customer.founder)
     }
 
+    /// The retired ids that answer to a living customer, in no order.
+    #[must_use]
+    pub fn absorbed(&self, id: Id) -> &[Id] {
+        self.customers.get(&id).map_or(&[], |customer| &customer.absorbed)
+    }
+
     /// What is kept of a retired id.
     #[must_use]
     pub fn retired_id(&self, id: Id) -> Option<Retired<Id>> {
@@ -221,6 +227,12 @@ impl<Id: CustomerId> Assignment<Id> {
     /// Every living customer with its founding identifier, in no order.
     pub fn customers(&self) -> impl Iterator<Item = (Id, Founder)> {
         self.customers.iter().map(|(&id, customer)| (id, customer.founder))
+    }
+
+    /// How many living customers there are.
+    #[must_use]
+    pub fn living(&self) -> usize {
+        self.customers.len()
     }
 
     /// Every retired id, in no order.

@@ -23,6 +23,10 @@ pub(crate) enum CliError {
     NoPipeline { name: String, folder: PathBuf, hint: String },
     #[error("{what} {path}: {source}")]
     File { what: &'static str, path: PathBuf, source: std::io::Error },
+    #[error(
+        "there is no identity key {path}, and the identifiers in {lake} were hashed with one: put it back, or say with --identity-key where it is"
+    )]
+    NoKey { path: PathBuf, lake: String },
     #[error("{0}")]
     Argument(String),
     #[error("{} of {total} stages failed or were blocked; the others are up to date, readers keep the run they have", total - fine)]

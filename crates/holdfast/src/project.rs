@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use holdfast_engine::{DeclaredTable, Draft, Project as Stages, SessionSettings};
 use holdfast_feeds::Surroundings;
-use holdfast_identity::{IdentifierTokens, IdentityKey, IdentityRules, declared_tables};
+use holdfast_identity::{IdentifierTokens, IdentityKey, IdentityRules, LakeKey, declared_tables};
 use holdfast_ingest::{IngestSettings, SourceSpec, ledger_tables, load_sources};
 use holdfast_lake::{Lake, LakeSettings, MaintainSettings, StoreOptions};
 use holdfast_types::TableName;
 use serde::Deserialize;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+use tokio::sync::OnceCell;
 use toml::Spanned;
 
 use crate::clock::SystemClock;
@@ -169,6 +170,8 @@ pub(crate) struct Project {
     /// What a relative `lake_url` is relative to.
     lake_base: PathBuf,
     key_file: PathBuf,
+    /// What is in that file, once it is known to be the lake's.
+    key: Arc<OnceCell<IdentityKey>>,
     options: StoreOptions,
 }
 
@@ -199,7 +202,7 @@ impl Project {
             Some(path) => here.join(path),
             None => folder.join(&file.identity.key_file),
         };
-        Ok(Self { pipeline: args.pipeline.clone(), folder, file, lake_url, lake_base, key_file, options })
+        Ok(Self { pipeline: args.pipeline.clone(), folder, file, lake_url, lake_base, key_file, key: Arc::default(), options })
     }
 
     /// The same project with its lake and key elsewhere.
@@ -207,6 +210,7 @@ impl Project {
         self.lake_url = "lake".to_owned();
         self.lake_base = folder.to_owned();
         self.key_file = folder.join("identity.key");
+        self.key = Arc::default();
         self
     }
 
@@ -365,15 +369,28 @@ impl Project {
         Ok(Draft::read(&self.stage_folder()?, declared)?)
     }
 
-    /// The pipeline's way to make tokens. Makes a key at first use.
-    pub(crate) fn tokens(&self) -> Result<IdentifierTokens, CliError> {
-        let rules = IdentityRules::load(&self.pipeline_folder()?.join("identity.toml"))?;
-        Ok(IdentifierTokens::new(rules, &self.key()?))
+    /// The pipeline's way to make tokens in this lake. Makes a key where the lake has none yet, and refuses one that is not the lake's.
+    pub(crate) async fn tokens(&self, lake: &Lake) -> Result<IdentifierTokens, CliError> {
+        Ok(IdentifierTokens::new(self.identity_rules()?, self.key_of(lake).await?))
     }
 
     /// The same key with the rules of another file: for dry runs.
-    pub(crate) fn tokens_by(&self, rules: &Path) -> Result<IdentifierTokens, CliError> {
-        Ok(IdentifierTokens::new(IdentityRules::load(rules)?, &self.key()?))
+    pub(crate) async fn tokens_by(&self, rules: &Path, lake: &Lake) -> Result<IdentifierTokens, CliError> {
+        Ok(IdentifierTokens::new(IdentityRules::load(rules)?, self.key_of(lake).await?))
+    }
+
+    /// The key that the lake was made with. Asks the lake once.
+    async fn key_of(&self, lake: &Lake) -> Result<&IdentityKey, CliError> {
+        let find = async || {
+            let known = LakeKey::of(lake).await?;
+            if known.is_known() && !self.key_file.exists() {
+                return Err(CliError::NoKey { path: self.key_file.clone(), lake: lake.url().to_string() });
+            }
+            let key = self.key()?;
+            known.check(lake, &key.fingerprint())?;
+            Ok(key)
+        };
+        self.key.get_or_try_init(find).await
     }
 
     fn key(&self) -> Result<IdentityKey, CliError> {
@@ -395,9 +412,9 @@ impl Project {
         Ok(IdentityKey::load(&self.key_file)?)
     }
 
-    /// Sessions with the functions that stages of this pipeline may use.
-    pub(crate) fn session_settings(&self) -> Result<SessionSettings, CliError> {
-        let tokens = self.tokens()?;
+    /// Sessions with the functions that stages of this pipeline may use in this lake.
+    pub(crate) async fn session_settings(&self, lake: &Lake) -> Result<SessionSettings, CliError> {
+        let tokens = self.tokens(lake).await?;
         Ok(SessionSettings {
             memory_bytes: self.memory_bytes(),
             functions: vec![Arc::new(tokens.function())],
@@ -419,11 +436,13 @@ impl Project {
         SessionSettings { functions: vec![Arc::new(tokens.function())], ..SessionSettings::default() }
     }
 
-    /// Sessions for cases, in which tokens can be written by people.
+    /// Sessions for cases, in which tokens can be written by people: they need no key.
     pub(crate) fn case_settings(&self) -> Result<SessionSettings, CliError> {
+        let tokens = IdentifierTokens::new(self.identity_rules()?, &IdentityKey::new([0; 32]));
         Ok(SessionSettings {
-            functions: vec![Arc::new(self.tokens()?.readable_function())],
-            ..self.session_settings()?
+            memory_bytes: self.memory_bytes(),
+            functions: vec![Arc::new(tokens.readable_function())],
+            ..SessionSettings::default()
         })
     }
 

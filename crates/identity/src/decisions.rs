@@ -6,8 +6,8 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringArray};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use chrono::{DateTime, Utc};
-use holdfast_engine::{SessionSettings, write_table};
-use holdfast_lake::{ChangeKind, CommitOutcome, Lake, Position};
+use holdfast_engine::{SessionSettings, TableRows, write_table};
+use holdfast_lake::{CommitOutcome, Lake, Position};
 use serde::Serialize;
 
 use crate::Result;
@@ -178,7 +178,7 @@ pub(crate) async fn record(lake: &Lake, decision: &Decision) -> Result<()> {
     let spec = tables::decisions()?;
     let rows = batch(&spec, columns)?;
     let position = Position { app_id: APP.to_owned(), version: decision.decision_id };
-    match write_table(lake, &spec, ChangeKind::Append, position, &[rows], serde_json::Map::new()).await? {
+    match write_table(lake, &spec, TableRows::Added(vec![rows]), position, serde_json::Map::new()).await? {
         CommitOutcome::Applied { .. } => Ok(()),
         CommitOutcome::AlreadyApplied { .. } | CommitOutcome::Conflicted { .. } => {
             Err(IdentityError::DecidedMeanwhile(decision.decision_id))

@@ -31,6 +31,11 @@ pub enum IdentityError {
     /// The key is not 32 bytes in hexadecimal.
     #[error("{0} does not hold an identity key: 64 hexadecimal digits are expected")]
     Key(PathBuf),
+    /// The lake was made with another key.
+    #[error(
+        "the identifiers in {0} were hashed with another identity key, so no record would find its customer: give the key that the lake was made with (--identity-key FILE, or key_file in [identity] of holdfast.toml)"
+    )]
+    OtherKey(String),
     /// An identifier's SQL expression does not fit its source.
     #[error("identifiers of source {name}: {reason}")]
     Source {
@@ -74,7 +79,7 @@ impl IdentityError {
     /// What the caller should do.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Unreadable { .. } | Self::Rules { .. } | Self::Key(_) | Self::Source { .. } => {
+            Self::Unreadable { .. } | Self::Rules { .. } | Self::Key(_) | Self::OtherKey(_) | Self::Source { .. } => {
                 ErrorKind::InvalidConfig
             }
             Self::Concurrent | Self::DecidedMeanwhile(_) => ErrorKind::Conflict,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
-use holdfast_engine::{SessionSettings, write_table};
-use holdfast_lake::{ChangeKind, CommitOutcome, Lake, Position, TableSpec};
+use holdfast_engine::{SessionSettings, TableRows, write_table};
+use holdfast_lake::{CommitOutcome, Lake, Position, TableSpec};
 use holdfast_types::TableName;
 
 use crate::Result;
@@ -97,7 +97,7 @@ pub(crate) async fn collect_edges(
     let rows = pairs(tokens, source, arrivals, &batches)?;
     let position = Position { app_id, version: newest };
     let count = rows.num_rows() as u64;
-    match write_table(lake, spec, ChangeKind::Append, position, &[rows], serde_json::Map::new()).await? {
+    match write_table(lake, spec, TableRows::Added(vec![rows]), position, serde_json::Map::new()).await? {
         CommitOutcome::Applied { .. } => Ok(count),
         CommitOutcome::AlreadyApplied { .. } => Ok(0),
         CommitOutcome::Conflicted { .. } => Err(IdentityError::Concurrent),

@@ -1,5 +1,4 @@
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -10,45 +9,8 @@ use datafusion::common::cast::as_string_array;
 use datafusion::error::{DataFusionError, Result as DataFusionResult};
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 
-use crate::Result;
-use crate::error::IdentityError;
+use crate::key::IdentityKey;
 use crate::rules::IdentityRules;
-
-/// The secret that identifiers are hashed with. Whoever has it can test guesses against tokens, so it lives outside the lake.
-#[derive(Clone, PartialEq, Eq)]
-pub struct IdentityKey([u8; 32]);
-
-impl std::fmt::Debug for IdentityKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("IdentityKey(…)")
-    }
-}
-
-impl IdentityKey {
-    /// A key from its bytes.
-    pub fn new(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-
-    /// Reads a key: 64 hexadecimal digits.
-    ///
-    /// # Errors
-    /// [`IdentityError::Unreadable`], [`IdentityError::Key`].
-    pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| IdentityError::Unreadable { path: path.to_owned(), source })?;
-        Self::from_hex(text.trim()).ok_or_else(|| IdentityError::Key(path.to_owned()))
-    }
-
-    fn from_hex(text: &str) -> Option<Self> {
-        blake3::Hash::from_hex(text).ok().map(|hash| Self(*hash.as_bytes()))
-    }
-
-    /// The key as [`IdentityKey::load`] reads it.
-    pub fn to_hex(&self) -> String {
-        blake3::Hash::from_bytes(self.0).to_hex().to_string()
-    }
-}
 
 /// Makes tokens: the keyed hash of a normalised identifier, one key a type, so that equal texts of different types differ.
 #[derive(Debug, Clone)]
@@ -58,6 +20,7 @@ pub struct IdentifierTokens {
     /// For the values that records are compared by.
     value_key: [u8; 32],
     fingerprint: String,
+    key_fingerprint: String,
 }
 
 impl IdentifierTokens {
@@ -68,17 +31,17 @@ impl IdentifierTokens {
             .iter()
             .map(|name| {
                 let mut hasher = blake3::Hasher::new_derive_key("holdfast identifier token v1");
-                hasher.update(&key.0);
+                hasher.update(key.bytes());
                 hasher.update(name.as_bytes());
                 (name.clone(), *hasher.finalize().as_bytes())
             })
             .collect();
         let mut hasher = blake3::Hasher::new_derive_key("holdfast matching value v1");
-        hasher.update(&key.0);
+        hasher.update(key.bytes());
         let value_key = *hasher.finalize().as_bytes();
-        let check = blake3::keyed_hash(&key.0, b"fingerprint").to_hex();
-        let fingerprint = format!("{}-{}", rules.fingerprint(), &check[..8]);
-        Self { rules: Arc::new(rules), keys, value_key, fingerprint }
+        let key_fingerprint = key.fingerprint();
+        let fingerprint = format!("{}-{}", rules.fingerprint(), &key_fingerprint[..8]);
+        Self { rules: Arc::new(rules), keys, value_key, fingerprint, key_fingerprint }
     }
 
     /// The rules.
@@ -89,6 +52,11 @@ impl IdentifierTokens {
     /// A text that changes with the rules and with the key, and gives neither away.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// That of the key alone.
+    pub(crate) fn key_fingerprint(&self) -> &str {
+        &self.key_fingerprint
     }
 
     /// The token of a value, 32 hexadecimal digits; `None` for what is no identifier: empty, malformed, blocked.

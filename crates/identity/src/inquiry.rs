@@ -20,9 +20,10 @@ use crate::decisions::{Decision, DecisionKind, Identifier, in_force};
 use crate::error::IdentityError;
 use crate::identifier::{IdentifierTokens, Reading};
 use crate::known::{Known, parse_token};
-use crate::resolve::{Note, standing_text};
+use crate::resolve::Note;
 use crate::review::in_percent;
 use crate::tables::{self, query};
+use crate::written::standing_text;
 
 pub use self::decide::{Effect, Effects, Wish};
 pub use self::quality::{GuardLine, LargestCustomer, Quality, SizeClass, TypeQuality};

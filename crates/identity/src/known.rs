@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
+use arrow::datatypes::{Float64Type, Int64Type, Schema, TimestampMicrosecondType};
 use holdfast_engine::SessionSettings;
 use holdfast_graph::{
     Assignment, Cause, Change, Edge, Event, Founder, Guard, IdentityGraph, Link, Member, Retired, Touched, UNDATED,
 };
-use holdfast_lake::Lake;
+use holdfast_lake::{Lake, Table, TableSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -18,6 +18,7 @@ use crate::error::IdentityError;
 use crate::identifier::IdentifierTokens;
 use crate::matching::{Matching, guard_of};
 use crate::tables::{self, query};
+use crate::written::{CustomerRow, IdentifierRow, Unwritten, Written, standing_of};
 
 /// Evidence whose records say when they happened goes before evidence whose records do not. Kept apart, because one without a date would make the other undated as well.
 const DATED: u8 = 0;
@@ -74,6 +75,9 @@ pub(crate) struct Known {
     words: (Vec<String>, HashMap<String, u32>),
     /// Types that the rules no longer know, of identifiers that are kept.
     resting: HashMap<u32, String>,
+    /// The rows of the tables, and which may be others by now.
+    pub(crate) written: Written,
+    pub(crate) unwritten: Unwritten,
 }
 
 /// What a change did.
@@ -134,6 +138,8 @@ impl Known {
             alike: BTreeMap::new(),
             words: Default::default(),
             resting: HashMap::new(),
+            written: Written::default(),
+            unwritten: Unwritten::all(),
         };
         known.block_by_rule()?;
         let mut decided = decisions(lake, settings).await?;
@@ -281,6 +287,7 @@ impl Known {
 
     /// Gives what a change touched to customers.
     fn assign(&mut self, touched: &Touched) -> Result<Moved> {
+        self.note_unwritten(touched);
         let Self { assignment, ids, .. } = self;
         let events = assignment.assign(touched, |founder| {
             let mut attempt = 0;
@@ -292,18 +299,24 @@ impl Known {
                 attempt += 1;
             }
         })?;
+        self.note_unwritten(touched);
         Ok(Moved { events })
     }
 
-    /// Files may arrive in any order: the first record of a founding identifier may turn out to be an earlier one, which makes its customer older. The graph tells only of clusters whose
-    /// members changed.
+    /// Files may arrive in any order: the first record of an identifier may turn out to be an earlier one; of a founding one, that makes its customer older. The graph tells only of
+    /// clusters whose members changed.
     fn note_earlier_records(&mut self, nodes: impl IntoIterator<Item = u32>) -> Result<()> {
         for node in nodes {
             let Some(id) = self.customer_of(node) else { continue };
+            let (first_seen, _, _) = self.seen(node)?;
+            if self.written.identifiers.get(&node).is_none_or(|row| row.first_seen != first_seen) {
+                self.unwritten.node(node);
+                self.note_unwritten_customer_of(node);
+            }
             let Some(founder) = self.assignment.founder(id).filter(|founder| founder.member.node == node) else {
                 continue;
             };
-            let (Some(first_seen), _, _) = self.seen(node)? else { continue };
+            let Some(first_seen) = first_seen else { continue };
             if founder.first_seen == UNDATED.0 || first_seen < founder.first_seen {
                 self.assignment.replay(&Event::Refounded { id, founder: Founder { first_seen, ..founder } })?;
             }
@@ -382,44 +395,57 @@ impl Known {
         };
         // A resolution that died between the two tables has not happened: identifiers say what is so.
         let is_unfinished = given.position(tables::RESOLVE_APP).await? > resolved.position(tables::RESOLVE_APP).await?;
-        let has_moments = given.schema().field_with_name("retired_at").is_ok();
+        let has = |table: &Table, column: &str| table.schema().field_with_name(column).is_ok();
+        let or_null = |is_there: bool, column: &'static str, null: &'static str| if is_there { column } else { null };
+        self.written.is_outdated = !is_as(&resolved, &tables::identifiers()?) || !is_as(&given, &tables::customers()?);
 
         let mut members: Vec<(Member, CustomerId)> = Vec::new();
-        for rows in
-            query(lake, settings, &identifiers, "select identifier_type, token, customer_id from identity.identifiers")
-                .await?
-        {
-            for row in 0..rows.num_rows() {
+        let sql = format!(
+            "select identifier_type, token, customer_id, first_seen_at, {} from identity.identifiers",
+            or_null(has(&resolved, "standing"), "standing", "'joins'")
+        );
+        for rows in query(lake, settings, &identifiers, &sql).await? {
+            for (row, first_seen) in moments_of(&rows, 3)?.into_iter().enumerate() {
                 let text = |column: usize| rows.column(column).as_string::<i32>().value(row);
                 let identifier = Identifier { identifier_type: text(0).to_owned(), token: text(1).to_owned() };
                 let node = self.node_for(&identifier)?;
-                members.push((Member { node, life: 0 }, parse_id(text(2))?));
+                let customer = parse_id(text(2))?;
+                let unknown = || IdentityError::Damaged(format!("`{}` is no standing of an identifier", text(4)));
+                let standing = standing_of(text(4)).ok_or_else(unknown)?;
+                self.written.note_identifier(node, IdentifierRow { customer, first_seen, standing });
+                members.push((Member { node, life: 0 }, customer));
             }
         }
         let by_node: HashMap<Member, CustomerId> = members.iter().copied().collect();
         let living: HashSet<CustomerId> = by_node.values().copied().collect();
 
-        let retired_at = if has_moments { "retired_at" } else { "cast(null as timestamp)" };
         let sql = format!(
-            "select customer_id, founding_type, founding_token, first_seen_at, merged_into, {retired_at} from identity.customers"
+            "select customer_id, founding_type, founding_token, first_seen_at, merged_into, {}, {} from identity.customers",
+            or_null(has(&given, "retired_at"), "retired_at", "cast(null as timestamp)"),
+            or_null(has(&given, "resolves_to"), "resolves_to", "coalesce(merged_into, customer_id)")
         );
         let mut founders = Vec::new();
         let mut gone: Vec<(CustomerId, Member, Option<CustomerId>)> = Vec::new();
         for rows in query(lake, settings, &customers, &sql).await? {
-            let first = rows.column(3).as_primitive::<TimestampMicrosecondType>();
-            let merged_into = rows.column(4).as_string::<i32>();
-            for (row, retired_at) in moments_of(&rows, 5)?.into_iter().enumerate() {
+            let (first, retired) = (moments_of(&rows, 3)?, moments_of(&rows, 5)?);
+            for (row, (first_seen, retired_at)) in first.into_iter().zip(retired).enumerate() {
                 let text = |column: usize| rows.column(column).as_string::<i32>().value(row);
+                let other = |column: usize| -> Result<Option<CustomerId>> {
+                    rows.column(column).is_valid(row).then(|| parse_id(text(column))).transpose()
+                };
                 let id = parse_id(text(0))?;
                 let founding = Identifier { identifier_type: text(1).to_owned(), token: text(2).to_owned() };
                 let member = Member { node: self.node_for(&founding)?, life: 0 };
+                let resolves_to = other(6)?;
+                let written = CustomerRow { founder: member.node, first_seen, resolves_to, retired_at };
+                self.written.customers.insert(id, written);
                 if living.contains(&id) {
-                    let first_seen = if first.is_valid(row) { first.value(row) } else { UNDATED.0 };
+                    let first_seen = first_seen.unwrap_or(UNDATED.0);
                     let rank = self.graph.rank(member.node).unwrap_or_default();
                     let token = self.graph.token(member.node).unwrap_or_default();
                     founders.push((id, Founder { member, rank, token, first_seen }));
                 } else {
-                    let into = merged_into.is_valid(row).then(|| parse_id(merged_into.value(row))).transpose()?;
+                    let into = other(4)?;
                     if is_unfinished && into.is_none() && retired_at.is_none() {
                         // Given by the resolution that has not happened.
                         continue;
@@ -650,12 +676,18 @@ fn conditions(part: Part<'_>, has_replays: bool) -> String {
     conditions.join(" or ")
 }
 
+/// Whether a table has the columns that are written today.
+fn is_as(table: &Table, spec: &TableSpec) -> bool {
+    let names = |schema: &Schema| schema.fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>();
+    names(table.schema()) == names(&spec.schema)
+}
+
 /// The moments of a column that may be of another unit, as a null is that older tables lack.
 fn moments_of(rows: &RecordBatch, column: usize) -> Result<Vec<Option<i64>>> {
     match rows.column(column).as_primitive_opt::<TimestampMicrosecondType>() {
         Some(moments) => Ok(moments.iter().collect()),
         None if rows.column(column).null_count() == rows.num_rows() => Ok(vec![None; rows.num_rows()]),
-        None => Err(IdentityError::Damaged("identity.customers: retired_at is no moment".to_owned())),
+        None => Err(IdentityError::Damaged("a moment of identity.customers is none".to_owned())),
     }
 }
 

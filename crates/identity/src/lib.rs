@@ -13,22 +13,25 @@ mod error;
 mod evidence;
 mod identifier;
 mod inquiry;
+mod key;
 mod known;
 mod matching;
 mod resolve;
 mod review;
 mod rules;
 mod tables;
+mod written;
 
 pub use customer::{CustomerId, NoCustomerId};
 pub use decisions::{Decision, DecisionKind, Identifier, decisions, newest_decision};
 pub use error::IdentityError;
 pub use evidence::IdentitySource;
-pub use identifier::{IdentifierTokens, IdentityKey, Reading, normalise};
+pub use identifier::{IdentifierTokens, Reading, normalise};
 pub use inquiry::{
     Effect, Effects, Explained, ExplainedStep, GuardLine, HistoryLine, Inquiry, LargestCustomer, Quality, Shown,
     ShownIdentifier, SizeClass, Subject, TypeQuality, Wish,
 };
+pub use key::{IdentityKey, LakeKey};
 pub use matching::{Attribute, Matching, MatchingSource};
 pub use resolve::{ResolveReport, Resolver};
 pub use review::ReviewPair;

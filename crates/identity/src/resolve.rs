@@ -1,10 +1,10 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray};
-use holdfast_engine::{SessionSettings, write_table};
-use holdfast_graph::{Cause, Event, Member, Standing, UNDATED};
-use holdfast_lake::{ChangeKind, CommitOutcome, Lake, Position, Table};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use holdfast_engine::{SessionSettings, TableRows, write_table};
+use holdfast_graph::{Cause, Event, Member};
+use holdfast_lake::{CommitOutcome, Lake, Position, Table};
 use holdfast_types::Progress;
 use serde::{Deserialize, Serialize};
 
@@ -15,14 +15,12 @@ use crate::error::IdentityError;
 use crate::evidence::{Arrivals, IdentitySource, collect_edges};
 use crate::identifier::IdentifierTokens;
 use crate::known::{Known, Taken};
+use crate::key;
 use crate::matching::find_matches;
 use crate::tables::{self, RESOLVE_APP, batch, moments};
 
 /// The key of the note that says what an identity was resolved from.
 const NOTE: &str = "holdfast.identity";
-
-/// Customers and identifiers are written in batches of this many rows.
-const ROWS_PER_BATCH: usize = 64 * 1024;
 
 /// What a resolution did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,6 +64,11 @@ impl Note {
         Ok(note.and_then(|note| serde_json::from_value(note).ok()))
     }
 
+    /// The beginning of the fingerprint of the key it was by.
+    pub(crate) fn key_fingerprint(&self) -> Option<&str> {
+        self.rules.rsplit_once('-').map(|(_, key)| key)
+    }
+
     /// Whether today's rules are those.
     pub(crate) fn is_by(&self, tokens: &IdentifierTokens) -> bool {
         self.rules == tokens.fingerprint()
@@ -86,6 +89,17 @@ pub struct Resolver {
 struct Resident {
     note: Note,
     known: Known,
+    /// The versions of the rows of `identity.customers` and `identity.identifiers`.
+    rows: (Option<u64>, Option<u64>),
+}
+
+/// The versions of the rows of `identity.customers` and `identity.identifiers`, whoever wrote them.
+async fn rows_written(lake: &Lake) -> Result<(Option<u64>, Option<u64>)> {
+    let version = async |name| match lake.table(&name).await? {
+        Some(table) => Ok::<_, IdentityError>(Some(table.data_version().await?)),
+        None => Ok(None),
+    };
+    Ok((version(tables::customers()?.name).await?, version(tables::identifiers()?.name).await?))
 }
 
 impl Resolver {
@@ -105,7 +119,8 @@ impl Resolver {
     /// repeated after a failure at any point, or after it was dropped.
     ///
     /// # Errors
-    /// [`IdentityError::Source`] when an identifier's expression does not fit its table; [`IdentityError::Concurrent`]; what engine and lake answer.
+    /// [`IdentityError::OtherKey`] before anything is done; [`IdentityError::Source`] when an identifier's expression does not fit its table; [`IdentityError::Concurrent`]; what engine and
+    /// lake answer.
     pub async fn resolve(
         &mut self,
         lake: &Lake,
@@ -113,6 +128,7 @@ impl Resolver {
         sources: &[IdentitySource],
         progress: &dyn Progress,
     ) -> Result<ResolveReport> {
+        key::settle(lake, self.tokens.key_fingerprint()).await?;
         let mut report = ResolveReport::default();
         let edges_spec = tables::edges()?;
         for (done, source) in sources.iter().enumerate() {
@@ -158,10 +174,11 @@ impl Resolver {
             None => 0,
         };
         // Taken out: what fails or is dropped on the way leaves nothing half done behind.
-        let resident = self
-            .resident
-            .take()
-            .filter(|resident| Some(&resident.note) == note.as_ref() && resident.known.taken.model == model);
+        let rows = rows_written(lake).await?;
+        let resident = self.resident.take().filter(|resident| {
+            let is_last = Some(&resident.note) == note.as_ref() && resident.rows == rows;
+            is_last && resident.known.taken.model == model
+        });
         let (mut known, mut events) = match resident {
             Some(resident) => (resident.known, Vec::new()),
             None => {
@@ -175,12 +192,12 @@ impl Resolver {
         let note =
             Note { edges: edges_version, matches_version: matches, rules: self.tokens.fingerprint().to_owned(), taken };
         write(lake, &mut known, &events, (&note, step_before), report).await?;
-        self.resident = Some(Resident { note, known });
+        self.resident = Some(Resident { note, known, rows: rows_written(lake).await? });
         Ok(())
     }
 }
 
-/// Writes what is known to the tables, and what happened to the history. It was worked out from what the step before had left.
+/// Writes to the tables what is known and not there, and what happened to the history. It was worked out from what the step before had left.
 async fn write(
     lake: &Lake,
     known: &mut Known,
@@ -194,8 +211,6 @@ async fn write(
             known.retired_at.insert(id, now);
         }
     }
-    count(known, events, report)?;
-
     let history = position(lake, &tables::history()?.name).await?;
     let resolved = position(lake, &tables::identifiers()?.name).await?;
     if resolved != step_before {
@@ -211,14 +226,18 @@ async fn write(
     let undone = (history > resolved).then_some(history);
     let rows = history_rows(known, events, undone, step, now)?;
     if rows.num_rows() > 0 {
-        settled(write_table(lake, &tables::history()?, ChangeKind::Append, at(), &[rows], nothing()).await?)?;
+        let rows = TableRows::Added(vec![rows]);
+        settled(write_table(lake, &tables::history()?, rows, at(), nothing()).await?)?;
     }
-    let rows = customer_rows(known)?;
-    settled(write_table(lake, &tables::customers()?, ChangeKind::ReplaceAll, at(), &rows, nothing()).await?)?;
-    let rows = identifier_rows(known)?;
+    if let Some(rows) = known.customers_to_write()? {
+        settled(write_table(lake, &tables::customers()?, rows, at(), nothing()).await?)?;
+    }
+    let rows = known.identifiers_to_write()?;
     let text = serde_json::to_value(note).map_err(|error| IdentityError::Damaged(error.to_string()))?;
     let notes = [(NOTE.to_owned(), text)].into_iter().collect();
-    settled(write_table(lake, &tables::identifiers()?, ChangeKind::ReplaceAll, at(), &rows, notes).await?)?;
+    settled(write_table(lake, &tables::identifiers()?, rows, at(), notes).await?)?;
+    known.is_written();
+    count(known, events, report);
     tracing::info!(
         monotonic_counter.holdfast_identity_minted = report.minted,
         monotonic_counter.holdfast_identity_merged = report.merged,
@@ -244,12 +263,10 @@ fn settled(outcome: CommitOutcome) -> Result<()> {
     }
 }
 
-fn count(known: &Known, events: &[Event<CustomerId>], report: &mut ResolveReport) -> Result<()> {
-    report.customers = known.assignment.customers().count() as u64;
-    for (member, _) in known.assignment.members() {
-        report.identifiers += 1;
-        report.shared_identifiers += u64::from(known.graph.standing(member.node)? != Standing::Joins);
-    }
+fn count(known: &Known, events: &[Event<CustomerId>], report: &mut ResolveReport) {
+    report.customers = known.assignment.living() as u64;
+    report.identifiers = known.written.identifiers.len() as u64;
+    report.shared_identifiers = known.written.shared;
     let mut split: HashSet<CustomerId> = HashSet::new();
     for event in events {
         match event {
@@ -264,7 +281,6 @@ fn count(known: &Known, events: &[Event<CustomerId>], report: &mut ResolveReport
         }
     }
     report.split = split.len() as u64;
-    Ok(())
 }
 
 /// What became of a customer, for the history.
@@ -342,85 +358,4 @@ fn history_rows(
         numbers(&mut rows.iter().map(|row| i64::try_from(row.identifiers).ok()), undone),
     ];
     batch(&tables::history()?, columns)
-}
-
-fn customer_rows(known: &mut Known) -> Result<Vec<RecordBatch>> {
-    struct Row {
-        id: CustomerId,
-        founder: Member,
-        first_seen: Option<i64>,
-        resolves_to: Option<CustomerId>,
-        retired_at: Option<i64>,
-    }
-    let mut rows: Vec<Row> = Vec::new();
-    for (id, founder) in known.assignment.customers() {
-        let first_seen = (founder.first_seen != UNDATED.0).then_some(founder.first_seen);
-        rows.push(Row { id, founder: founder.member, first_seen, resolves_to: Some(id), retired_at: None });
-    }
-    let retired: Vec<(CustomerId, Member)> = known.assignment.retired().map(|(id, r)| (id, r.founder)).collect();
-    for (id, founder) in retired {
-        let (first_seen, _, _) = known.seen(founder.node)?;
-        let resolves_to = known.assignment.resolve(id);
-        rows.push(Row { id, founder, first_seen, resolves_to, retired_at: known.retired_at.get(&id).copied() });
-    }
-    rows.sort_unstable_by_key(|row| row.id);
-    let spec = tables::customers()?;
-    rows.chunks(ROWS_PER_BATCH)
-        .map(|rows| {
-            let founders: Vec<_> = rows.iter().map(|row| known.identifier(row.founder.node)).collect();
-            let living = |row: &Row| row.resolves_to.map(|id| id.to_string());
-            let columns: Vec<ArrayRef> = vec![
-                Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.id.to_string()))),
-                Arc::new(StringArray::from_iter_values(founders.iter().map(|founder| &founder.identifier_type))),
-                Arc::new(StringArray::from_iter_values(founders.iter().map(|founder| &founder.token))),
-                moments(rows.iter().map(|row| row.first_seen)),
-                Arc::new(
-                    rows.iter()
-                        .map(|row| living(row).filter(|_| row.resolves_to != Some(row.id)))
-                        .collect::<StringArray>(),
-                ),
-                Arc::new(rows.iter().map(living).collect::<StringArray>()),
-                moments(rows.iter().map(|row| row.retired_at)),
-            ];
-            batch(&spec, columns)
-        })
-        .collect()
-}
-
-fn identifier_rows(known: &Known) -> Result<Vec<RecordBatch>> {
-    let mut members: Vec<(CustomerId, Option<u128>, u32)> =
-        known.assignment.members().map(|(member, id)| (id, known.graph.token(member.node), member.node)).collect();
-    members.sort_unstable();
-    let spec = tables::identifiers()?;
-    members
-        .chunks(ROWS_PER_BATCH)
-        .map(|rows| {
-            let identifiers: Vec<_> = rows.iter().map(|&(_, _, node)| known.identifier(node)).collect();
-            let standings: Vec<Standing> =
-                rows.iter().map(|&(_, _, node)| known.graph.standing(node)).collect::<Result<_, _>>()?;
-            let seen: Vec<_> = rows.iter().map(|&(_, _, node)| known.seen(node)).collect::<Result<_>>()?;
-            let is_shared = standings.iter().map(|&standing| Some(standing != Standing::Joins));
-            let columns: Vec<ArrayRef> = vec![
-                Arc::new(StringArray::from_iter_values(identifiers.iter().map(|i| &i.identifier_type))),
-                Arc::new(StringArray::from_iter_values(identifiers.iter().map(|i| &i.token))),
-                Arc::new(StringArray::from_iter_values(rows.iter().map(|(id, _, _)| id.to_string()))),
-                Arc::new(is_shared.collect::<BooleanArray>()),
-                moments(seen.iter().map(|&(first, _, _)| first)),
-                moments(seen.iter().map(|&(_, last, _)| last)),
-                Arc::new(Int64Array::from_iter_values(seen.iter().map(|&(_, _, records)| records))),
-                Arc::new(StringArray::from_iter_values(standings.iter().map(|&standing| standing_text(standing)))),
-            ];
-            batch(&spec, columns)
-        })
-        .collect()
-}
-
-/// As it is stored.
-pub(crate) const fn standing_text(standing: Standing) -> &'static str {
-    match standing {
-        Standing::Joins => "joins",
-        Standing::Blocked => "blocked",
-        Standing::Hub => "hub",
-        Standing::Shared => "shared",
-    }
 }

@@ -72,8 +72,6 @@ pub(crate) fn identifiers() -> Result<TableSpec> {
                 "Belongs to several people (a family, a kiosk) or to nobody, so it joins nobody",
             ),
             moment("first_seen_at", "Event time of the first record with it"),
-            moment("last_seen_at", "Event time of the last record with it"),
-            column("records", DataType::Int64, "How many pieces of evidence name it"),
             text("standing", "joins others, or joins nobody: shared, a hub, or blocked"),
         ],
     )

@@ -16,6 +16,7 @@ mod commit;
 mod compact;
 mod drop;
 mod error;
+mod fact;
 mod foreign;
 pub mod grammar;
 mod head;

@@ -94,9 +94,9 @@ pub(crate) async fn run(project: Project, args: &DemoArgs, terminal: &Arc<Termin
     let manner = Manner { told: Told::All, folders_may_come: false, feeds_are_followed: false, abort_after: None };
     ingest_sources(&project, &lake, &project.sources()?, (Some(&from), &Feeds::none()), manner, terminal).await?;
     steps.done("ingest");
-    resolve_identity(&project, &lake, &project.tokens()?, terminal).await?;
+    resolve_identity(&project, &lake, &project.tokens(&lake).await?, terminal).await?;
     steps.done("resolve");
-    let runner = Runner::new(lake.clone(), stages, project.session_settings()?);
+    let runner = Runner::new(lake.clone(), stages, project.session_settings(&lake).await?);
     let report = runner.run(&run_options(&project, Some(as_of), Selection::All, true), terminal.as_ref()).await?;
     super::run::summarise(&report, terminal);
     super::run::judge(&report)?;

@@ -190,7 +190,7 @@ pub(crate) async fn run(project: &Project, args: &IdentityArgs, terminal: &Arc<T
 
 /// Identity as it was resolved last; tells when the rules are others by now.
 async fn inquire(project: &Project, lake: &Lake, terminal: &Terminal) -> Result<Inquiry, CliError> {
-    let inquiry = Inquiry::open(lake, &project.session_settings()?, &project.tokens()?).await?;
+    let inquiry = Inquiry::open(lake, &project.session_settings(lake).await?, &project.tokens(lake).await?).await?;
     if !inquiry.is_by_todays_rules() {
         terminal.note("    Rules changed since identity was resolved: this is what the next ingestion will make of it");
     }
@@ -201,7 +201,7 @@ async fn show(project: &Project, args: &ShowArgs, terminal: &Terminal) -> Result
     let lake = project.open_lake().await?;
     let mut inquiry = inquire(project, &lake, terminal).await?;
     let subject = inquiry.find(&args.id)?;
-    let shown = inquiry.show(&lake, &project.session_settings()?, subject).await?;
+    let shown = inquiry.show(&lake, &project.session_settings(&lake).await?, subject).await?;
     if args.json { print_json(&shown) } else { print(&shown_text(&shown)) }
 }
 
@@ -319,8 +319,10 @@ async fn decide(
         return Err(CliError::Argument("say with --by who decides: this computer does not tell".to_owned()));
     }
     // Mistakes in stages and rules are told before anything is written.
-    let (stages, tokens, settings) = (project.stages()?, project.tokens()?, project.session_settings()?);
+    let stages = project.stages()?;
+    project.identity_rules()?;
     let lake = if args.dry_run { project.open_lake().await? } else { project.open_lake_to_write().await? };
+    let (tokens, settings) = (project.tokens(&lake).await?, project.session_settings(&lake).await?);
     let mut inquiry = inquire(project, &lake, terminal).await?;
     inquiry.catch_up(&lake, &settings).await?;
     let wish = wish(&inquiry)?;
@@ -361,7 +363,7 @@ fn tell_effects(effects: &Effects, is_dry_run: bool, terminal: &Terminal) {
 
 async fn list(project: &Project, args: &DecisionsArgs) -> Result<(), CliError> {
     let lake = project.open_lake().await?;
-    let all = decisions(&lake, &project.session_settings()?).await?;
+    let all = decisions(&lake, &project.reader_settings()).await?;
     if args.json {
         return print_json(&all);
     }
@@ -420,12 +422,13 @@ fn listed(parts: &[String]) -> String {
 }
 
 async fn learn(project: &Project, terminal: &Arc<Terminal>) -> Result<(), CliError> {
-    let (stages, tokens, settings) = (project.stages()?, project.tokens()?, project.session_settings()?);
-    if tokens.rules().matching.is_none() {
+    let stages = project.stages()?;
+    if project.identity_rules()?.matching.is_none() {
         let remedy = "there is no [matching] in identity.toml: docs/identity.md says how records are compared";
         return Err(CliError::Argument(remedy.to_owned()));
     }
     let lake = project.open_lake_to_write().await?;
+    let (tokens, settings) = (project.tokens(&lake).await?, project.session_settings(&lake).await?);
     learn_anew(project, &lake, &tokens, terminal).await?;
     if has_unified(&stages) {
         let runner = Runner::new(lake, stages, settings);
@@ -436,10 +439,10 @@ async fn learn(project: &Project, terminal: &Arc<Terminal>) -> Result<(), CliErr
 }
 
 async fn diff(project: &Project, args: &DiffArgs, terminal: &Terminal) -> Result<(), CliError> {
-    let tokens = project.tokens_by(&args.rules)?;
     let lake = project.open_lake().await?;
-    let settings = project.session_settings()?;
-    let inquiry = Inquiry::open(&lake, &settings, &project.tokens()?).await?;
+    let tokens = project.tokens_by(&args.rules, &lake).await?;
+    let settings = project.session_settings(&lake).await?;
+    let inquiry = Inquiry::open(&lake, &settings, &project.tokens(&lake).await?).await?;
     let effects = inquiry.difference(&lake, &settings, &tokens, args.examples).await?;
     if args.json {
         return print_json(&effects);

@@ -234,11 +234,14 @@ impl Rounds {
         // Mistakes in contracts, stages and rules are told before anything is written.
         let feeds = Feeds::open(project, &sources)?;
         let stages = project.stages()?;
-        let tokens = project.tokens()?;
+        project.identity_rules()?;
         let lake = project.create_lake().await?;
+        let tokens = project.tokens(&lake).await?;
         let needs_runner = !args.raw_only && (has_unified(&stages) || args.run);
-        let runner =
-            if needs_runner { Some(Runner::new(lake.clone(), stages, project.session_settings()?)) } else { None };
+        let runner = match needs_runner {
+            true => Some(Runner::new(lake.clone(), stages, project.session_settings(&lake).await?)),
+            false => None,
+        };
         Ok(Self {
             project: project.clone(),
             args: args.clone(),

@@ -22,7 +22,8 @@ pub(crate) struct PlanArgs {
 pub(crate) async fn run(project: &Project, args: &PlanArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let stages = project.stages()?;
     let lake = project.open_lake().await?;
-    let runner = Runner::new(lake, stages, project.session_settings()?);
+    let settings = project.session_settings(&lake).await?;
+    let runner = Runner::new(lake, stages, settings);
     let report = runner.plan(&args.what.options(project), terminal.as_ref()).await?;
     if args.json { print_json(&report) } else { print(&page(&report, project)) }
 }

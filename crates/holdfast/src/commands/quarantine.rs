@@ -327,8 +327,9 @@ struct Replayed {
 async fn replay(project: &Project, args: &ReplayArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let sources = selected(project, &args.source)?;
     let stages = project.stages()?;
-    let tokens = project.tokens()?;
+    project.identity_rules()?;
     let lake = project.open_lake_to_write().await?;
+    let tokens = project.tokens(&lake).await?;
     let mut settings = ReplaySettings { is_dry_run: args.dry_run, ..ReplaySettings::default() };
     if let Some(step) = args.abort_after {
         settings.on_step = Some(Arc::new(move |reached| {
@@ -347,7 +348,8 @@ async fn replay(project: &Project, args: &ReplayArgs, terminal: &Arc<Terminal>) 
     if !args.dry_run && !args.raw_only {
         replayed.customers = Some(resolve_identity(project, &lake, &tokens, terminal).await?.customers);
         if has_unified(&stages) {
-            let runner = Runner::new(lake, stages, project.session_settings()?);
+            let settings = project.session_settings(&lake).await?;
+            let runner = Runner::new(lake, stages, settings);
             let run = runner.run(&run_options(project, None, unified_stages(), false), terminal.as_ref()).await?;
             super::run::judge(&run)?;
         }

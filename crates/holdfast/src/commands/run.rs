@@ -70,7 +70,8 @@ pub(crate) async fn run(project: &Project, args: &RunArgs, terminal: &Arc<Termin
     let stages = project.stages()?;
     let lake = project.open_lake_to_write().await?;
     let options = args.what.options(project);
-    let runner = Runner::new(lake, stages, project.session_settings()?);
+    let settings = project.session_settings(&lake).await?;
+    let runner = Runner::new(lake, stages, settings);
     let report = runner.run(&options, terminal.as_ref()).await?;
     summarise(&report, terminal);
     if args.json {

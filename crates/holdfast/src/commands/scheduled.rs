@@ -87,14 +87,14 @@ impl Scheduler {
     ///
     /// # Errors
     /// Mistakes in the pipeline's files.
-    pub(crate) fn open(project: &Project, lake: &Lake, terminal: &Arc<Terminal>) -> Result<Self, CliError> {
+    pub(crate) async fn open(project: &Project, lake: &Lake, terminal: &Arc<Terminal>) -> Result<Self, CliError> {
         Ok(Self {
             project: project.clone(),
             lake: lake.clone(),
             terminal: Arc::clone(terminal),
             schedule: project.schedule()?,
-            runner: Runner::new(lake.clone(), project.stages()?, project.session_settings()?),
-            tokens: project.tokens()?,
+            runner: Runner::new(lake.clone(), project.stages()?, project.session_settings(lake).await?),
+            tokens: project.tokens(lake).await?,
             books: TableName::new("metric", "ingest_batches").map_err(|error| CliError::Lake(error.into()))?,
             told: Mutex::default(),
         })
@@ -275,7 +275,7 @@ impl Progress for Problems<'_> {
 /// The schedule alone, until a signal.
 pub(crate) async fn run(project: &Project, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let lake = project.open_lake_to_write().await?;
-    let scheduler = Scheduler::open(project, &lake, terminal)?;
+    let scheduler = Scheduler::open(project, &lake, terminal).await?;
     // Before anybody is told: who reads the line may stop the process at once.
     let stop = super::stop_signal();
     terminal.note(&format!("  Running {} {}, Ctrl-C stops", project.pipeline, scheduler.schedule()));

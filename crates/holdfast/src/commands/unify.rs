@@ -105,7 +105,7 @@ async fn resolve_sources(
     identified: &[IdentitySource],
     terminal: &Arc<Terminal>,
 ) -> Result<ResolveReport, CliError> {
-    let report = resolver.resolve(lake, &project.session_settings()?, identified, terminal.as_ref()).await?;
+    let report = resolver.resolve(lake, &project.session_settings(lake).await?, identified, terminal.as_ref()).await?;
     let line = if report.resolved {
         format!(
             " Resolved {} customers from {} identifiers ({} shared), {} new, {} merged, {} split",

@@ -50,7 +50,8 @@ impl FromStr for Percent {
 pub(crate) async fn run(project: &Project, args: &VerifyArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let stages = project.stages()?;
     let lake = project.open_lake().await?;
-    let runner = Runner::new(lake, stages, project.session_settings()?);
+    let settings = project.session_settings(&lake).await?;
+    let runner = Runner::new(lake, stages, settings);
     let options = VerifyOptions {
         selection: selection(&args.select, &args.exclude),
         sample: args.sample.0,

@@ -28,7 +28,8 @@ pub(crate) async fn run(project: &Project, args: &WhyArgs) -> Result<(), CliErro
     let column = column(&args.column)?;
     let stages = project.stages()?;
     let lake = project.open_lake().await?;
-    let runner = Runner::new(lake, stages, project.session_settings()?);
+    let settings = project.session_settings(&lake).await?;
+    let runner = Runner::new(lake, stages, settings);
     let options = WhyOptions { customer_id: args.customer.clone(), column, show_pii: args.show_pii };
     let why = runner.why(&options).await?;
     if args.json {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, StringArray};
 use arrow::datatypes::{Float64Type, Int64Type};
-use holdfast_engine::{SessionSettings, write_table};
-use holdfast_lake::{ChangeKind, CommitOutcome, Lake, Position};
+use holdfast_engine::{SessionSettings, TableRows, write_table};
+use holdfast_lake::{CommitOutcome, Lake, Position};
 use holdfast_linkage::{Common, LinkageModel};
 
 use crate::Result;
@@ -157,7 +157,7 @@ impl Model {
         let spec = tables::match_terms()?;
         let position = Position { app_id: TERMS_APP.to_owned(), version: number };
         let rows = batch(&spec, columns)?;
-        let written = write_table(lake, &spec, ChangeKind::Append, position, &[rows], nothing()).await?;
+        let written = write_table(lake, &spec, TableRows::Added(vec![rows]), position, nothing()).await?;
         if !matches!(written, CommitOutcome::Applied { .. }) {
             return Err(IdentityError::Concurrent);
         }
@@ -177,7 +177,7 @@ impl Model {
         ];
         let spec = tables::models()?;
         let position = Position { app_id: MODELS_APP.to_owned(), version: number };
-        match write_table(lake, &spec, ChangeKind::Append, position, &[batch(&spec, columns)?], nothing()).await? {
+        match write_table(lake, &spec, TableRows::Added(vec![batch(&spec, columns)?]), position, nothing()).await? {
             CommitOutcome::Applied { .. } => Ok(()),
             CommitOutcome::AlreadyApplied { .. } | CommitOutcome::Conflicted { .. } => Err(IdentityError::Concurrent),
         }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
-use holdfast_engine::{SessionSettings, write_table};
-use holdfast_lake::{ChangeKind, CommitOutcome, Lake, Position};
+use holdfast_engine::{SessionSettings, TableRows, write_table};
+use holdfast_lake::{CommitOutcome, Lake, Position};
 use holdfast_linkage::{Edge, Records, Threads};
 use holdfast_types::Progress;
 
@@ -131,7 +131,7 @@ async fn compare(
     let version = arrivals.newest(source);
     let position = Position { app_id: app_id(model.number, source, arrivals), version };
     let outcome =
-        write_table(lake, &tables::matches()?, ChangeKind::Append, position, &[rows], serde_json::Map::new()).await?;
+        write_table(lake, &tables::matches()?, TableRows::Added(vec![rows]), position, serde_json::Map::new()).await?;
     match outcome {
         CommitOutcome::Applied { .. } | CommitOutcome::AlreadyApplied { .. } => Ok(()),
         CommitOutcome::Conflicted { .. } => Err(IdentityError::Concurrent),

@@ -73,7 +73,7 @@ pub(crate) async fn run(project: &Project, args: &UpArgs, terminal: &Arc<Termina
     let ingest = IngestArgs::watching(section.every_s);
     let rounds = Arc::new(Rounds::open(project, &ingest, from, terminal).await?);
     let lake = rounds.lake().clone();
-    let scheduler = Arc::new(Scheduler::open(project, &lake, terminal)?);
+    let scheduler = Arc::new(Scheduler::open(project, &lake, terminal).await?);
     let reader = Arc::new(LakeReader::open_early(lake.clone(), project.reader_settings()).await?);
 
     // Before anybody is told: who reads the line may stop the process at once.
