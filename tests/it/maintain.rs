@@ -22,7 +22,7 @@ use crate::{commits, succeed};
 const TARGET: u64 = 1 << 20;
 const MEMORY: usize = 64 << 20;
 
-fn spec() -> TableSpec {
+pub(crate) fn spec() -> TableSpec {
     TableSpec {
         name: "raw.numbers".parse().unwrap(),
         schema: Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, true)])),
@@ -37,11 +37,11 @@ async fn staged(table: &Table, batch: RecordBatch) -> Vec<StagedFile> {
     writer.close().await.unwrap()
 }
 
-fn numbers(table: &Table, rows: std::ops::Range<i64>) -> RecordBatch {
+pub(crate) fn numbers(table: &Table, rows: std::ops::Range<i64>) -> RecordBatch {
     RecordBatch::try_new(Arc::clone(table.schema()), vec![Arc::new(Int64Array::from_iter_values(rows))]).unwrap()
 }
 
-async fn commit(lake: &Lake, table: &Table, version: i64, kind: ChangeKind, batch: RecordBatch) -> CommitOutcome {
+pub(crate) async fn commit(lake: &Lake, table: &Table, version: i64, kind: ChangeKind, batch: RecordBatch) -> CommitOutcome {
     let change = Change {
         table,
         position: Position { app_id: "writer".to_owned(), version },
@@ -55,12 +55,12 @@ async fn commit(lake: &Lake, table: &Table, version: i64, kind: ChangeKind, batc
     lake.commit(change).await.unwrap()
 }
 
-async fn newest(lake: &Lake) -> Table {
+pub(crate) async fn newest(lake: &Lake) -> Table {
     lake.table(&spec().name).await.unwrap().unwrap()
 }
 
 /// A table of ten files with ten numbers each; the writer is at position 10.
-async fn ten_small_files(lake: &Lake) -> Table {
+pub(crate) async fn ten_small_files(lake: &Lake) -> Table {
     let table = lake.ensure_table(&spec()).await.unwrap();
     for step in 1..=10 {
         let rows = numbers(&table, (step - 1) * 10..step * 10);
@@ -75,7 +75,7 @@ async fn column(lake: &Lake, query: &str) -> Vec<i64> {
     batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec()).collect()
 }
 
-async fn all(lake: &Lake) -> Vec<i64> {
+pub(crate) async fn all(lake: &Lake) -> Vec<i64> {
     column(lake, "select n from raw.numbers order by n").await
 }
 
@@ -85,7 +85,7 @@ async fn maintain(lake: &Lake, settings: &MaintainSettings) -> TableMaintenance 
 }
 
 /// A clock that is so many days ahead of the time that files are stamped with.
-fn clock_ahead(days: i64) -> HandClock {
+pub(crate) fn clock_ahead(days: i64) -> HandClock {
     let clock = HandClock::new();
     clock.pass(Utc::now().timestamp() + days * 24 * 60 * 60);
     clock
@@ -306,7 +306,7 @@ async fn what_a_kept_run_names_stays_readable_and_what_is_young_is_not_touched()
             run_id: format!("run {sequence}"),
             as_of: lake.clock().now(),
             published_at: lake.clock().now(),
-            tables: vec![ManifestEntry { name: spec().name, version, rows: None }],
+            tables: vec![ManifestEntry { name: spec().name, version, rows: None, is_of_production: false }],
         };
         lake.publish(manifest).await.unwrap();
     };

@@ -158,7 +158,12 @@ impl TestLake {
         let mut tables = Vec::new();
         for name in self.lake.tables().await.unwrap() {
             let table = self.lake.table(&name).await.unwrap().unwrap();
-            tables.push(ManifestEntry { name, version: table.version(), rows: table.row_count() });
+            tables.push(ManifestEntry {
+                name,
+                version: table.version(),
+                rows: table.row_count(),
+                is_of_production: false,
+            });
         }
         let run_id = format!("run-{sequence}");
         let manifest = Manifest { sequence, run_id, as_of: moment(), published_at: moment(), tables };

@@ -185,8 +185,8 @@ impl StageWork {
         };
         tracing::debug!(stage = %self.name(), reason, "stage is refreshed in full");
         let table = match &self.current {
-            Some(table) => table.clone(),
-            None => self.lake.ensure_table(&self.spec()).await?,
+            Some(table) if self.is_own() => table.clone(),
+            _ => self.lake.ensure_table(&self.spec()).await?,
         };
         planned.quarantine = self.quarantine_table().await?;
         let (staged, expectations) = self.stage(&table, planned).await?;
@@ -195,6 +195,11 @@ impl StageWork {
             return Err(error);
         }
         self.commit(table, staged, expectations, &note, reason).await
+    }
+
+    /// Whether the table that is there is this lake's: not production's, which an environment reads and does not change.
+    pub(crate) fn is_own(&self) -> bool {
+        self.lake.owns(self.name())
     }
 
     pub(crate) fn spec(&self) -> TableSpec {
@@ -253,9 +258,9 @@ impl StageWork {
             return Ok(None);
         }
         match (&self.quarantine, quarantine_name(self.name())) {
-            (Some(table), _) => Ok(Some(table.clone())),
-            (None, Some(name)) => Ok(Some(self.lake.ensure_table(&self.quarantine_spec(name)).await?)),
-            (None, None) => Ok(None),
+            (Some(table), _) if self.lake.owns(table.name()) => Ok(Some(table.clone())),
+            (_, Some(name)) => Ok(Some(self.lake.ensure_table(&self.quarantine_spec(name)).await?)),
+            (_, None) => Ok(None),
         }
     }
 
@@ -415,7 +420,7 @@ impl StageWork {
         if let Some(name) = quarantine_name(self.name())
             && let Some(quarantine) = self.lake.table(&name).await?
         {
-            if staged.refused.is_empty() && quarantine.row_count() == Some(0) {
+            if !self.lake.owns(&name) || (staged.refused.is_empty() && quarantine.row_count() == Some(0)) {
                 tables.push(quarantine);
             } else {
                 tables.push(self.replace_quarantine(&quarantine, &app_id, staged.refused).await?);
@@ -496,8 +501,16 @@ pub(crate) fn key_is_unique(key: &[String], duplicates: u64) -> ExpectationResul
 }
 
 /// What decides, beside a stage's own text, whether its rows would be others.
-pub(crate) fn salt(lake: &Lake, settings: &SessionSettings) -> String {
-    format!("{ENGINE_VERSION}/{}/{}", lake.settings().customer_buckets, settings.salt)
+pub(crate) fn salt(lake: &Lake, settings: &SessionSettings, stage: &Stage) -> String {
+    let mut salt = format!("{ENGINE_VERSION}/{}/{}", lake.settings().customer_buckets, settings.salt);
+    if lake.environment_name().is_some() {
+        // The versions of an environment's own tables are other ones than production's of the same number.
+        for own in stage.inputs.keys().filter(|input| lake.owns(input)) {
+            salt.push('/');
+            salt.push_str(&own.to_string());
+        }
+    }
+    salt
 }
 
 /// What `now()` is in a stage. Where rows are brought up to date by key it must be the same for all of them until the next full refresh: the end of the

@@ -100,7 +100,7 @@ impl StageWork {
             };
             inputs.insert(name.clone(), version);
         }
-        let salt = salt(&self.lake, &self.settings);
+        let salt = salt(&self.lake, &self.settings, &self.checked.stage);
         Ok(StageNote::of(&self.checked.stage, &salt, self.as_of, inputs, &self.checked.content))
     }
 
@@ -122,7 +122,7 @@ impl StageWork {
             let course = Course::Fresh { version: current.version() };
             return Ok(Decision { note, stored, course });
         }
-        if let Some(table) = &self.current {
+        if let Some(table) = self.current.as_ref().filter(|_| self.is_own()) {
             self.check_partitioning(table)?;
         }
         let planned = self.plan(pending).await?;
@@ -148,6 +148,9 @@ impl StageWork {
         };
         if self.full {
             return full(planned, "it was asked for");
+        }
+        if !self.is_own() {
+            return full(planned, "the environment has no table of it yet");
         }
         if let Some(differs) = stored.what_else_differs(note) {
             return full(planned, differs);

@@ -45,6 +45,7 @@ mod session;
 mod side_by_side;
 mod stage;
 mod status;
+mod tried;
 mod unique;
 mod verify;
 mod why;
@@ -70,6 +71,7 @@ pub use run::{Refresh, RunOptions, RunReport, Runner, StageOutcome, StageReport}
 pub use session::{SessionSettings, plan_as_of, plan_read_only, session_with};
 pub use stage::Stage;
 pub use status::{Freshness, LakeStatus, PublishedRun, StageStatus, lake_status};
+pub use tried::Tried;
 pub use verify::{Difference, Verified, VerifiedStage, VerifyOptions, VerifyReport};
 pub use why::{Why, WhyOptions, WhyStep};
 

@@ -47,7 +47,6 @@ impl Runner {
         }
         let Some(looked) = self.look(&manifest.tables).await? else { return Ok(None) };
         let contents = self.project.contents(&self.settings);
-        let salt = salt(&self.lake, &self.settings);
         let mut stages = Vec::with_capacity(selected.len());
         for stage in self.project.stages() {
             let Some(note) = looked.get(&stage.name).and_then(|looked| looked.note.as_ref()) else { return Ok(None) };
@@ -60,7 +59,7 @@ impl Runner {
             }
             let held = |input: &TableName| looked.get(input).map(|looked| looked.data_version);
             let inputs = stage.inputs.keys().map(|input| (input.clone(), held(input))).collect();
-            let now = StageNote::of(stage, &salt, options.as_of, inputs, content.map_or("", String::as_str));
+            let now = StageNote::of(stage, &salt(&self.lake, &self.settings, stage), options.as_of, inputs, content.map_or("", String::as_str));
             let version = manifest.tables.iter().find(|entry| entry.name == stage.name).map(|entry| entry.version);
             let (true, Some(version)) = (note.is_as(&now), version) else { return Ok(None) };
             stages.push(StageReport {
@@ -71,7 +70,7 @@ impl Runner {
             });
         }
         let is_orphan = |name: &&TableName| looked.get(name).is_some_and(|looked| looked.note.is_some());
-        let orphans = looked.keys().filter(|name| self.project.may_be_orphan(name)).filter(is_orphan);
+        let orphans = looked.keys().filter(|name| self.project.may_be_orphan(name) && self.lake.owns(name)).filter(is_orphan);
         Ok(Some(RunReport {
             run_id: options.run_id.clone(),
             as_of: options.as_of,

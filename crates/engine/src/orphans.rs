@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use holdfast_lake::Table;
+use holdfast_lake::{Lake, Table};
 use holdfast_types::TableName;
 
 use crate::Result;
@@ -17,13 +17,17 @@ impl Project {
     }
 }
 
-/// Those of `tables` that a stage made which is not in the project, sorted by name.
+/// Those of `tables` that a stage made which is not in the project, sorted by name. In an environment those of production are left to production.
 ///
 /// # Errors
 /// What the lake answers.
-pub(crate) async fn orphans(project: &Project, tables: impl Iterator<Item = &Table>) -> Result<Vec<TableName>> {
+pub(crate) async fn orphans(
+    lake: &Lake,
+    project: &Project,
+    tables: impl Iterator<Item = &Table>,
+) -> Result<Vec<TableName>> {
     let mut orphans = Vec::new();
-    for table in tables.filter(|table| project.may_be_orphan(table.name())) {
+    for table in tables.filter(|table| project.may_be_orphan(table.name()) && lake.owns(table.name())) {
         if table.commit_note(STAGE_NOTE, NOTE_COMMITS_MAX).await?.is_some() {
             orphans.push(table.name().clone());
         }
@@ -41,7 +45,7 @@ impl Runner {
     /// What the lake answers.
     pub async fn prune(&self, tables: &[TableName], options: &RunOptions) -> Result<Vec<TableName>> {
         let mut pinned = pin_all(&self.lake).await?;
-        let orphans: Vec<TableName> = orphans(&self.project, pinned.values()).await?;
+        let orphans: Vec<TableName> = orphans(&self.lake, &self.project, pinned.values()).await?;
         let mut gone: BTreeSet<TableName> = orphans.into_iter().filter(|name| tables.contains(name)).collect();
         let quarantines = gone.iter().filter_map(quarantine_name).filter(|name| pinned.contains_key(name));
         let quarantines: Vec<TableName> = quarantines.collect();

@@ -153,7 +153,7 @@ impl Runner {
             }
             stages.push(stage);
         }
-        let orphans = orphans(&self.project, pinned.values()).await?;
+        let orphans = orphans(&self.lake, &self.project, pinned.values()).await?;
         Ok(PlanReport { as_of: options.as_of, stages, orphans, seconds: started.elapsed().as_secs_f64() })
     }
 }

@@ -55,7 +55,7 @@ impl Published {
         let tables: Vec<Table> = futures::stream::iter(manifest.tables.clone())
             .map(|entry| {
                 let lake = lake.clone();
-                async move { lake.table_at(&entry.name, entry.version).await }
+                async move { lake.table_of(&entry).await }
             })
             .buffered(8)
             .try_collect()

@@ -193,7 +193,7 @@ impl Runner {
                 as_of: options.as_of,
                 published: None,
                 stages,
-                orphans: orphans(&self.project, pinned.values()).await?,
+                orphans: orphans(&self.lake, &self.project, pinned.values()).await?,
                 seconds: 0.0,
             };
             if options.publish && report.succeeded() {
@@ -389,6 +389,7 @@ impl Runner {
                 name: table.name().clone(),
                 version: table.version(),
                 rows: table.row_count(),
+                is_of_production: !self.lake.owns(table.name()),
             })
             .collect();
         let latest = self.lake.latest_manifest().await?;

@@ -53,6 +53,9 @@ pub struct StageStatus {
     pub rows: Option<u64>,
     /// When the newest version was made, when the log knows.
     pub changed_at: Option<DateTime<Utc>>,
+    /// In an environment: whether it is production's table.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_of_production: bool,
     /// Whether its inputs moved on.
     #[serde(flatten)]
     pub freshness: Freshness,
@@ -131,6 +134,7 @@ pub async fn lake_status(lake: &Lake, project: &Project) -> Result<LakeStatus> {
             published_version: published.map(|entry| entry.version),
             rows: table.and_then(Table::row_count),
             changed_at: table.and_then(Table::committed_at),
+            is_of_production: table.is_some() && !lake.owns(&stage.name),
             freshness,
         });
     }
@@ -141,6 +145,6 @@ pub async fn lake_status(lake: &Lake, project: &Project) -> Result<LakeStatus> {
         published_at: run.published_at,
     });
     let tables = tables.values().filter_map(|found| found.as_ref().map(|(table, _)| table));
-    let orphans = orphans(project, tables).await?;
+    let orphans = orphans(lake, project, tables).await?;
     Ok(LakeStatus { published, stages, orphans })
 }

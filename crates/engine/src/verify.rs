@@ -173,7 +173,7 @@ impl Runner {
         let Some(table) = table else { return skipped("it was never made: use `holdfast run`") };
         let note = table.commit_note(STAGE_NOTE, NOTE_COMMITS_MAX).await?.and_then(StageNote::read);
         let Some(note) = note else { return skipped("its commits do not say what it was made from") };
-        if note.fingerprint != checked.stage.fingerprint(&salt(&self.lake, &self.settings)) {
+        if note.fingerprint != checked.stage.fingerprint(&salt(&self.lake, &self.settings, &checked.stage)) {
             return skipped(
                 "its query, its expectations or its contract changed since it was made: use `holdfast run`",
             );

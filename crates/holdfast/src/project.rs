@@ -10,7 +10,7 @@ use holdfast_engine::{DeclaredTable, Draft, Project as Stages, SessionSettings};
 use holdfast_feeds::Surroundings;
 use holdfast_identity::{IdentifierTokens, IdentityKey, IdentityRules, LakeKey, declared_tables};
 use holdfast_ingest::{IngestSettings, SourceSpec, ledger_tables, load_sources};
-use holdfast_lake::{Lake, LakeSettings, MaintainSettings, StoreOptions};
+use holdfast_lake::{EnvironmentName, Lake, LakeSettings, MaintainSettings, StoreOptions};
 use holdfast_types::TableName;
 use serde::Deserialize;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
@@ -155,6 +155,9 @@ pub(crate) struct ProjectArgs {
     /// The lake: a folder or a URL such as s3://bucket/prefix [default: from holdfast.toml]
     #[arg(long, global = true, value_name = "URL")]
     lake: Option<String>,
+    /// An environment: `run` makes tables of its own there and reads all others from production [default: production]
+    #[arg(long, global = true, value_name = "NAME")]
+    env: Option<EnvironmentName>,
     /// The file with the secret behind identifier tokens; made if missing [default: from holdfast.toml]
     #[arg(long, global = true, value_name = "FILE")]
     identity_key: Option<PathBuf>,
@@ -173,6 +176,7 @@ pub(crate) struct Project {
     /// What is in that file, once it is known to be the lake's.
     key: Arc<OnceCell<IdentityKey>>,
     options: StoreOptions,
+    environment: Option<EnvironmentName>,
 }
 
 impl Project {
@@ -202,7 +206,7 @@ impl Project {
             Some(path) => here.join(path),
             None => folder.join(&file.identity.key_file),
         };
-        Ok(Self { pipeline: args.pipeline.clone(), folder, file, lake_url, lake_base, key_file, key: Arc::default(), options })
+        Ok(Self { pipeline: args.pipeline.clone(), folder, file, lake_url, lake_base, key_file, key: Arc::default(), options, environment: args.env.clone() })
     }
 
     /// The same project with its lake and key elsewhere.
@@ -271,18 +275,53 @@ impl Project {
         }
     }
 
+    /// Opens the lake, or the environment in it, to bring stages up to date and to maintain tables.
+    pub(crate) async fn open_stages_to_write(&self) -> Result<Lake, CliError> {
+        let lake = Lake::open_to_write(&self.lake_url, &self.lake_base, &self.options, Arc::new(SystemClock)).await?;
+        self.to_run_in(lake).await
+    }
+
+    /// The same for those who only look at what would be done.
+    pub(crate) async fn open_stages(&self) -> Result<Lake, CliError> {
+        let lake = Lake::open(&self.lake_url, &self.lake_base, &self.options, Arc::new(SystemClock)).await?;
+        self.to_run_in(lake).await
+    }
+
+    async fn to_run_in(&self, lake: Lake) -> Result<Lake, CliError> {
+        match &self.environment {
+            Some(name) => Ok(lake.environment(name).await?),
+            None => Ok(lake),
+        }
+    }
+
+    /// Refuses an environment.
+    fn is_of_production(&self) -> Result<(), CliError> {
+        match &self.environment {
+            Some(name) => Err(CliError::Argument(format!(
+                "this works on production alone, and --env {name} names an environment: run, plan, verify, why, status, sql, serve and maintain know environments"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Opens the lake to commit to it.
     pub(crate) async fn open_lake_to_write(&self) -> Result<Lake, CliError> {
+        self.is_of_production()?;
         Ok(Lake::open_to_write(&self.lake_url, &self.lake_base, &self.options, Arc::new(SystemClock)).await?)
     }
 
-    /// Opens the lake to read it.
+    /// Opens the lake to read it, or the environment in it as its newest run left it.
     pub(crate) async fn open_lake(&self) -> Result<Lake, CliError> {
-        Ok(Lake::open(&self.lake_url, &self.lake_base, &self.options, Arc::new(SystemClock)).await?)
+        let lake = Lake::open(&self.lake_url, &self.lake_base, &self.options, Arc::new(SystemClock)).await?;
+        match &self.environment {
+            Some(name) => Ok(lake.environment_as_run(name).await?),
+            None => Ok(lake),
+        }
     }
 
     /// Opens the lake, creating it where there is none.
     pub(crate) async fn create_lake(&self) -> Result<Lake, CliError> {
+        self.is_of_production()?;
         let settings =
             LakeSettings { customer_buckets: self.file.lake.customer_buckets.max(1), ..LakeSettings::default() };
         let clock = Arc::new(SystemClock);

@@ -120,6 +120,10 @@ impl Lake {
     /// [`LakeError::Superseded`] when a later holder of the change's lease has committed, [`LakeError::LeaseOver`] when it is over. Else only when the commit certainly did not land
     /// and nobody else's is the reason: the store refused it.
     pub async fn commit(&self, change: Change<'_>) -> Result<CommitOutcome> {
+        if let Some(environment) = self.environment_name().filter(|_| !self.owns(change.table.name())) {
+            let (table, environment) = (change.table.name().clone(), environment.to_string());
+            return Err(LakeError::NotOwn { table, environment });
+        }
         if change.kind == ChangeKind::Append {
             return self.append(&change).await;
         }

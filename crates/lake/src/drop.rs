@@ -19,8 +19,11 @@ impl Lake {
     /// Nobody may read or write the table any more: whoever has it open finds its files gone.
     ///
     /// # Errors
-    /// What the store answers.
+    /// [`LakeError::NotOwn`] for a table of production in an environment; what the store answers.
     pub async fn drop_table(&self, name: &TableName) -> Result<()> {
+        if let Some(environment) = self.environment_name().filter(|_| !self.owns(name)) {
+            return Err(LakeError::NotOwn { table: name.clone(), environment: environment.to_string() });
+        }
         self.forget_tip(name);
         let folder = self.root().clone().join(name.schema()).join(name.table());
         let failed = LakeError::store(format!("cannot list {folder}"));
@@ -49,10 +52,11 @@ impl Lake {
                 _ => {}
             }
         }
+        self.forget_own(name);
         Ok(())
     }
 
-    async fn delete(&self, path: &Path) -> Result<()> {
+    pub(crate) async fn delete(&self, path: &Path) -> Result<()> {
         match self.store().delete(path).await {
             // Somebody else deleted it.
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),

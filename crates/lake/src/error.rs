@@ -70,6 +70,25 @@ pub enum LakeError {
         /// Which version.
         version: u64,
     },
+    /// Nothing was ever run in the environment.
+    #[error("there is no environment `{name}`: {hint}; `holdfast run --env {name}` makes it")]
+    NoEnvironment {
+        /// Which.
+        name: String,
+        /// Which there are.
+        hint: String,
+    },
+    /// An environment starts from what production has published.
+    #[error("no run of {0} was published: an environment reads what production has, so run there first")]
+    NotPublished(String),
+    /// A table of production was to be changed from an environment.
+    #[error("table {table} belongs to production, not to environment `{environment}`, which only reads it")]
+    NotOwn {
+        /// Which table.
+        table: TableName,
+        /// Which environment.
+        environment: String,
+    },
     /// Another worker took over and has committed under the same lease.
     #[error(
         "table {table}: the lease {lease} was taken over by another worker, which has committed since (generation {newest}, this one is {generation}): stop, it goes on from there"
@@ -154,13 +173,16 @@ impl LakeError {
     /// What the caller should do.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoLake { .. } | Self::NoTable(_) | Self::NoForeignTable { .. } | Self::NoVersion { .. } => {
-                ErrorKind::NotFound
-            }
+            Self::NoLake { .. }
+            | Self::NoTable(_)
+            | Self::NoForeignTable { .. }
+            | Self::NoVersion { .. }
+            | Self::NoEnvironment { .. }
+            | Self::NotPublished(_) => ErrorKind::NotFound,
             Self::NewerLake { .. } | Self::Damaged { .. } => ErrorKind::CorruptData,
             Self::InvalidUrl { .. } | Self::UnsafeStore { .. } | Self::Profile { .. } => ErrorKind::InvalidConfig,
             Self::Superseded { .. } | Self::LeaseOver { .. } => ErrorKind::Conflict,
-            Self::Schema { .. } | Self::Name(_) => ErrorKind::InvalidInput,
+            Self::Schema { .. } | Self::Name(_) | Self::NotOwn { .. } => ErrorKind::InvalidInput,
             Self::Store { source, .. } => store_kind(source),
             Self::Delta { source, .. } => match source.as_ref() {
                 DeltaTableError::ObjectStore { source } => store_kind(source),

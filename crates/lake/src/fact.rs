@@ -8,7 +8,7 @@ use crate::error::LakeError;
 use crate::lake::{LOOK_AGAIN_AFTER, LOOKS_MAX, Lake, SYSTEM_FOLDER};
 
 fn object(lake: &Lake, name: &str) -> Path {
-    lake.root().clone().join(SYSTEM_FOLDER).join("facts").join(name)
+    lake.production().root().clone().join(SYSTEM_FOLDER).join("facts").join(name)
 }
 
 impl Lake {

@@ -54,6 +54,9 @@ impl Lake {
     /// # Errors
     /// What the store answers.
     pub async fn is_newest(&self, name: &TableName, version: u64) -> Result<bool> {
+        if !self.owns(name) {
+            return Ok(self.pinned_version(name) == Some(version));
+        }
         let log = self.log_folder(name);
         let after = log.clone().join(format!("{version:020}.json"));
         let failed = || LakeError::store(format!("cannot list {log}"));
@@ -74,6 +77,9 @@ impl Lake {
     /// # Errors
     /// What the store answers.
     pub async fn commit_head(&self, name: &TableName, version: u64) -> Result<Option<CommitHead>> {
+        if !self.owns(name) {
+            return Box::pin(self.production().commit_head(name, version)).await;
+        }
         let path = self.log_folder(name).join(format!("{version:020}.json"));
         let failed = || LakeError::store(format!("cannot read {path}"));
         match self.store().get(&path).await {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::cache::{DataFiles, KeptCommits};
+use crate::environment::Base;
 use crate::error::LakeError;
 use crate::newest::{Newest, Tip};
 use crate::probe::probe;
@@ -78,6 +79,8 @@ struct LakeInner {
     clock: Arc<dyn Clock>,
     newest: Newest,
     data_files: DataFiles,
+    /// What is below it, if it is an environment.
+    base: Option<Base>,
 }
 
 impl Lake {
@@ -218,8 +221,34 @@ impl Lake {
                 clock,
                 newest: Newest::default(),
                 data_files: DataFiles::default(),
+                base: None,
             }),
         })
+    }
+
+    /// A lake in a folder of this one, over it.
+    pub(crate) fn with_base(&self, folder: &[&str], base: Base) -> Result<Self> {
+        let inner = &self.inner;
+        let mut url = inner.url.clone();
+        let no_path = |()| LakeError::InvalidUrl { url: inner.url.to_string(), reason: "it has no path".to_owned() };
+        url.path_segments_mut().map_err(no_path)?.pop_if_empty().extend(folder);
+        Ok(Self {
+            inner: Arc::new(LakeInner {
+                url,
+                store: Arc::clone(&inner.store),
+                root: folder.iter().fold(inner.root.clone(), |path, part| path.join(*part)),
+                store_url: inner.store_url.clone(),
+                settings: inner.settings.clone(),
+                clock: Arc::clone(&inner.clock),
+                newest: Newest::default(),
+                data_files: inner.data_files.clone(),
+                base: Some(base),
+            }),
+        })
+    }
+
+    pub(crate) fn base(&self) -> Option<&Base> {
+        self.inner.base.as_ref()
     }
 
     /// Where it is.
@@ -268,6 +297,15 @@ impl Lake {
     /// # Errors
     /// What the store answers.
     pub async fn tables(&self) -> Result<Vec<TableName>> {
+        let mut tables = self.own_tables().await?;
+        tables.extend(self.production_tables());
+        tables.sort();
+        tables.dedup();
+        Ok(tables)
+    }
+
+    /// Those without the ones that an environment reads of production.
+    pub(crate) async fn own_tables(&self) -> Result<Vec<TableName>> {
         let root = self.inner.root.clone();
         let mut tables = Vec::new();
         for schema in self.folders(&root).await? {
@@ -281,7 +319,7 @@ impl Lake {
         Ok(tables)
     }
 
-    async fn folders(&self, prefix: &ObjectPath) -> Result<Vec<String>> {
+    pub(crate) async fn folders(&self, prefix: &ObjectPath) -> Result<Vec<String>> {
         let listed = self
             .inner
             .store
@@ -301,6 +339,9 @@ impl Lake {
     /// # Errors
     /// What the store or the Delta log answers.
     pub async fn table(&self, name: &TableName) -> Result<Option<Table>> {
+        if let Some(base) = self.base().filter(|_| !self.owns(name)) {
+            return self.production_table(base, name).await;
+        }
         match self.followed(name).await? {
             Some(table) => Ok(Some(table)),
             None => self.load(name).await,
@@ -343,6 +384,14 @@ impl Lake {
     /// # Errors
     /// [`LakeError::NoVersion`] when that version is not (or no longer) there.
     pub async fn table_at(&self, name: &TableName, version: u64) -> Result<Table> {
+        if !self.owns(name) {
+            // Of production, whichever version a run of the environment has read.
+            return Box::pin(self.production().table_at(name, version)).await;
+        }
+        self.own_table_at(name, version).await
+    }
+
+    pub(crate) async fn own_table_at(&self, name: &TableName, version: u64) -> Result<Table> {
         match self.builder(name)?.with_version(version).load().await {
             Ok(table) => self.pinned(name, table),
             Err(error) => {
@@ -377,8 +426,8 @@ impl Lake {
     /// [`LakeError::Schema`] when a column exists with another type, or the partitioning differs.
     pub async fn ensure_table(&self, spec: &TableSpec) -> Result<Table> {
         let table = match self.table(&spec.name).await? {
-            Some(table) => table,
-            None => self.create_table(spec).await?,
+            Some(table) if self.owns(&spec.name) => table,
+            _ => self.create_table(spec).await?,
         };
         let mismatch = |reason: String| LakeError::Schema { table: spec.name.to_string(), reason };
         if table.partition_columns() != spec.partition_by {
@@ -422,13 +471,17 @@ impl Lake {
             .await;
         match created {
             Ok(created) => {
+                self.note_own(&spec.name);
                 let table = self.pinned(&spec.name, created)?;
                 self.remember_tip(Tip::new(table.clone(), self.inner.clock.now()));
                 Ok(table)
             }
             // Another process may have created it meanwhile, or ours landed and the answer was lost: look.
-            Err(error) => match self.table(&spec.name).await? {
-                Some(table) => Ok(table),
+            Err(error) => match self.load(&spec.name).await? {
+                Some(table) => {
+                    self.note_own(&spec.name);
+                    Ok(table)
+                }
                 None => Err(LakeError::delta(&spec.name)(error)),
             },
         }

@@ -121,8 +121,8 @@ struct Log {
 }
 
 impl Lake {
-    /// Deletes the manifests of runs that were published before the retention, except the newest; answers what the others name. To be called before
-    /// tables are maintained.
+    /// Deletes the manifests of runs that were published before the retention, except the newest; answers what the others name, and what the newest run of each environment reads. To be
+    /// called before tables are maintained.
     ///
     /// # Errors
     /// What the store answers; [`LakeError::Damaged`] when a manifest cannot be read.
@@ -150,6 +150,7 @@ impl Lake {
                 }
             }
         }
+        self.keep_for_environments(&mut kept).await?;
         Ok(kept)
     }
 

@@ -17,6 +17,9 @@ pub struct ManifestEntry {
     pub version: u64,
     /// Its rows, when the log knows.
     pub rows: Option<u64>,
+    /// In a run of an environment: a table of production, which is read where it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_of_production: bool,
 }
 
 /// A published run: the versions of all tables that belong together. A reader that pins them sees one run, whole.

@@ -74,7 +74,7 @@ pub(crate) async fn run(project: &Project, args: &MaintainArgs, terminal: &Arc<T
         is_dry_run: args.dry_run,
         ..declared
     };
-    let lake = project.open_lake_to_write().await?;
+    let lake = project.open_stages_to_write().await?;
     let tables = selected(&lake, &args.table).await?;
     let kept = lake.maintain_runs(&settings).await?;
     let mut report = MaintainReport {
@@ -165,6 +165,8 @@ pub(crate) async fn sweep_inboxes(
 /// The tables whose names fit one of the patterns; all without one.
 async fn selected(lake: &Lake, patterns: &[String]) -> Result<Vec<TableName>, CliError> {
     let mut tables = lake.tables().await?;
+    // In an environment those of production are maintained where they are.
+    tables.retain(|table| lake.owns(table));
     if patterns.is_empty() {
         return Ok(tables);
     }

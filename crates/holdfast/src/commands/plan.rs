@@ -21,14 +21,15 @@ pub(crate) struct PlanArgs {
 
 pub(crate) async fn run(project: &Project, args: &PlanArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let stages = project.stages()?;
-    let lake = project.open_lake().await?;
+    let lake = project.open_stages().await?;
+    let options = args.what.options(project, &lake).await?;
     let settings = project.session_settings(&lake).await?;
     let runner = Runner::new(lake, stages, settings);
-    let report = runner.plan(&args.what.options(project), terminal.as_ref()).await?;
+    let report = runner.plan(&options, terminal.as_ref()).await?;
     if args.json { print_json(&report) } else { print(&page(&report, project)) }
 }
 
-fn page(report: &PlanReport, project: &Project) -> String {
+pub(crate) fn page(report: &PlanReport, project: &Project) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     for stage in &report.stages {

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use holdfast_engine::{RunOptions, RunReport, Runner, Selection, StageOutcome};
+use holdfast_lake::Lake;
 use holdfast_types::{ErrorKind, Progress, TableName};
 
 use super::print_json;
@@ -40,7 +41,7 @@ pub(crate) struct WhatArgs {
     /// Without these stages: patterns as of --select
     #[arg(long, value_name = "PATTERN", num_args = 1..)]
     exclude: Vec<String>,
-    /// What now() is [default: now]
+    /// What now() is [default: now; in an environment what it was in production's newest run]
     #[arg(long, value_name = "TIME")]
     as_of: Option<DateTime<Utc>>,
     /// Refresh in full, also what is up to date
@@ -49,9 +50,14 @@ pub(crate) struct WhatArgs {
 }
 
 impl WhatArgs {
-    pub(crate) fn options(&self, project: &Project) -> RunOptions {
-        let options = super::ingest::run_options(project, self.as_of, selection(&self.select, &self.exclude), true);
-        RunOptions { full: self.full, ..options }
+    pub(crate) async fn options(&self, project: &Project, lake: &Lake) -> Result<RunOptions, CliError> {
+        // In an environment now() is what it was in production's run: else every stage that depends on time would be made anew there.
+        let as_of = match (self.as_of, lake.environment_name()) {
+            (None, Some(_)) => lake.production().latest_manifest().await?.map(|run| run.as_of),
+            (as_of, _) => as_of,
+        };
+        let options = super::ingest::run_options(project, as_of, selection(&self.select, &self.exclude), true);
+        Ok(RunOptions { full: self.full, ..options })
     }
 }
 
@@ -68,8 +74,8 @@ pub(crate) async fn run(project: &Project, args: &RunArgs, terminal: &Arc<Termin
         return Err(CliError::Argument("--prune asks, and nobody is there to answer: say --yes".to_owned()));
     }
     let stages = project.stages()?;
-    let lake = project.open_lake_to_write().await?;
-    let options = args.what.options(project);
+    let lake = project.open_stages_to_write().await?;
+    let options = args.what.options(project, &lake).await?;
     let settings = project.session_settings(&lake).await?;
     let runner = Runner::new(lake, stages, settings);
     let report = runner.run(&options, terminal.as_ref()).await?;

@@ -39,7 +39,10 @@ fn page(status: &LakeStatus) -> String {
                 number(stage.published_version),
                 stage.rows.map_or_else(|| "-".to_owned(), grouped),
                 stage.changed_at.map_or_else(|| "-".to_owned(), moment),
-                state(&stage.freshness),
+                match stage.is_of_production {
+                    true => format!("{}, production's", state(&stage.freshness)),
+                    false => state(&stage.freshness),
+                },
             ]
         })
         .collect();
