@@ -192,6 +192,7 @@ async fn try_run(
         as_of,
         selection: Selection::All,
         full,
+        range: None,
         publish: true,
         parallel_stages: 2,
     };

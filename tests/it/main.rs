@@ -36,6 +36,7 @@ mod proto;
 mod put;
 mod quality;
 mod quarantine;
+mod ranges;
 mod real_data;
 mod replace;
 

@@ -27,7 +27,7 @@ use crate::error::EngineError;
 use crate::expectation::{self, ExpectationResult, RowRules, quarantine_schema};
 use crate::output::{Staged, Target, stage_rows};
 use crate::project::CheckedStage;
-use crate::run::{Refresh, StageOutcome};
+use crate::run::{Refresh, StageOutcome, TimeRange};
 use crate::session::{SessionSettings, plan_as_of, session_with};
 use crate::stage::Stage;
 use crate::unique;
@@ -78,6 +78,7 @@ pub(crate) struct StageWork {
     pub(crate) checked: CheckedStage,
     pub(crate) as_of: DateTime<Utc>,
     pub(crate) full: bool,
+    pub(crate) range: Option<TimeRange>,
 }
 
 /// A stage's query, ready to run.
@@ -176,6 +177,10 @@ impl StageWork {
                 planned.quarantine = self.quarantine_table().await?;
                 match self.replace_keys(stored.as_ref(), &note, &planned, &plan, &keys).await? {
                     Increment::Done(built) => return Ok(built),
+                    Increment::Full(reason) if self.range.is_some() => {
+                        let message = format!("{}: {reason}: choose a smaller range, or leave it out", self.name());
+                        return Err(EngineError::Query { message });
+                    }
                     Increment::Full(reason) => (planned, reason),
                 }
             }

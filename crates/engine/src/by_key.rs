@@ -235,6 +235,17 @@ impl StageWork {
         let Some(plan) = plan else {
             return Ok(Collected::TooMany("what changed cannot be led back to keys".to_owned()));
         };
+        self.collect_keys(table, planned, plan).await
+    }
+
+    /// The keys of a plan with one column, unless they are so many that a full refresh is cheaper.
+    pub(crate) async fn collect_keys(
+        &self,
+        table: &Table,
+        planned: &Planned,
+        plan: LogicalPlan,
+    ) -> Result<Collected<Keys>> {
+        let failed = || EngineError::execution(format!("finding what changed for {}", self.name()));
         let max = KEYS_ALWAYS.max(table.row_count().unwrap_or(0) / KEYS_SHARE);
         let mut state = planned.state.clone();
         // Keys come from columns with comments and from columns without; a union keeps those of one side, and the check takes that for a mistake.

@@ -54,7 +54,7 @@ pub(crate) struct ByKey {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "cause")]
 pub enum Cause {
-    /// It was asked for.
+    /// It was asked for: all of it, or a range.
     Asked,
     /// There is no table yet.
     NeverMade,
@@ -117,13 +117,16 @@ impl StageWork {
             Some(current) => current.commit_note(STAGE_NOTE, NOTE_COMMITS_MAX).await?.and_then(StageNote::read),
             None => None,
         };
-        let is_as_it_was = !self.full && stored.as_ref().is_some_and(|stored| stored.is_as(&note));
+        let is_as_it_was = !self.full && self.range.is_none() && stored.as_ref().is_some_and(|stored| stored.is_as(&note));
         if let Some(current) = self.current.as_ref().filter(|_| is_as_it_was && pending.is_empty()) {
             let course = Course::Fresh { version: current.version() };
             return Ok(Decision { note, stored, course });
         }
         if let Some(table) = self.current.as_ref().filter(|_| self.is_own()) {
             self.check_partitioning(table)?;
+        }
+        if let Some(range) = &self.range {
+            return self.decide_range(range, note, stored).await;
         }
         let planned = self.plan(pending).await?;
         let course = self.course(stored.as_ref(), &note, planned, pending).await?;
@@ -196,7 +199,7 @@ impl StageWork {
         pending: &BTreeSet<TableName>,
     ) -> Vec<Cause> {
         let mut causes = Vec::new();
-        if self.full {
+        if self.full || self.range.is_some() {
             causes.push(Cause::Asked);
         }
         match (&self.current, stored) {

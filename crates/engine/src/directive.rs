@@ -18,6 +18,9 @@ pub enum StageKind {
     Incremental {
         /// The key's columns.
         key: Vec<String>,
+        /// Whether the key, one column then, is a day or moment by which ranges can be worked out anew.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        is_time: bool,
         /// How far `now()` moves at once, where the query asks for it: between two such moments rows are brought up to date by key.
         #[serde(skip)]
         grain: TimeDelta,
@@ -285,7 +288,7 @@ fn stage_kind(place: &Place<'_>, rest: &str) -> Result<StageKind, Box<Diagnostic
         let mistake = place.mistake("E0102", "malformed @stage", part);
         Box::new(
             mistake
-                .with_help("write `@stage full`, `@stage incremental key(customer_id)`, or with `grain(1h)` behind it"),
+                .with_help("write `@stage full`, `@stage incremental key(customer_id)` or `@stage incremental time(day)`, or with `grain(1h)` behind it"),
         )
     };
     let (kind, arguments) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
@@ -295,12 +298,14 @@ fn stage_kind(place: &Place<'_>, rest: &str) -> Result<StageKind, Box<Diagnostic
             let arguments = arguments.trim();
             let end = arguments.find(')').map_or(arguments.len(), |end| end + 1);
             let (key, rest_of_it) = arguments.split_at(end);
-            let key = call(key, "key").filter(|key| !key.is_empty()).ok_or_else(|| malformed(rest))?;
+            let time = call(key, "time").filter(|columns| columns.len() == 1);
+            let is_time = time.is_some();
+            let key = time.or_else(|| call(key, "key").filter(|key| !key.is_empty())).ok_or_else(|| malformed(rest))?;
             let grain = match rest_of_it.trim() {
                 "" => DAY,
                 text => grain(text).ok_or_else(|| malformed(text))?,
             };
-            Ok(StageKind::Incremental { key, grain })
+            Ok(StageKind::Incremental { key, is_time, grain })
         }
         _ => Err(malformed(if rest.is_empty() { place.raw } else { rest })),
     }
@@ -388,7 +393,11 @@ mod tests {
             "-- One row an order.\n-- @stage incremental key(customer_id)\n-- @expect quarantine sane: amount >= 0\n-- @tag pii(name, mobile)\n-- @owner crm team\n-- @x.acme anything\nselect 1 -- not @a directive\n",
         );
         assert!(mistakes.is_empty(), "{mistakes:?}");
-        assert_eq!(directives.kind, StageKind::Incremental { key: vec!["customer_id".to_owned()], grain: DAY });
+        let key = vec!["customer_id".to_owned()];
+        assert_eq!(directives.kind, StageKind::Incremental { key, is_time: false, grain: DAY });
+        let day = vec!["day".to_owned()];
+        assert_eq!(parse_kind("incremental time(day)"), Some(StageKind::Incremental { key: day, is_time: true, grain: DAY }));
+        assert_eq!(parse_kind("incremental time(day, hour)"), None);
         assert_eq!(directives.expectations[0].condition, "amount >= 0");
         assert_eq!(directives.expectations[0].place, (3, 29));
         assert_eq!(directives.tags, [("pii".to_owned(), vec!["name".to_owned(), "mobile".to_owned()])]);

@@ -245,7 +245,7 @@ fn check_directives(stage: &Stage, schema: &SchemaRef, state: &SessionState) -> 
             }
         }
     }
-    if let StageKind::Incremental { key, .. } = &stage.directives.kind {
+    if let StageKind::Incremental { key, is_time, .. } = &stage.directives.kind {
         for column in key {
             let mistake = |code, message: String| match (&stage.defaults, stage.directives.kind_place) {
                 (Some(defaults), None) => defaults.mistake(code, message, defaults.kind_place()),
@@ -255,6 +255,11 @@ fn check_directives(stage: &Stage, schema: &SchemaRef, state: &SessionState) -> 
                 Ok(field) if is_float(field.data_type()) => {
                     let message = format!("the key `{column}` of {} is a floating point number", stage.name);
                     mistakes.push(mistake("E0107", message).with_help(FLOAT_KEY_HELP));
+                }
+                Ok(field) if *is_time && !is_moment(field.data_type()) => {
+                    let message = format!("the time `{column}` of {} is of type {}", stage.name, field.data_type());
+                    let help = "a day or a moment is expected: cast it to date, or write `key` in the place of `time`";
+                    mistakes.push(mistake("E0110", message).with_help(help));
                 }
                 Ok(_) => {}
                 Err(_) => {
@@ -282,6 +287,10 @@ fn check_directives(stage: &Stage, schema: &SchemaRef, state: &SessionState) -> 
 }
 
 const FLOAT_KEY_HELP: &str = "equal values can differ in the last digit: cast it to decimal, or take another column";
+
+fn is_moment(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Date32 | DataType::Timestamp(_, _))
+}
 
 pub(crate) fn is_float(data_type: &DataType) -> bool {
     matches!(data_type, DataType::Float16 | DataType::Float32 | DataType::Float64)

@@ -35,7 +35,7 @@ impl Runner {
     /// # Errors
     /// What the lake answers, and a selection that names nothing.
     pub(crate) async fn nothing_new(&self, options: &RunOptions) -> Result<Option<RunReport>> {
-        if options.full {
+        if options.full || options.range.is_some() {
             return Ok(None);
         }
         let selected = self.project.select(&options.selection)?;

@@ -20,6 +20,7 @@ use crate::directive::Severity;
 use crate::error::EngineError;
 use crate::expectation::ExpectationResult;
 use crate::orphans::orphans;
+use crate::range;
 use crate::project::{CheckedStage, Project, Selection};
 use crate::session::SessionSettings;
 
@@ -37,10 +38,21 @@ pub struct RunOptions {
     pub selection: Selection,
     /// Refresh stages in full, also those for which nothing changed.
     pub full: bool,
+    /// Work out the rows of this range anew, and no others: for stages by time alone.
+    pub range: Option<TimeRange>,
     /// Publish the result to readers.
     pub publish: bool,
     /// How many stages are built at once.
     pub parallel_stages: usize,
+}
+
+/// From a moment on until before another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeRange {
+    /// The first moment in it.
+    pub from: DateTime<Utc>,
+    /// The first moment behind it.
+    pub to: DateTime<Utc>,
 }
 
 /// Brings the tables of stages up to date.
@@ -213,6 +225,9 @@ impl Runner {
         let check = async || self.project.check(&self.lake, &self.settings, options.as_of).await;
         let checked = self.checked.get_or_try_init(check).await?.clone();
         let selected = self.project.select(&options.selection)?;
+        if options.range.is_some() {
+            range::check(&checked, &selected)?;
+        }
         let pinned = pin_all(&self.lake).await?;
         for told in changed_contracts(&checked, &selected, &pinned)? {
             progress.note(&told);
@@ -331,6 +346,7 @@ impl Runner {
             quarantine: quarantine_name(&stage.name).and_then(|name| pinned.get(&name).cloned()),
             as_of: options.as_of,
             full: options.full,
+            range: options.range,
             checked,
         }
     }
@@ -364,6 +380,7 @@ impl Runner {
             as_of: note.as_of.unwrap_or_else(|| self.lake.clock().now()),
             selection: Selection::All,
             full: false,
+            range: None,
             publish: false,
             parallel_stages: 1,
         };

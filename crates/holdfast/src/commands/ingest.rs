@@ -487,6 +487,7 @@ pub(crate) fn run_options(
         as_of: as_of.unwrap_or_else(|| SystemClock.now()),
         selection,
         full: false,
+        range: None,
         publish,
         parallel_stages: project.parallel_stages(),
     }

@@ -1,8 +1,8 @@
 use std::io::{BufRead, IsTerminal};
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
-use holdfast_engine::{RunOptions, RunReport, Runner, Selection, StageOutcome};
+use chrono::{DateTime, NaiveDate, Utc};
+use holdfast_engine::{RunOptions, RunReport, Runner, Selection, StageOutcome, TimeRange};
 use holdfast_lake::Lake;
 use holdfast_types::{ErrorKind, Progress, TableName};
 
@@ -19,7 +19,7 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     what: WhatArgs,
     /// Go on by the pipeline's [schedule], identity included, until Ctrl-C or SIGTERM
-    #[arg(long, conflicts_with_all = ["select", "exclude", "as_of", "full", "json", "prune"])]
+    #[arg(long, conflicts_with_all = ["select", "exclude", "as_of", "full", "from", "json", "prune"])]
     scheduled: bool,
     /// Print a report as JSON
     #[arg(long)]
@@ -47,6 +47,19 @@ pub(crate) struct WhatArgs {
     /// Refresh in full, also what is up to date
     #[arg(long)]
     full: bool,
+    /// Work out anew the rows from this day or moment on, whether anything changed or not; of stages by time
+    #[arg(long, value_name = "TIME", value_parser = moment, requires = "to", conflicts_with = "full")]
+    from: Option<DateTime<Utc>>,
+    /// Until before this day or moment
+    #[arg(long, value_name = "TIME", value_parser = moment, requires = "from")]
+    to: Option<DateTime<Utc>>,
+}
+
+/// A day, which is its first moment in UTC, or a moment.
+fn moment(text: &str) -> Result<DateTime<Utc>, String> {
+    let day = text.parse::<NaiveDate>().ok().and_then(|day| day.and_hms_opt(0, 0, 0)).map(|at| at.and_utc());
+    let moment = || text.parse::<DateTime<Utc>>().ok();
+    day.or_else(moment).ok_or_else(|| "write a day such as 2026-01-31, or a moment such as 2026-01-31T08:00:00Z".to_owned())
 }
 
 impl WhatArgs {
@@ -57,7 +70,14 @@ impl WhatArgs {
             (as_of, _) => as_of,
         };
         let options = super::ingest::run_options(project, as_of, selection(&self.select, &self.exclude), true);
-        Ok(RunOptions { full: self.full, ..options })
+        let range = match (self.from, self.to) {
+            (Some(from), Some(to)) if from >= to => {
+                return Err(CliError::Argument(format!("--to {to} is not after --from {from}: the range is empty")));
+            }
+            (Some(from), Some(to)) => Some(TimeRange { from, to }),
+            _ => None,
+        };
+        Ok(RunOptions { full: self.full, range, ..options })
     }
 }
 
