@@ -151,6 +151,8 @@ fn selections_take_tags_and_leave_out_what_is_excluded() {
     let (code, said) = shop.fails(&["run", "--select", "tag:nightli"]);
     assert_eq!(code, Some(2));
     assert!(said.contains("did you mean `tag:nightly`?"), "{said}");
+    let (code, said) = shop.fails(&["run", "--select", "tag:zzz"]);
+    assert!(code == Some(2) && said.contains("no stage has the tag `zzz`: the tags are money, nightly"), "{said}");
     // A tag of the whole stage says nothing of its table.
     shop.run();
     shop.write("sql/profile/spend.sql", SPEND);

@@ -121,7 +121,7 @@ impl StageNote {
             fingerprint: stage.fingerprint(salt),
             inputs,
             moment: stage.depends_on_time.then(|| match stage.directives.kind {
-                StageKind::Incremental { .. } => moment,
+                StageKind::Incremental { .. } | StageKind::Append => moment,
                 StageKind::Full => end_of_grain(as_of, DAY),
             }),
             as_of: stage.depends_on_time.then_some(moment),
@@ -184,6 +184,11 @@ impl StageWork {
                     Increment::Full(reason) => (planned, reason),
                 }
             }
+            Course::Append { append: Some(append) } => return self.append(&note, *append).await,
+            Course::Append { append: None } => {
+                let Some(table) = &self.current else { return Err(EngineError::Concurrent { table: self.name().clone() }) };
+                return Ok(Built::fresh(table.version()));
+            }
             // Nothing is pending when a stage's turn has come.
             Course::Later { planned } => (*planned, "what changed is not known".to_owned()),
             Course::Full { planned, reason, .. } => (*planned, reason),
@@ -231,10 +236,20 @@ impl StageWork {
 
     /// The query over the inputs at their pinned versions, and what its rows are held against. Of inputs that are `pending` nothing is there but their columns to be.
     pub(crate) async fn plan(&self, pending: &BTreeSet<TableName>) -> Result<Planned> {
+        self.plan_over(pending, &BTreeMap::new()).await
+    }
+
+    /// The same with other rows in the place of some inputs'.
+    pub(crate) async fn plan_over(
+        &self,
+        pending: &BTreeSet<TableName>,
+        others: &BTreeMap<TableName, Arc<dyn TableProvider>>,
+    ) -> Result<Planned> {
         let stage = &self.checked.stage;
         let tables = self.inputs.iter().filter_map(|(name, table)| {
             let table = table.as_ref().filter(|_| !pending.contains(name));
             let provider: Arc<dyn TableProvider> = match (table, self.declared.get(name)) {
+                _ if others.contains_key(name) => Arc::clone(others.get(name)?),
                 (Some(table), _) => table.provider(),
                 (None, Some(schema)) => Arc::new(EmptyTable::new(Arc::clone(schema))),
                 (None, None) => return None,
@@ -258,7 +273,7 @@ impl StageWork {
     }
 
     /// Where refused rows go, made where it is missing; `None` when no row can be refused.
-    async fn quarantine_table(&self) -> Result<Option<Table>> {
+    pub(crate) async fn quarantine_table(&self) -> Result<Option<Table>> {
         if !self.has_quarantine() {
             return Ok(None);
         }
@@ -523,6 +538,7 @@ pub(crate) fn salt(lake: &Lake, settings: &SessionSettings, stage: &Stage) -> St
 fn moment(stage: &Stage, as_of: DateTime<Utc>) -> DateTime<Utc> {
     match stage.directives.kind {
         StageKind::Incremental { grain, .. } if stage.depends_on_time => end_of_grain(as_of, grain),
+        StageKind::Append if stage.depends_on_time => end_of_grain(as_of, DAY),
         _ => as_of,
     }
 }

@@ -367,7 +367,7 @@ impl StageWork {
         Ok(results)
     }
 
-    async fn commit_replacement(&self, table: &Table, staged: Replacement, note: Option<&StageNote>) -> Result<Table> {
+    pub(crate) async fn commit_replacement(&self, table: &Table, staged: Replacement, note: Option<&StageNote>) -> Result<Table> {
         let app_id = self.app_id();
         let version = table.position(&app_id).await?.unwrap_or(0) + 1;
         let staged_files = [staged.files.clone(), staged.told.clone()].concat();

@@ -8,6 +8,7 @@ use holdfast_types::TableName;
 use serde::Serialize;
 
 use crate::Result;
+use crate::append::Append;
 use crate::build::{NOTE_COMMITS_MAX, Planned, STAGE_NOTE, StageNote, StageWork, salt};
 use crate::by_key::{Collected, Keys, derive};
 use crate::directive::StageKind;
@@ -31,7 +32,9 @@ pub(crate) enum Course {
     },
     /// By these keys.
     Keys(Box<ByKey>),
-    /// By key, once what is pending is there.
+    /// The rows for what came in an input are added; `None`: nothing came.
+    Append { append: Option<Box<Append>> },
+    /// By key, or by adding rows, once what is pending is there.
     Later { planned: Box<Planned> },
     /// In full.
     Full {
@@ -143,9 +146,10 @@ impl StageWork {
         let full = |planned, reason: &str| {
             Ok(Course::Full { planned: Box::new(planned), reason: reason.to_owned(), stop: None })
         };
-        let StageKind::Incremental { key, .. } = &self.checked.stage.directives.kind else {
+        let kind = &self.checked.stage.directives.kind;
+        if *kind == StageKind::Full {
             return full(planned, "the stage says so");
-        };
+        }
         let (Some(table), Some(stored)) = (&self.current, stored) else {
             return full(planned, "it has not been built before");
         };
@@ -161,6 +165,9 @@ impl StageWork {
         if self.is_reshaped(table) {
             return full(planned, "its columns or what is said of them changed");
         }
+        let StageKind::Incremental { key, .. } = kind else {
+            return self.append_course(stored, note, planned, pending).await;
+        };
         let changes = match self.changes(stored, note, pending).await? {
             Ok(changes) => changes,
             Err(reason) => return full(planned, &reason),

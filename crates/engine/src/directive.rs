@@ -25,6 +25,8 @@ pub enum StageKind {
         #[serde(skip)]
         grain: TimeDelta,
     },
+    /// Rows are added for what came in an input, where the query takes its rows one by one; else as [`StageKind::Full`].
+    Append,
 }
 
 /// The grain of stages that do not say another.
@@ -288,12 +290,13 @@ fn stage_kind(place: &Place<'_>, rest: &str) -> Result<StageKind, Box<Diagnostic
         let mistake = place.mistake("E0102", "malformed @stage", part);
         Box::new(
             mistake
-                .with_help("write `@stage full`, `@stage incremental key(customer_id)` or `@stage incremental time(day)`, or with `grain(1h)` behind it"),
+                .with_help("write `@stage full`, `@stage append`, `@stage incremental key(customer_id)` or `@stage incremental time(day)`, or with `grain(1h)` behind it"),
         )
     };
     let (kind, arguments) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
     match kind {
         "full" if arguments.trim().is_empty() => Ok(StageKind::Full),
+        "append" if arguments.trim().is_empty() => Ok(StageKind::Append),
         "incremental" => {
             let arguments = arguments.trim();
             let end = arguments.find(')').map_or(arguments.len(), |end| end + 1);

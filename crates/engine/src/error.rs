@@ -62,6 +62,14 @@ pub enum EngineError {
         /// A suggestion, or nothing.
         hint: String,
     },
+    /// A selection by a tag that no stage has.
+    #[error("no stage has the tag `{tag}`: {hint}")]
+    NoTag {
+        /// As given.
+        tag: String,
+        /// What to write instead.
+        hint: String,
+    },
     /// There is no published run yet.
     #[error("the lake at {0} has no published run yet: use `holdfast run` first")]
     NothingPublished(String),
@@ -82,7 +90,7 @@ impl EngineError {
             Self::Execution { source, .. } => execution_kind(source),
             Self::Expectation { .. } => ErrorKind::Quarantine,
             Self::Concurrent { .. } => ErrorKind::Conflict,
-            Self::NoStage { .. } | Self::NothingPublished(_) => ErrorKind::NotFound,
+            Self::NoStage { .. } | Self::NoTag { .. } | Self::NothingPublished(_) => ErrorKind::NotFound,
             Self::Lake(error) => error.kind(),
             Self::Promise(_) => ErrorKind::Bug,
         }

@@ -173,7 +173,7 @@ impl Project {
         let declared = match (&stage.contract, &stage.directives.kind) {
             (Some(contract), _) => Some(contract.key.clone()),
             (None, StageKind::Incremental { key, .. }) => Some(key.clone()),
-            (None, StageKind::Full) => None,
+            (None, StageKind::Full | StageKind::Append) => None,
         };
         let inspected = InspectedStage {
             stage: stage.clone(),

@@ -12,6 +12,7 @@
 //!                                                                 ▲ pinned inputs, frozen now()
 //! ```
 
+mod append;
 mod build;
 mod by_key;
 mod cases;

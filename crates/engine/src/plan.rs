@@ -66,6 +66,11 @@ pub enum Action {
         /// Of how many; not known before the inputs that are brought up to date first are there.
         keys: Option<u64>,
     },
+    /// Rows are added for what came in an input.
+    Append {
+        /// Which; nothing when none came.
+        input: Option<TableName>,
+    },
     /// All of its rows are worked out.
     Full {
         /// Why not by key, in words.
@@ -148,7 +153,7 @@ impl Runner {
         for checked in checked.into_iter().filter(|checked| selected.contains(&checked.stage.name)) {
             let work = self.work(checked, Allowance::Shared, options, &schemas, &pinned, &runtime);
             let stage = work.planned(&pending).await;
-            if !matches!(stage.action, Action::Fresh | Action::Keys { keys: Some(0) }) {
+            if !matches!(stage.action, Action::Fresh | Action::Keys { keys: Some(0) } | Action::Append { input: None }) {
                 pending.insert(stage.stage.clone());
             }
             stages.push(stage);
@@ -183,6 +188,10 @@ impl StageWork {
             Course::Keys(by_key) => {
                 let ByKey { keys, .. } = *by_key;
                 Action::Keys { keys: Some(keys.count) }
+            }
+            Course::Append { append } => Action::Append { input: append.map(|append| append.input) },
+            Course::Later { .. } if self.checked.stage.directives.kind == StageKind::Append => {
+                Action::Append { input: pending.first().cloned() }
             }
             Course::Later { .. } => Action::Keys { keys: None },
             Course::Full { planned, reason, stop } => {

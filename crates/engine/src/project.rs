@@ -192,7 +192,7 @@ impl Project {
     /// The stages that `selection` means, inputs first.
     ///
     /// # Errors
-    /// [`EngineError::NoStage`] when a pattern matches nothing.
+    /// [`EngineError::NoStage`], [`EngineError::NoTag`] when a pattern matches nothing.
     pub fn select(&self, selection: &Selection) -> Result<BTreeSet<TableName>> {
         match selection {
             Selection::All => Ok(self.stages.iter().map(|stage| stage.name.clone()).collect()),
@@ -238,13 +238,17 @@ impl Project {
     }
 
     fn nothing_is_called(&self, pattern: &str) -> EngineError {
-        let names: Vec<String> = match pattern.strip_prefix("tag:") {
-            Some(_) => {
-                let tags = self.stages.iter().flat_map(|stage| &stage.directives.tags);
-                tags.map(|(tag, _)| format!("tag:{tag}")).collect()
-            }
-            None => self.stages.iter().map(|stage| stage.name.to_string()).collect(),
-        };
+        if let Some(tag) = pattern.strip_prefix("tag:") {
+            let tags = self.stages.iter().flat_map(|stage| &stage.directives.tags);
+            let tags: BTreeSet<&str> = tags.map(|(tag, _)| tag.as_str()).collect();
+            let hint = match (most_similar(tag, tags.iter().copied()), tags.is_empty()) {
+                (Some(near), _) => format!("did you mean `tag:{near}`?"),
+                (None, true) => "none has one: write `-- @tag NAME` into the stage's file".to_owned(),
+                (None, false) => format!("the tags are {}", tags.into_iter().collect::<Vec<_>>().join(", ")),
+            };
+            return EngineError::NoTag { tag: tag.to_owned(), hint };
+        }
+        let names: Vec<String> = self.stages.iter().map(|stage| stage.name.to_string()).collect();
         let hint = most_similar(pattern, names.iter().map(String::as_str))
             .map_or_else(String::new, |name| format!(": did you mean `{name}`?"));
         EngineError::NoStage { name: pattern.to_owned(), hint }

@@ -134,6 +134,13 @@ pub enum Refresh {
         /// The rows among them that went or changed.
         rows_removed: u64,
     },
+    /// Rows were added for what came in an input.
+    Append {
+        /// Which.
+        input: TableName,
+        /// How many.
+        rows_added: u64,
+    },
 }
 
 /// How a stage ended.
@@ -468,6 +475,7 @@ fn line(name: &TableName, outcome: &StageOutcome, seconds: f64) -> String {
                 Refresh::Keys { keys, rows_added, rows_removed } => {
                     format!(" (+{rows_added} -{rows_removed} of {keys} keys)")
                 }
+                Refresh::Append { input, rows_added } => format!(" (+{rows_added} for what came in {input})"),
             };
             format!("    Built {name}  {rows} rows{change}{quarantined}  v{version}  {seconds:.1}s")
         }

@@ -251,7 +251,7 @@ impl Behind<'_> {
 fn keys(stage: &CheckedStage) -> Vec<String> {
     let mut keys = match &stage.stage.directives.kind {
         StageKind::Incremental { key, .. } => key.clone(),
-        StageKind::Full => Vec::new(),
+        StageKind::Full | StageKind::Append => Vec::new(),
     };
     let others = stage.key.iter().flatten().cloned().chain([CUSTOMER_ID.to_owned()]);
     for key in others {

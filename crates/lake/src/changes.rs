@@ -124,6 +124,11 @@ impl TableChanges {
         !self.told.is_empty() || (!self.removed.is_empty() && !self.added.is_empty())
     }
 
+    /// Whether rows came and none went.
+    pub fn is_added_to(&self) -> bool {
+        !self.added.is_empty() && self.removed.is_empty() && self.told.is_empty()
+    }
+
     /// The size of the files that say so.
     pub fn bytes(&self) -> u64 {
         let files = self.removed.iter().chain(&self.added).chain(&self.told);

@@ -191,7 +191,7 @@ impl NotByKey {
         Self { reason: reason.into(), what: String::new(), place: None }
     }
 
-    fn of_node(reason: impl Into<String>, plan: &LogicalPlan) -> Self {
+    pub(crate) fn of_node(reason: impl Into<String>, plan: &LogicalPlan) -> Self {
         let place = plan.expressions().iter().find_map(expression::place);
         Self { reason: reason.into(), what: shortened(&plan.display().to_string()), place }
     }
@@ -227,7 +227,7 @@ fn shortened(text: &str) -> String {
 }
 
 /// The lake's name of a scanned table. `None` for what is no table of the lake, such as a table function.
-fn table_name(reference: &TableReference) -> Option<TableName> {
+pub(crate) fn table_name(reference: &TableReference) -> Option<TableName> {
     TableName::new(reference.schema().unwrap_or("core"), reference.table()).ok()
 }
 

@@ -38,6 +38,8 @@ pub(crate) fn page(report: &PlanReport, project: &Project) -> String {
             Action::Keys { keys: Some(0) } => ("Keys", "none of its keys: it stays as it is".to_owned()),
             Action::Keys { keys: Some(keys) } => ("Keys", format!("the rows of {} keys", grouped(*keys))),
             Action::Keys { keys: None } => ("Keys", "the rows of the keys that change".to_owned()),
+            Action::Append { input: Some(input) } => ("Append", format!("the rows for what comes in {input}")),
+            Action::Append { input: None } => ("Append", "no rows: nothing came".to_owned()),
             Action::Full { reason } => ("Full", full(stage, reason)),
             Action::Fails { error, .. } => ("Fails", error.clone()),
         };
@@ -65,9 +67,13 @@ pub(crate) fn page(report: &PlanReport, project: &Project) -> String {
         0 => String::new(),
         fails => format!(", {fails} would fail"),
     };
+    let added_to = match count(|action| matches!(action, Action::Append { .. })) {
+        0 => String::new(),
+        stages => format!(", {stages} added to"),
+    };
     let _ = writeln!(
         text,
-        "  Planned {} stages in {:.1}s: {} in full, {} by key, {} fresh{fails}",
+        "  Planned {} stages in {:.1}s: {} in full, {} by key{added_to}, {} fresh{fails}",
         report.stages.len(),
         report.seconds,
         count(|action| matches!(action, Action::Full { .. })),

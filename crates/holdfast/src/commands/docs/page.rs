@@ -115,6 +115,7 @@ fn facts(out: &mut String, site: &Site<'_>, inspected: &InspectedStage) {
     }
     let kind = match &stage.directives.kind {
         StageKind::Full => "full".to_owned(),
+        StageKind::Append => "append".to_owned(),
         StageKind::Incremental { key, .. } => format!("incremental, by {}", codes(key.iter().map(String::as_str))),
     };
     fact("Refresh", kind);
