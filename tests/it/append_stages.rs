@@ -80,21 +80,24 @@ fn what_else_can_have_changed_is_a_full_refresh_and_says_why() {
     assert_eq!(report["refresh"]["kind"], "full");
     assert_eq!(large(&shop), ["o1 30", "o2 18"]);
 
-    for (query, stop) in [
+    for (number, (query, stop)) in [
         ("select max(o.order_id) as order_id, sum(o.amount) as amount from raw.orders o", "Aggregate"),
         ("select distinct o.order_id, o.amount from raw.orders o", "Distinct"),
         ("select o.order_id, o.amount from raw.orders o union all select order_id, amount from raw.orders", "Union"),
         ("select o.order_id, o.amount from raw.orders o order by o.order_id limit 100", "Limit"),
         ("select o.order_id, o.amount from raw.orders o where o.amount >= (select max(amount) from raw.orders)", ""),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         shop.write("sql/metric/large.sql", &format!("-- @stage append\n{query}\n"));
         run(&shop);
-        shop.orders(&format!("more {}", stop.len()), &format!("n{},M1,2025-06-02T00:00:00Z,7.00\n", stop.len()));
+        shop.orders(&format!("more{number}"), &format!("n{number},M1,2025-06-02T00:00:00Z,7.00\n"));
         let report = run(&shop);
         let reason = report["refresh"]["reason"].as_str().unwrap_or_default();
         assert!(report["refresh"]["kind"] == "full" && reason.contains("raw.orders changed"), "{query}: {report}");
         assert_is_as_in_full(&shop);
-        shop.orders(&format!("again {}", stop.len()), &format!("m{},M1,2025-06-03T00:00:00Z,8.00\n", stop.len()));
+        shop.orders(&format!("again{number}"), &format!("m{number},M1,2025-06-03T00:00:00Z,8.00\n"));
         let plan = succeed(shop.command(&["plan", "--select", "metric.large"]).args(AS_OF));
         let plan = String::from_utf8(plan.stdout).unwrap();
         assert!(plan.contains(stop), "{query}: {plan}");
@@ -107,10 +110,10 @@ fn stg_2_rows_that_come_and_fail_an_expectation_get_no_version() {
     shop.orders("a", "o1,M1,2025-06-01T00:00:00Z,10.00\n");
     shop.write("sql/metric/large.sql", &LARGE.replace("quarantine sane", "fail sane"));
     run(&shop);
-    let before = commits(&shop.path().join("lake/metric"));
+    let before = commits(&shop.path().join("lake/metric/large"));
     shop.orders("b", "o2,M1,2025-06-02T00:00:00Z,900.00\n");
     let (code, said) = shop.fails(&[&["run", "--select", "metric.large"], &AS_OF[..]].concat());
     assert!(code == Some(3) && said.contains("expectation `sane`") && said.contains("1 of 1 rows"), "{said}");
-    assert_eq!(commits(&shop.path().join("lake/metric")), before);
+    assert_eq!(commits(&shop.path().join("lake/metric/large")), before);
     assert_eq!(large(&shop), ["o1 20"]);
 }

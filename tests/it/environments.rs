@@ -1,8 +1,8 @@
 //! Environments: what is tried there shows nowhere else, costs what it changes, and is taken over as it was tried.
 
 use holdfast_lake::{
-    Change, ChangeKind, CommitOutcome, Lake, LakeError, MaintainSettings, Manifest, ManifestEntry, Position, TableWriter,
-    WriterSettings,
+    Change, ChangeKind, CommitOutcome, Lake, LakeError, MaintainSettings, Manifest, ManifestEntry, Position,
+    TableWriter, WriterSettings,
 };
 use serde_json::Value;
 
@@ -115,7 +115,8 @@ fn what_was_tried_is_promoted_as_it_was_tried_or_not_at_all() {
     let (code, said) = shop.fails(&["promote", "dev", "--as-of", AS_OF]);
     assert!(code == Some(2) && said.contains("--yes"), "{said}");
     let plan = json(&shop, &["promote", "dev", "--dry-run", "--as-of", AS_OF]);
-    let planned: Vec<_> = plan["stages"].as_array().unwrap().iter().map(|stage| stage["stage"].as_str().unwrap()).collect();
+    let planned: Vec<_> =
+        plan["stages"].as_array().unwrap().iter().map(|stage| stage["stage"].as_str().unwrap()).collect();
     assert_eq!(planned, ["profile.spend", "metric.total"], "{plan}");
     assert_eq!(commits(shop.path()), before);
     assert_eq!(total(&shop, &[]), 14.0);
@@ -157,7 +158,6 @@ fn what_does_not_know_environments_or_names_none_says_so_and_writes_nothing() {
 
     let empty = Shop::new(&[("sql/profile/spend.sql", SPEND)]);
     empty.orders("a", "o1,M1,2025-06-01T00:00:00Z,10.00\n");
-    std::fs::remove_dir_all(empty.path().join("lake/_holdfast/runs")).unwrap();
     let (code, said) = empty.fails(&["run", "--env", "dev"]);
     assert!(code == Some(2) && said.contains("no run of") && said.contains("was published"), "{said}");
 }
@@ -169,7 +169,13 @@ async fn what_an_environments_newest_run_reads_of_production_stays_and_cannot_be
     let table = ten_small_files(&before).await;
     let publish = async |lake: &Lake, sequence: u64, version: u64| {
         let is_of_production = lake.environment_name().is_some();
-        let tables = vec![ManifestEntry { name: spec().name, version, rows: None, is_of_production }];
+        let tables = vec![ManifestEntry {
+            name: spec().name,
+            version,
+            rows: None,
+            is_of_production,
+            looked_at: Default::default(),
+        }];
         let at = lake.clock().now();
         let run_id = format!("run {sequence}");
         lake.publish(Manifest { sequence, run_id, as_of: at, published_at: at, tables }).await.unwrap();

@@ -41,7 +41,13 @@ pub(crate) fn numbers(table: &Table, rows: std::ops::Range<i64>) -> RecordBatch 
     RecordBatch::try_new(Arc::clone(table.schema()), vec![Arc::new(Int64Array::from_iter_values(rows))]).unwrap()
 }
 
-pub(crate) async fn commit(lake: &Lake, table: &Table, version: i64, kind: ChangeKind, batch: RecordBatch) -> CommitOutcome {
+pub(crate) async fn commit(
+    lake: &Lake,
+    table: &Table,
+    version: i64,
+    kind: ChangeKind,
+    batch: RecordBatch,
+) -> CommitOutcome {
     let change = Change {
         table,
         position: Position { app_id: "writer".to_owned(), version },
@@ -306,7 +312,13 @@ async fn what_a_kept_run_names_stays_readable_and_what_is_young_is_not_touched()
             run_id: format!("run {sequence}"),
             as_of: lake.clock().now(),
             published_at: lake.clock().now(),
-            tables: vec![ManifestEntry { name: spec().name, version, rows: None, is_of_production: false }],
+            tables: vec![ManifestEntry {
+                name: spec().name,
+                version,
+                rows: None,
+                is_of_production: false,
+                looked_at: Default::default(),
+            }],
         };
         lake.publish(manifest).await.unwrap();
     };

@@ -177,8 +177,9 @@ fn stg_3_a_run_with_nothing_new_looks_at_all_that_could_be_a_mistake() {
     assert!(said.contains("column `amount` not found"), "{said}");
     std::fs::write(&source, text).unwrap();
 
-    // Another secret makes other tokens: every stage may have other rows.
-    std::fs::write(shop.path().join("identity.key"), format!("{}\n", "ab".repeat(32))).unwrap();
+    // Other rules may make other tokens: every stage may have other rows.
+    let rules = "priority = [\"member_id\", \"device\"]\n[types.member_id]\nunique = true\n[types.device]\n";
+    std::fs::write(shop.path().join("pipelines/churn/identity.toml"), rules).unwrap();
     let report = json(&shop, &["plan"]);
     assert!(report["stages"].as_array().unwrap().iter().all(|stage| stage["action"] != "fresh"), "{report}");
 }

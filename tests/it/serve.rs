@@ -163,6 +163,7 @@ impl TestLake {
                 version: table.version(),
                 rows: table.row_count(),
                 is_of_production: false,
+                looked_at: Default::default(),
             });
         }
         let run_id = format!("run-{sequence}");

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use datafusion::catalog::TableProvider;
 use datafusion::common::JoinType;
-use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{LogicalPlan, TableScan};
 use holdfast_lake::{Replacement, TableChanges};
@@ -17,7 +17,7 @@ use holdfast_types::TableName;
 
 use crate::Result;
 use crate::build::{Built, Planned, StageNote, StageWork, key_is_unique};
-use crate::decide::Course;
+use crate::decide::{Course, NOT_OWN};
 use crate::error::EngineError;
 use crate::expectation::ExpectationResult;
 use crate::increment::{NotByKey, table_name};
@@ -62,6 +62,9 @@ impl StageWork {
                 return full(planned, format!("rows came in {name} and in another input"), None);
             }
             came = Some(name.clone());
+        }
+        if !self.is_own() && (!pending.is_empty() || !changes.is_empty()) {
+            return full(planned, NOT_OWN.to_owned(), None);
         }
         if !pending.is_empty() {
             return Ok(Course::Later { planned: Box::new(planned) });
@@ -148,7 +151,7 @@ impl StageWork {
             refresh: Refresh::Append { input: append.input, rows_added: rows },
         };
         tables.push(table);
-        Ok(Built { outcome, expectations, tables, bytes })
+        Ok(Built { outcome, expectations, tables, bytes, looked_at: None })
     }
 }
 
@@ -171,7 +174,9 @@ fn linear_inputs(plan: &LogicalPlan) -> Result<BTreeSet<TableName>, DataFusionEr
 
 fn linear(plan: &LogicalPlan) -> BTreeSet<TableName> {
     match plan {
-        LogicalPlan::TableScan(TableScan { table_name: name, fetch: None, .. }) => table_name(name).into_iter().collect(),
+        LogicalPlan::TableScan(TableScan { table_name: name, fetch: None, .. }) => {
+            table_name(name).into_iter().collect()
+        }
         LogicalPlan::Projection(node) => linear(&node.input),
         LogicalPlan::Filter(node) => linear(&node.input),
         LogicalPlan::SubqueryAlias(node) => linear(&node.input),

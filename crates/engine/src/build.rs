@@ -54,7 +54,13 @@ pub(crate) struct StageNote {
     /// Changes with everything that was looked at when the stage was checked. Where it is the same, nothing has to be planned to know that the stage has no mistake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) checked: Option<String>,
+    /// The versions of its inputs up to which nothing concerned the version since. No commit notes them: a run remembers them in its manifest.
+    #[serde(skip)]
+    pub(crate) looked_at: Option<Inputs>,
 }
+
+/// Versions of inputs; `None` of a table that is not there.
+pub(crate) type Inputs = BTreeMap<TableName, Option<u64>>;
 
 /// What became of a stage.
 pub(crate) struct Built {
@@ -64,6 +70,8 @@ pub(crate) struct Built {
     pub(crate) tables: Vec<Table>,
     /// What it wrote.
     pub(crate) bytes: u64,
+    /// The versions of its inputs, where they are newer ones and nothing in them concerned it.
+    pub(crate) looked_at: Option<Inputs>,
 }
 
 /// All that building one stage needs, so that it can run on its own.
@@ -79,6 +87,8 @@ pub(crate) struct StageWork {
     pub(crate) as_of: DateTime<Utc>,
     pub(crate) full: bool,
     pub(crate) range: Option<TimeRange>,
+    /// Up to which versions of inputs earlier runs found nothing that concerns the current version.
+    pub(crate) looked_at: Option<Inputs>,
 }
 
 /// A stage's query, ready to run.
@@ -103,7 +113,8 @@ pub(crate) enum Increment {
 impl Built {
     /// Of a stage whose table is as it should be.
     pub(crate) fn fresh(version: u64) -> Self {
-        Self { outcome: StageOutcome::Fresh { version }, expectations: Vec::new(), tables: Vec::new(), bytes: 0 }
+        let outcome = StageOutcome::Fresh { version };
+        Self { outcome, expectations: Vec::new(), tables: Vec::new(), bytes: 0, looked_at: None }
     }
 }
 
@@ -126,7 +137,18 @@ impl StageNote {
             }),
             as_of: stage.depends_on_time.then_some(moment),
             checked: Some(checked.to_owned()),
+            looked_at: None,
         }
+    }
+
+    /// What there is to remember when nothing up to the versions of `now` concerns the version that this is the note of.
+    pub(crate) fn looked_at_by(&self, now: &Self) -> Option<Inputs> {
+        (self.inputs != now.inputs).then(|| now.inputs.clone())
+    }
+
+    /// The versions of its inputs that it is as made from.
+    pub(crate) fn seen(&self) -> &Inputs {
+        self.looked_at.as_ref().unwrap_or(&self.inputs)
     }
 
     /// The note in a commit; `None` for what is none.
@@ -136,7 +158,7 @@ impl StageNote {
 
     /// Whether a version made from the one would be as one made from the other.
     pub(crate) fn is_as(&self, other: &Self) -> bool {
-        self.fingerprint == other.fingerprint && self.inputs == other.inputs && self.moment == other.moment
+        self.fingerprint == other.fingerprint && *self.seen() == other.inputs && self.moment == other.moment
     }
 
     /// What differs between the two besides the versions of inputs, in words.
@@ -174,7 +196,9 @@ impl StageWork {
             Course::Fresh { version } => return Ok(Built::fresh(version)),
             Course::Keys(course) => {
                 let ByKey { mut planned, plan, keys } = *course;
-                planned.quarantine = self.quarantine_table().await?;
+                if keys.count > 0 {
+                    planned.quarantine = self.quarantine_table().await?;
+                }
                 match self.replace_keys(stored.as_ref(), &note, &planned, &plan, &keys).await? {
                     Increment::Done(built) => return Ok(built),
                     Increment::Full(reason) if self.range.is_some() => {
@@ -186,8 +210,11 @@ impl StageWork {
             }
             Course::Append { append: Some(append) } => return self.append(&note, *append).await,
             Course::Append { append: None } => {
-                let Some(table) = &self.current else { return Err(EngineError::Concurrent { table: self.name().clone() }) };
-                return Ok(Built::fresh(table.version()));
+                let Some(table) = &self.current else {
+                    return Err(EngineError::Concurrent { table: self.name().clone() });
+                };
+                let looked_at = stored.and_then(|stored| stored.looked_at_by(&note));
+                return Ok(Built { looked_at, ..Built::fresh(table.version()) });
             }
             // Nothing is pending when a stage's turn has come.
             Course::Later { planned } => (*planned, "what changed is not known".to_owned()),
@@ -480,6 +507,7 @@ impl StageWork {
                 tables
             },
             bytes,
+            looked_at: None,
         })
     }
 

@@ -113,7 +113,7 @@ impl StageWork {
     ) -> Result<std::result::Result<BTreeMap<TableName, TableChanges>, String>> {
         let mut changes = BTreeMap::new();
         for (name, version) in &note.inputs {
-            let before = stored.inputs.get(name).copied().flatten();
+            let before = stored.seen().get(name).copied().flatten();
             if before == *version || pending.contains(name) {
                 continue;
             }
@@ -205,7 +205,7 @@ impl StageWork {
             },
         };
         tables.push(table);
-        Ok(Increment::Done(Built { outcome, expectations, tables, bytes }))
+        Ok(Increment::Done(Built { outcome, expectations, tables, bytes, looked_at: None }))
     }
 
     /// The keys that the changes concern.
@@ -327,8 +327,9 @@ impl StageWork {
             let before = stored.inputs.get(name).copied().flatten().unwrap_or(0);
             version.unwrap_or(0).saturating_sub(before) > VERSIONS_BEHIND_MAX
         });
-        if !behind {
-            return Ok(Increment::Done(Built::fresh(table.version())));
+        if !behind || !self.is_own() {
+            let built = Built { looked_at: stored.looked_at_by(note), ..Built::fresh(table.version()) };
+            return Ok(Increment::Done(built));
         }
         let table = self.commit_replacement(table, Replacement::default(), Some(note)).await?;
         let built = Built { tables: vec![table.clone()], ..Built::fresh(table.version()) };
@@ -367,7 +368,12 @@ impl StageWork {
         Ok(results)
     }
 
-    pub(crate) async fn commit_replacement(&self, table: &Table, staged: Replacement, note: Option<&StageNote>) -> Result<Table> {
+    pub(crate) async fn commit_replacement(
+        &self,
+        table: &Table,
+        staged: Replacement,
+        note: Option<&StageNote>,
+    ) -> Result<Table> {
         let app_id = self.app_id();
         let version = table.position(&app_id).await?.unwrap_or(0) + 1;
         let staged_files = [staged.files.clone(), staged.told.clone()].concat();

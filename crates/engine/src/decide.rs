@@ -88,6 +88,9 @@ pub enum Cause {
     },
 }
 
+/// Why a stage that is to change is made in full the first time in an environment.
+pub(crate) const NOT_OWN: &str = "the environment has no table of it yet";
+
 impl StageWork {
     /// What a version made now would be made from.
     ///
@@ -120,7 +123,9 @@ impl StageWork {
             Some(current) => current.commit_note(STAGE_NOTE, NOTE_COMMITS_MAX).await?.and_then(StageNote::read),
             None => None,
         };
-        let is_as_it_was = !self.full && self.range.is_none() && stored.as_ref().is_some_and(|stored| stored.is_as(&note));
+        let stored = stored.map(|stored| StageNote { looked_at: self.looked_at.clone(), ..stored });
+        let is_as_it_was =
+            !self.full && self.range.is_none() && stored.as_ref().is_some_and(|stored| stored.is_as(&note));
         if let Some(current) = self.current.as_ref().filter(|_| is_as_it_was && pending.is_empty()) {
             let course = Course::Fresh { version: current.version() };
             return Ok(Decision { note, stored, course });
@@ -156,9 +161,6 @@ impl StageWork {
         if self.full {
             return full(planned, "it was asked for");
         }
-        if !self.is_own() {
-            return full(planned, "the environment has no table of it yet");
-        }
         if let Some(differs) = stored.what_else_differs(note) {
             return full(planned, differs);
         }
@@ -186,9 +188,13 @@ impl StageWork {
             }
         }
         if !pending.is_empty() {
-            return Ok(Course::Later { planned: Box::new(planned) });
+            return match self.is_own() {
+                true => Ok(Course::Later { planned: Box::new(planned) }),
+                false => full(planned, NOT_OWN),
+            };
         }
         match self.keys(table, &planned, &plan, &changes).await {
+            Ok(Collected::Rows(keys)) if !self.is_own() && keys.count > 0 => full(planned, NOT_OWN),
             Ok(Collected::Rows(keys)) => Ok(Course::Keys(Box::new(ByKey { planned, plan, keys }))),
             Ok(Collected::TooMany(reason)) => full(planned, &reason),
             Err(error) => {
@@ -219,10 +225,10 @@ impl StageWork {
                 if stored.moment != note.moment {
                     causes.push(Cause::Moment { from: stored.moment, to: note.moment });
                 }
-                let changed = note.inputs.iter().filter(|(table, to)| stored.inputs.get(*table) != Some(*to));
+                let changed = note.inputs.iter().filter(|(table, to)| stored.seen().get(*table) != Some(*to));
                 causes.extend(changed.map(|(table, to)| Cause::Input {
                     table: table.clone(),
-                    from: stored.inputs.get(table).copied().flatten(),
+                    from: stored.seen().get(table).copied().flatten(),
                     to: *to,
                 }));
             }

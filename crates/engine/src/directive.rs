@@ -399,7 +399,10 @@ mod tests {
         let key = vec!["customer_id".to_owned()];
         assert_eq!(directives.kind, StageKind::Incremental { key, is_time: false, grain: DAY });
         let day = vec!["day".to_owned()];
-        assert_eq!(parse_kind("incremental time(day)"), Some(StageKind::Incremental { key: day, is_time: true, grain: DAY }));
+        assert_eq!(
+            parse_kind("incremental time(day)"),
+            Some(StageKind::Incremental { key: day, is_time: true, grain: DAY })
+        );
         assert_eq!(parse_kind("incremental time(day, hour)"), None);
         assert_eq!(directives.expectations[0].condition, "amount >= 0");
         assert_eq!(directives.expectations[0].place, (3, 29));

@@ -50,6 +50,9 @@ impl Runner {
         let mut stages = Vec::with_capacity(selected.len());
         for stage in self.project.stages() {
             let Some(note) = looked.get(&stage.name).and_then(|looked| looked.note.as_ref()) else { return Ok(None) };
+            let entry = manifest.tables.iter().find(|entry| entry.name == stage.name);
+            let looked_at = entry.map(|entry| entry.looked_at.clone()).filter(|inputs| !inputs.is_empty());
+            let note = StageNote { looked_at, ..note.clone() };
             let content = contents.get(&stage.name);
             if note.checked.as_ref() != content {
                 return Ok(None);
@@ -59,9 +62,14 @@ impl Runner {
             }
             let held = |input: &TableName| looked.get(input).map(|looked| looked.data_version);
             let inputs = stage.inputs.keys().map(|input| (input.clone(), held(input))).collect();
-            let now = StageNote::of(stage, &salt(&self.lake, &self.settings, stage), options.as_of, inputs, content.map_or("", String::as_str));
-            let version = manifest.tables.iter().find(|entry| entry.name == stage.name).map(|entry| entry.version);
-            let (true, Some(version)) = (note.is_as(&now), version) else { return Ok(None) };
+            let now = StageNote::of(
+                stage,
+                &salt(&self.lake, &self.settings, stage),
+                options.as_of,
+                inputs,
+                content.map_or("", String::as_str),
+            );
+            let (true, Some(version)) = (note.is_as(&now), entry.map(|entry| entry.version)) else { return Ok(None) };
             stages.push(StageReport {
                 stage: stage.name.clone(),
                 outcome: StageOutcome::Fresh { version },
@@ -70,7 +78,8 @@ impl Runner {
             });
         }
         let is_orphan = |name: &&TableName| looked.get(name).is_some_and(|looked| looked.note.is_some());
-        let orphans = looked.keys().filter(|name| self.project.may_be_orphan(name) && self.lake.owns(name)).filter(is_orphan);
+        let orphans =
+            looked.keys().filter(|name| self.project.may_be_orphan(name) && self.lake.owns(name)).filter(is_orphan);
         Ok(Some(RunReport {
             run_id: options.run_id.clone(),
             as_of: options.as_of,

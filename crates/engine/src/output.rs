@@ -24,7 +24,6 @@ use crate::Result;
 use crate::error::EngineError;
 use crate::expectation::{RowRules, quarantine_schema};
 use crate::functions::customer_bucket_function;
-use crate::session::{SessionSettings, session_with};
 
 /// What a plan left in staged files.
 #[derive(Debug, Default)]
@@ -205,7 +204,8 @@ pub async fn write_table(
     let (kind, files) = match rows {
         TableRows::Added(rows) => (ChangeKind::Append, write_rows(&table, table.schema(), &rows).await?),
         TableRows::All(rows) => {
-            let names = |schema: &SchemaRef| schema.fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>();
+            let names =
+                |schema: &SchemaRef| schema.fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>();
             if names(table.schema()) != names(&spec.schema) {
                 schema = Some(Arc::clone(&spec.schema));
             }

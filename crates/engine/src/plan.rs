@@ -153,7 +153,8 @@ impl Runner {
         for checked in checked.into_iter().filter(|checked| selected.contains(&checked.stage.name)) {
             let work = self.work(checked, Allowance::Shared, options, &schemas, &pinned, &runtime);
             let stage = work.planned(&pending).await;
-            if !matches!(stage.action, Action::Fresh | Action::Keys { keys: Some(0) } | Action::Append { input: None }) {
+            if !matches!(stage.action, Action::Fresh | Action::Keys { keys: Some(0) } | Action::Append { input: None })
+            {
                 pending.insert(stage.stage.clone());
             }
             stages.push(stage);

@@ -90,7 +90,8 @@ impl StageWork {
             let made = keys_of(planned.plan.clone(), key, field.data_type(), range)?;
             let mut all = LogicalPlanBuilder::from(made);
             for table in [Some(table), planned.quarantine.as_ref()].into_iter().flatten() {
-                let there = LogicalPlanBuilder::scan("rows_before", provider_as_source(table.provider()), None)?.build()?;
+                let there =
+                    LogicalPlanBuilder::scan("rows_before", provider_as_source(table.provider()), None)?.build()?;
                 all = all.union(keys_of(there, key, field.data_type(), range)?)?;
             }
             all.distinct()?.build()

@@ -1,5 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arrow::datatypes::SchemaRef;
@@ -13,15 +13,15 @@ use tokio::sync::OnceCell;
 use tracing::Instrument;
 
 use crate::Result;
-use crate::build::{Built, StageNote, StageWork, quarantine_name};
+use crate::build::{Built, Inputs, StageNote, StageWork, quarantine_name};
 use crate::contract_change;
 use crate::diagnostic::Diagnostics;
 use crate::directive::Severity;
 use crate::error::EngineError;
 use crate::expectation::ExpectationResult;
 use crate::orphans::orphans;
-use crate::range;
 use crate::project::{CheckedStage, Project, Selection};
+use crate::range;
 use crate::session::SessionSettings;
 
 /// How many sorted runs of a frugal stage are merged at once.
@@ -63,6 +63,8 @@ pub struct Runner {
     pub(crate) settings: SessionSettings,
     /// The stages without mistakes, once they were looked at: the project does not change.
     checked: OnceCell<Vec<CheckedStage>>,
+    /// Of stages' tables, by their versions: up to which versions of inputs nothing concerned them.
+    looked_at: Mutex<BTreeMap<TableName, (u64, Inputs)>>,
 }
 
 /// What a run begins with.
@@ -180,7 +182,7 @@ pub enum StageOutcome {
 impl Runner {
     /// A runner for the stages of `project`.
     pub fn new(lake: Lake, project: Project, settings: SessionSettings) -> Self {
-        Self { lake, project, settings, checked: OnceCell::new() }
+        Self { lake, project, settings, checked: OnceCell::new(), looked_at: Mutex::default() }
     }
 
     /// The stages.
@@ -236,10 +238,39 @@ impl Runner {
             range::check(&checked, &selected)?;
         }
         let pinned = pin_all(&self.lake).await?;
+        for manifest in [self.lake.latest_manifest().await?, self.manifest_below().await?].into_iter().flatten() {
+            self.remember(manifest);
+        }
         for told in changed_contracts(&checked, &selected, &pinned)? {
             progress.note(&told);
         }
         Ok(Prepared { checked, selected, pinned })
+    }
+
+    /// In an environment what production's newest run found out about the tables that are read of it.
+    async fn manifest_below(&self) -> Result<Option<Manifest>> {
+        match self.lake.environment_name() {
+            Some(_) => Ok(self.lake.production().latest_manifest().await?),
+            None => Ok(None),
+        }
+    }
+
+    /// Takes over what an earlier run found out, unless this process knows more.
+    fn remember(&self, manifest: Manifest) {
+        let is_environment = self.lake.environment_name().is_some();
+        let mut known = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        for entry in manifest.tables.into_iter().filter(|entry| !entry.looked_at.is_empty()) {
+            // What a run of production says is about production's tables.
+            if !is_environment || entry.is_of_production || !self.lake.owns(&entry.name) {
+                known.entry(entry.name).or_insert((entry.version, entry.looked_at));
+            }
+        }
+    }
+
+    /// Up to which versions of its inputs nothing concerned this version of a table.
+    fn looked_at(&self, table: &Table) -> Option<Inputs> {
+        let known = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(table.name()).filter(|(version, _)| *version == table.version()).map(|(_, inputs)| inputs.clone())
     }
 
     async fn run_stages(
@@ -295,10 +326,15 @@ impl Runner {
                         expectations: Vec::new(),
                         tables: Vec::new(),
                         bytes: 0,
+                        looked_at: None,
                     }
                 }
             };
             record(&name, &built, seconds);
+            if let (Some(inputs), StageOutcome::Fresh { version }) = (&built.looked_at, &built.outcome) {
+                let mut known = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+                known.insert(name.clone(), (*version, inputs.clone()));
+            }
             let failed = matches!(built.outcome, StageOutcome::Failed { .. });
             queue.done(&name, failed);
             pinned.extend(built.tables.into_iter().map(|table| (table.name().clone(), table)));
@@ -354,6 +390,7 @@ impl Runner {
             as_of: options.as_of,
             full: options.full,
             range: options.range,
+            looked_at: pinned.get(&stage.name).and_then(|table| self.looked_at(table)),
             checked,
         }
     }
@@ -414,6 +451,7 @@ impl Runner {
                 version: table.version(),
                 rows: table.row_count(),
                 is_of_production: !self.lake.owns(table.name()),
+                looked_at: self.looked_at(table).unwrap_or_default(),
             })
             .collect();
         let latest = self.lake.latest_manifest().await?;

@@ -71,7 +71,7 @@ impl CliError {
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
             Self::NoProject(_) | Self::NoPipeline { .. } => ErrorKind::NotFound,
-            Self::Config { .. } => ErrorKind::InvalidConfig,
+            Self::Config { .. } | Self::NoKey { .. } => ErrorKind::InvalidConfig,
             Self::File { .. } | Self::Argument(_) | Self::CasesFailed { .. } | Self::CheckFailed(_) => {
                 ErrorKind::InvalidInput
             }

@@ -206,7 +206,17 @@ impl Project {
             Some(path) => here.join(path),
             None => folder.join(&file.identity.key_file),
         };
-        Ok(Self { pipeline: args.pipeline.clone(), folder, file, lake_url, lake_base, key_file, key: Arc::default(), options, environment: args.env.clone() })
+        Ok(Self {
+            pipeline: args.pipeline.clone(),
+            folder,
+            file,
+            lake_url,
+            lake_base,
+            key_file,
+            key: Arc::default(),
+            options,
+            environment: args.env.clone(),
+        })
     }
 
     /// The same project with its lake and key elsewhere.

@@ -90,7 +90,9 @@ impl LakeKey {
     /// [`IdentityError::OtherKey`].
     pub fn check(&self, lake: &Lake, fingerprint: &str) -> Result<()> {
         match &self.fingerprint {
-            Some(known) if !fingerprint.starts_with(known.as_str()) => Err(IdentityError::OtherKey(lake.url().to_string())),
+            Some(known) if !fingerprint.starts_with(known.as_str()) => {
+                Err(IdentityError::OtherKey(lake.url().to_string()))
+            }
             _ => Ok(()),
         }
     }

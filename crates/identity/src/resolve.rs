@@ -14,8 +14,8 @@ use crate::decisions::newest_decision;
 use crate::error::IdentityError;
 use crate::evidence::{Arrivals, IdentitySource, collect_edges};
 use crate::identifier::IdentifierTokens;
-use crate::known::{Known, Taken};
 use crate::key;
+use crate::known::{Known, Taken};
 use crate::matching::find_matches;
 use crate::tables::{self, RESOLVE_APP, batch, moments};
 

@@ -223,10 +223,7 @@ impl Known {
     }
 
     /// These rows for `identity.identifiers`, in the order of its files.
-    fn identifier_batches(
-        &self,
-        rows: impl IntoIterator<Item = (u32, IdentifierRow)>,
-    ) -> Result<Vec<RecordBatch>> {
+    fn identifier_batches(&self, rows: impl IntoIterator<Item = (u32, IdentifierRow)>) -> Result<Vec<RecordBatch>> {
         let mut rows: Vec<(u32, IdentifierRow)> = rows.into_iter().collect();
         rows.sort_unstable_by_key(|&(node, row)| (row.customer, self.graph.token(node), node));
         let spec = tables::identifiers()?;
@@ -247,17 +244,15 @@ impl Known {
     }
 
     /// These rows for `identity.customers`, in the order of its files.
-    fn customer_batches(
-        &self,
-        rows: impl IntoIterator<Item = (CustomerId, CustomerRow)>,
-    ) -> Result<Vec<RecordBatch>> {
+    fn customer_batches(&self, rows: impl IntoIterator<Item = (CustomerId, CustomerRow)>) -> Result<Vec<RecordBatch>> {
         let mut rows: Vec<(CustomerId, CustomerRow)> = rows.into_iter().collect();
         rows.sort_unstable_by_key(|&(id, _)| id);
         let spec = tables::customers()?;
         let batches = rows.chunks(ROWS_PER_BATCH).map(|rows| {
             let founders: Vec<_> = rows.iter().map(|(_, row)| self.identifier(row.founder)).collect();
             let living = |row: &CustomerRow| row.resolves_to.map(|id| id.to_string());
-            let merged_into = |(id, row): &(CustomerId, CustomerRow)| living(row).filter(|_| row.resolves_to != Some(*id));
+            let merged_into =
+                |(id, row): &(CustomerId, CustomerRow)| living(row).filter(|_| row.resolves_to != Some(*id));
             let columns: Vec<ArrayRef> = vec![
                 Arc::new(StringArray::from_iter_values(rows.iter().map(|(id, _)| id.to_string()))),
                 Arc::new(StringArray::from_iter_values(founders.iter().map(|founder| &founder.identifier_type))),

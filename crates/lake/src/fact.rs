@@ -73,8 +73,7 @@ mod tests {
         let place = folder.path().display().to_string();
         let clock = Arc::new(FixedClock(chrono::DateTime::UNIX_EPOCH));
         let lake =
-            Lake::create_or_open(&place, folder.path(), &StoreOptions::new(), LakeSettings::default(), clock)
-                .await?;
+            Lake::create_or_open(&place, folder.path(), &StoreOptions::new(), LakeSettings::default(), clock).await?;
         assert_eq!(lake.fact("colour").await?, None);
         let answers: Vec<String> = ["red", "green", "blue"]
             .map(|colour| lake.settle_fact("colour", colour))

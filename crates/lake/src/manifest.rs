@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use holdfast_types::TableName;
 use object_store::path::Path;
@@ -20,6 +22,9 @@ pub struct ManifestEntry {
     /// In a run of an environment: a table of production, which is read where it is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_of_production: bool,
+    /// Of a stage's table: the versions of inputs up to which nothing concerned it, where they are newer than those that it notes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub looked_at: BTreeMap<TableName, Option<u64>>,
 }
 
 /// A published run: the versions of all tables that belong together. A reader that pins them sees one run, whole.

@@ -59,7 +59,8 @@ pub(crate) struct WhatArgs {
 fn moment(text: &str) -> Result<DateTime<Utc>, String> {
     let day = text.parse::<NaiveDate>().ok().and_then(|day| day.and_hms_opt(0, 0, 0)).map(|at| at.and_utc());
     let moment = || text.parse::<DateTime<Utc>>().ok();
-    day.or_else(moment).ok_or_else(|| "write a day such as 2026-01-31, or a moment such as 2026-01-31T08:00:00Z".to_owned())
+    day.or_else(moment)
+        .ok_or_else(|| "write a day such as 2026-01-31, or a moment such as 2026-01-31T08:00:00Z".to_owned())
 }
 
 impl WhatArgs {
