@@ -237,8 +237,7 @@ impl Rounds {
         let tokens = project.tokens()?;
         let lake = project.create_lake().await?;
         let needs_runner = !args.raw_only && (has_unified(&stages) || args.run);
-        let runner =
-            if needs_runner { Some(Runner::new(lake.clone(), stages, project.session_settings()?)) } else { None };
+        let runner = if needs_runner { Some(Runner::new(lake.clone(), stages, project.run_settings()?)) } else { None };
         Ok(Self {
             project: project.clone(),
             args: args.clone(),
