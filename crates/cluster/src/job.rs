@@ -222,7 +222,8 @@ async fn fetch(location: PartitionLocation) -> Result<SendableRecordBatchStream,
         .await
         .map_err(|error| gone(error.to_string()))?;
     let stream = client
-        .fetch_partition(&executor.id, &partition.into(), location.file_id, layout, false)
+        // As decoded batches, which are checked on arrival: blocks of files, as executors pass to each other, are not.
+        .fetch_partition(&executor.id, &partition.into(), location.file_id, layout, true)
         .await
         .map_err(|error| gone(error.to_string()))?;
     let schema = stream.schema();
