@@ -20,7 +20,7 @@ use crate::{holdfast, succeed};
 
 const AS_OF: &str = "2026-01-01T00:00:00Z";
 
-async fn open(folder: &Path) -> Lake {
+pub(crate) async fn open(folder: &Path) -> Lake {
     let clock = Arc::new(FixedClock(AS_OF.parse().unwrap()));
     Lake::open_to_write(&folder.display().to_string(), Path::new("/"), &StoreOptions::new(), clock).await.unwrap()
 }
@@ -41,7 +41,7 @@ async fn made(lake: &Lake) -> BTreeMap<TableName, Vec<RecordBatch>> {
 }
 
 /// The newest version of every table.
-async fn versions(lake: &Lake) -> BTreeMap<TableName, u64> {
+pub(crate) async fn versions(lake: &Lake) -> BTreeMap<TableName, u64> {
     let mut versions = BTreeMap::new();
     for name in lake.tables().await.unwrap() {
         versions.insert(name.clone(), lake.table(&name).await.unwrap().unwrap().version());
@@ -51,7 +51,7 @@ async fn versions(lake: &Lake) -> BTreeMap<TableName, u64> {
 
 /// # Panics
 /// When two lakes differ in a row of a table.
-async fn assert_same(one: &Lake, other: &Lake, when: &str) {
+pub(crate) async fn assert_same(one: &Lake, other: &Lake, when: &str) {
     let (one, other) = (made(one).await, made(other).await);
     assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>(), "{when}");
     for (name, rows) in &one {
@@ -67,7 +67,7 @@ async fn assert_same(one: &Lake, other: &Lake, when: &str) {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

@@ -14,6 +14,7 @@ mod append_times;
 mod authoring;
 mod bad_data;
 mod bad_input;
+mod cluster;
 mod collect;
 mod commands;
 mod commit_rule;

@@ -103,7 +103,7 @@ impl StageWork {
             rules: rules.clone(),
         };
         let Staged { files, rows, refused, refused_rows, failed } =
-            stage_rows(&state, plan, self.buckets(), self.name(), target).await?;
+            stage_rows(&state, plan, self.buckets(), self.name(), Arc::new(target)).await?;
         let after: Arc<dyn TableProvider> = table.replaced_provider(&[], &files);
         let judged = async {
             let mut expectations: Vec<ExpectationResult> = rules.results(&failed);
@@ -151,7 +151,7 @@ impl StageWork {
             refresh: Refresh::Append { input: append.input, rows_added: rows },
         };
         tables.push(table);
-        Ok(Built { outcome, expectations, tables, bytes, looked_at: None })
+        Ok(Built { outcome, expectations, tables, bytes, looked_at: None, place: None })
     }
 }
 

@@ -12,7 +12,7 @@ use datafusion::error::DataFusionError;
 use datafusion::execution::SessionState;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::prelude::DataFrame;
+use datafusion::prelude::{DataFrame, SessionContext};
 use holdfast_lake::{Change, ChangeKind, CommitOutcome, Lake, Position, StagedFile, Table, TableSpec};
 use holdfast_types::{CUSTOMER_BUCKET, Promise, TableName};
 use serde::{Deserialize, Serialize};
@@ -24,8 +24,9 @@ use crate::contract_change;
 use crate::decide::{ByKey, Course, Decision};
 use crate::directive::{DAY, Expectation, Severity, StageKind};
 use crate::error::EngineError;
+use crate::executor::Place;
 use crate::expectation::{self, ExpectationResult, RowRules, quarantine_schema};
-use crate::output::{Staged, Target, stage_rows};
+use crate::output::{Staged, Target};
 use crate::project::CheckedStage;
 use crate::run::{Refresh, StageOutcome, TimeRange};
 use crate::session::{SessionSettings, plan_as_of, session_with};
@@ -72,6 +73,8 @@ pub(crate) struct Built {
     pub(crate) bytes: u64,
     /// The versions of its inputs, where they are newer ones and nothing in them concerned it.
     pub(crate) looked_at: Option<Inputs>,
+    /// Where its rows were worked out, when there was a choice.
+    pub(crate) place: Option<Place>,
 }
 
 /// All that building one stage needs, so that it can run on its own.
@@ -113,8 +116,12 @@ pub(crate) enum Increment {
 impl Built {
     /// Of a stage whose table is as it should be.
     pub(crate) fn fresh(version: u64) -> Self {
-        let outcome = StageOutcome::Fresh { version };
-        Self { outcome, expectations: Vec::new(), tables: Vec::new(), bytes: 0, looked_at: None }
+        Self::of_no_rows(StageOutcome::Fresh { version })
+    }
+
+    /// Of a stage for which nothing was written.
+    pub(crate) fn of_no_rows(outcome: StageOutcome) -> Self {
+        Self { outcome, expectations: Vec::new(), tables: Vec::new(), bytes: 0, looked_at: None, place: None }
     }
 }
 
@@ -226,12 +233,13 @@ impl StageWork {
             _ => self.lake.ensure_table(&self.spec()).await?,
         };
         planned.quarantine = self.quarantine_table().await?;
-        let (staged, expectations) = self.stage(&table, planned).await?;
+        let (staged, expectations, place) = self.stage(&table, planned).await?;
         if let Err(error) = self.judge(staged.rows + staged.refused_rows, &expectations) {
             self.lake.discard(staged.files.into_iter().chain(staged.refused).collect(), &table).await;
             return Err(error);
         }
-        self.commit(table, staged, expectations, &note, reason).await
+        let built = self.commit(table, staged, expectations, &note, reason).await?;
+        Ok(Built { place, ..built })
     }
 
     /// Whether the table that is there is this lake's: not production's, which an environment reads and does not change.
@@ -273,6 +281,27 @@ impl StageWork {
         others: &BTreeMap<TableName, Arc<dyn TableProvider>>,
     ) -> Result<Planned> {
         let stage = &self.checked.stage;
+        let context = self.session_over(pending, others)?;
+        let failed = EngineError::execution(format!("stage {}", stage.name));
+        let (state, plan) = plan_as_of(&context, stage.statement.clone(), self.moment()).await.map_err(failed)?;
+        let schema = Arc::clone(&self.checked.schema);
+        let (rules, whole) = expectation::split(&stage.directives.expectations, &schema, &state)
+            .map_err(|message| EngineError::Query { message: format!("{}: {message}", stage.name) })?;
+        let is_proven = stage.contract.as_ref().is_some_and(|contract| unique::is_shown(&plan, &contract.key));
+        let quarantine = self.quarantine.clone().filter(|_| self.has_quarantine());
+        Ok(Planned { state, plan, rules, whole, quarantine, is_proven })
+    }
+
+    /// A session over the inputs at their pinned versions; see [`Self::plan`].
+    pub(crate) fn session(&self, pending: &BTreeSet<TableName>) -> Result<SessionContext> {
+        self.session_over(pending, &BTreeMap::new())
+    }
+
+    fn session_over(
+        &self,
+        pending: &BTreeSet<TableName>,
+        others: &BTreeMap<TableName, Arc<dyn TableProvider>>,
+    ) -> Result<SessionContext> {
         let tables = self.inputs.iter().filter_map(|(name, table)| {
             let table = table.as_ref().filter(|_| !pending.contains(name));
             let provider: Arc<dyn TableProvider> = match (table, self.declared.get(name)) {
@@ -283,15 +312,7 @@ impl StageWork {
             };
             Some((name.clone(), provider))
         });
-        let context = session_with(&self.settings, &self.runtime, self.buckets(), tables)?;
-        let failed = EngineError::execution(format!("stage {}", stage.name));
-        let (state, plan) = plan_as_of(&context, stage.statement.clone(), self.moment()).await.map_err(failed)?;
-        let schema = Arc::clone(&self.checked.schema);
-        let (rules, whole) = expectation::split(&stage.directives.expectations, &schema, &state)
-            .map_err(|message| EngineError::Query { message: format!("{}: {message}", stage.name) })?;
-        let is_proven = stage.contract.as_ref().is_some_and(|contract| unique::is_shown(&plan, &contract.key));
-        let quarantine = self.quarantine.clone().filter(|_| self.has_quarantine());
-        Ok(Planned { state, plan, rules, whole, quarantine, is_proven })
+        session_with(&self.settings, &self.runtime, self.buckets(), tables)
     }
 
     fn has_quarantine(&self) -> bool {
@@ -316,12 +337,17 @@ impl StageWork {
     }
 
     /// Runs the query and leaves its rows in staged files, with what the expectations say about them.
-    async fn stage(&self, table: &Table, planned: Planned) -> Result<(Staged, Vec<ExpectationResult>)> {
+    async fn stage(&self, table: &Table, planned: Planned) -> Result<(Staged, Vec<ExpectationResult>, Option<Place>)> {
         let stage = &self.checked.stage;
-        let Planned { state, plan, rules, whole, quarantine, is_proven } = planned;
         let schema = Arc::clone(&self.checked.schema);
-        let target = Target { table: table.clone(), schema: Arc::clone(&schema), quarantine, rules: rules.clone() };
-        let staged = stage_rows(&state, plan, self.buckets(), &stage.name, target).await?;
+        let target = Target {
+            table: table.clone(),
+            schema: Arc::clone(&schema),
+            quarantine: planned.quarantine.clone(),
+            rules: planned.rules.clone(),
+        };
+        let (staged, place) = self.stage_all(&planned, target).await?;
+        let Planned { rules, whole, is_proven, .. } = planned;
 
         let mut results = rules.results(&staged.failed);
         let rows = || table.staged_provider(Arc::clone(&schema), &staged.files);
@@ -333,7 +359,7 @@ impl StageWork {
         if !whole.is_empty() {
             results.extend(self.judge_whole(&whole, rows()).await?);
         }
-        Ok((staged, results))
+        Ok((staged, results, place))
     }
 
     pub(crate) fn quarantine_spec(&self, name: TableName) -> TableSpec {
@@ -508,6 +534,7 @@ impl StageWork {
             },
             bytes,
             looked_at: None,
+            place: None,
         })
     }
 

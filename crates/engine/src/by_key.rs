@@ -205,7 +205,7 @@ impl StageWork {
             },
         };
         tables.push(table);
-        Ok(Increment::Done(Built { outcome, expectations, tables, bytes, looked_at: None }))
+        Ok(Increment::Done(Built { outcome, expectations, tables, bytes, looked_at: None, place: None }))
     }
 
     /// The keys that the changes concern.

@@ -5,6 +5,7 @@ use holdfast_lake::LakeError;
 use holdfast_types::{BrokenPromise, ErrorKind, TableName};
 
 use crate::diagnostic::Diagnostics;
+use crate::executor::ExecutorError;
 
 /// What can go wrong in sessions, stages and runs.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,14 @@ pub enum EngineError {
         what: String,
         /// The engine's answer.
         source: Box<DataFusionError>,
+    },
+    /// An executor elsewhere did not give the rows of a stage.
+    #[error("stage {table} failed: {source}")]
+    Elsewhere {
+        /// The stage.
+        table: TableName,
+        /// Why.
+        source: ExecutorError,
     },
     /// An expectation marked `fail` was not met: nothing was committed.
     #[error(
@@ -88,6 +97,7 @@ impl EngineError {
             Self::Mistakes(_) | Self::Unreadable { .. } => ErrorKind::InvalidConfig,
             Self::Query { .. } => ErrorKind::InvalidInput,
             Self::Execution { source, .. } => execution_kind(source),
+            Self::Elsewhere { source, .. } => source.kind(),
             Self::Expectation { .. } => ErrorKind::Quarantine,
             Self::Concurrent { .. } => ErrorKind::Conflict,
             Self::NoStage { .. } | Self::NoTag { .. } | Self::NothingPublished(_) => ErrorKind::NotFound,
@@ -98,8 +108,11 @@ impl EngineError {
 
     /// Whether the plan did not fit into the memory that its session has.
     pub(crate) fn is_out_of_memory(&self) -> bool {
-        matches!(self, Self::Execution { source, .. }
-            if matches!(source.find_root(), DataFusionError::ResourcesExhausted(_)))
+        match self {
+            Self::Execution { source, .. } => matches!(source.find_root(), DataFusionError::ResourcesExhausted(_)),
+            Self::Elsewhere { source, .. } => matches!(source, ExecutorError::OutOfMemory(_)),
+            _ => false,
+        }
     }
 
     pub(crate) fn execution(what: impl Into<String>) -> impl FnOnce(DataFusionError) -> Self {
@@ -133,8 +146,8 @@ pub(crate) fn describe(error: &DataFusionError) -> String {
     }
 }
 
-/// The text with what stands in quotation marks left out.
-fn without_quoted(text: &str) -> String {
+/// The text with what stands in quotation marks left out: it may be a customer's.
+pub fn without_quoted(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     for (index, part) in text.split('\'').enumerate() {
         clean.push_str(if index % 2 == 0 { part } else { "'…'" });

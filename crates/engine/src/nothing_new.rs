@@ -75,6 +75,7 @@ impl Runner {
                 outcome: StageOutcome::Fresh { version },
                 expectations: Vec::new(),
                 seconds: 0.0,
+                place: None,
             });
         }
         let is_orphan = |name: &&TableName| looked.get(name).is_some_and(|looked| looked.note.is_some());

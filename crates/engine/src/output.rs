@@ -5,7 +5,8 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::compute::SortOptions;
 use arrow::datatypes::{DataType, SchemaRef};
-use datafusion::execution::{SessionState, TaskContext};
+use datafusion::error::DataFusionError;
+use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
 use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder, ident};
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
@@ -50,25 +51,37 @@ pub(crate) async fn stage_rows(
     plan: LogicalPlan,
     buckets: u32,
     what: &TableName,
-    target: Target,
+    target: Arc<Target>,
 ) -> Result<Staged> {
     let failed = || EngineError::execution(format!("stage {what}"));
     let plan = physical_plan(state, plan, buckets, &target.schema).await.map_err(failed())?;
     let context = Arc::new(TaskContext::from(state));
-    let target = Arc::new(target);
+    let partitions = (0..plan.output_partitioning().partition_count()).map(|partition| {
+        let (plan, context) = (Arc::clone(&plan), Arc::clone(&context));
+        move || plan.execute(partition, context)
+    });
+    write_rows_of(partitions.collect(), what, target).await
+}
+
+/// Writes the rows of all partitions, side by side. Each is begun where it is read.
+pub(crate) async fn write_rows_of<Begin>(
+    partitions: Vec<Begin>,
+    what: &TableName,
+    target: Arc<Target>,
+) -> Result<Staged>
+where
+    Begin: FnOnce() -> Result<SendableRecordBatchStream, DataFusionError> + Send + 'static,
+{
     let mut tasks = tokio::task::JoinSet::new();
-    for partition in 0..plan.output_partitioning().partition_count() {
-        let (plan, context, target) = (Arc::clone(&plan), Arc::clone(&context), Arc::clone(&target));
-        let what = what.clone();
-        let work = async move { write_partition(plan.as_ref(), partition, context, &target, &what).await };
+    for begin in partitions {
+        let (target, what) = (Arc::clone(&target), what.clone());
+        let work = async move { write_partition(begin, &target, &what).await };
         tasks.spawn(work.instrument(tracing::Span::current()));
     }
     let mut staged = Staged { failed: vec![0; target.rules.len()], ..Staged::default() };
     while let Some(done) = tasks.join_next().await {
         let part = done.map_err(|error| {
-            EngineError::execution(format!("stage {what}"))(datafusion::error::DataFusionError::External(Box::new(
-                error,
-            )))
+            EngineError::execution(format!("stage {what}"))(DataFusionError::External(Box::new(error)))
         })??;
         staged.files.extend(part.files);
         staged.refused.extend(part.refused);
@@ -92,7 +105,8 @@ pub(crate) fn with_bucket(plan: LogicalPlan, buckets: u32) -> Result<LogicalPlan
     LogicalPlanBuilder::from(plan).project(columns.into_iter().chain([bucket]))?.build()
 }
 
-async fn physical_plan(
+/// The plan of a query whose rows go to a table with these columns, in the groups and the order that [`stage_rows`] tells of.
+pub(crate) async fn physical_plan(
     state: &SessionState,
     plan: LogicalPlan,
     buckets: u32,
@@ -126,14 +140,12 @@ async fn physical_plan(
 }
 
 async fn write_partition(
-    plan: &dyn ExecutionPlan,
-    partition: usize,
-    context: Arc<TaskContext>,
+    begin: impl FnOnce() -> Result<SendableRecordBatchStream, DataFusionError>,
     target: &Target,
     what: &TableName,
 ) -> Result<Staged> {
     let failed = || EngineError::execution(format!("stage {what}"));
-    let mut stream = plan.execute(partition, context).map_err(failed())?;
+    let mut stream = begin().map_err(failed())?;
     let mut staged = Staged { failed: vec![0; target.rules.len()], ..Staged::default() };
     let mut writer = TableWriter::with_schema(&target.table, Arc::clone(&target.schema), WriterSettings::default());
     let mut quarantine = target

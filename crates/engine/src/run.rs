@@ -18,6 +18,7 @@ use crate::contract_change;
 use crate::diagnostic::Diagnostics;
 use crate::directive::Severity;
 use crate::error::EngineError;
+use crate::executor::Place;
 use crate::expectation::ExpectationResult;
 use crate::orphans::orphans;
 use crate::project::{CheckedStage, Project, Selection};
@@ -116,6 +117,9 @@ pub struct StageReport {
     pub expectations: Vec<ExpectationResult>,
     /// How long it took.
     pub seconds: f64,
+    /// Where the rows of a full refresh were worked out, in a run that has an executor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
 }
 
 /// How a version of a stage's table was made.
@@ -291,7 +295,10 @@ impl Runner {
             for (stage, by) in queue.blocked() {
                 progress.problem(&format!("Blocked {stage} by {by}"));
                 let outcome = StageOutcome::Blocked { by };
-                reports.insert(stage.clone(), StageReport { stage, outcome, expectations: Vec::new(), seconds: 0.0 });
+                reports.insert(
+                    stage.clone(),
+                    StageReport { stage, outcome, expectations: Vec::new(), seconds: 0.0, place: None },
+                );
             }
             while let Some((stage, allowance)) = queue.next(options.parallel_stages) {
                 let work = self.work(stage, allowance, options, &schemas, pinned, runtime);
@@ -321,13 +328,7 @@ impl Runner {
                         progress.note(&format!("  Waiting {name}  did not fit into memory, is built again {how}"));
                         continue;
                     }
-                    Built {
-                        outcome: StageOutcome::Failed { error: error.to_string(), kind: error.kind() },
-                        expectations: Vec::new(),
-                        tables: Vec::new(),
-                        bytes: 0,
-                        looked_at: None,
-                    }
+                    Built::of_no_rows(StageOutcome::Failed { error: error.to_string(), kind: error.kind() })
                 }
             };
             record(&name, &built, seconds);
@@ -344,6 +345,9 @@ impl Runner {
             } else {
                 progress.note(&told);
             }
+            if let Some(Place::Here { reason }) = &built.place {
+                progress.note(&format!("     Here {name}  {reason}"));
+            }
             for failed in
                 built.expectations.iter().filter(|result| result.failed_rows > 0 && result.severity == Severity::Warn)
             {
@@ -354,7 +358,13 @@ impl Runner {
             }
             reports.insert(
                 name.clone(),
-                StageReport { stage: name, outcome: built.outcome, expectations: built.expectations, seconds },
+                StageReport {
+                    stage: name,
+                    outcome: built.outcome,
+                    expectations: built.expectations,
+                    seconds,
+                    place: built.place,
+                },
             );
             progress.advance("stages", reports.len() as u64, Some(selected.len() as u64), "stages");
         }

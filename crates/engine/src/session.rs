@@ -20,6 +20,7 @@ use holdfast_types::TableName;
 use crate::Result;
 use crate::diagnostic::most_similar;
 use crate::error::{EngineError, describe};
+use crate::executor::Executor;
 use crate::functions::{customer_bucket_function, json_field_function};
 use crate::memory::StagePool;
 
@@ -39,6 +40,8 @@ pub struct SessionSettings {
     pub functions: Vec<Arc<ScalarUDF>>,
     /// Changes whenever one of the functions would give other values, so that stages are refreshed.
     pub salt: String,
+    /// Who works out the rows of full refreshes instead of this process.
+    pub executor: Option<Arc<dyn Executor>>,
 }
 
 impl Default for SessionSettings {
@@ -49,6 +52,7 @@ impl Default for SessionSettings {
             is_frugal: false,
             functions: Vec::new(),
             salt: String::new(),
+            executor: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use holdfast_cluster::ClusterError;
 use holdfast_collect::CollectError;
 use holdfast_engine::EngineError;
 use holdfast_feeds::FeedError;
@@ -52,6 +53,8 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
     Collect(#[from] CollectError),
     #[error(transparent)]
     Feed(#[from] FeedError),
@@ -80,6 +83,7 @@ impl CliError {
             Self::PartEnded(_) => ErrorKind::Bug,
             Self::Lake(error) => error.kind(),
             Self::Engine(error) => error.kind(),
+            Self::Cluster(error) => error.kind(),
             Self::Collect(error) => error.kind(),
             Self::Feed(error) => error.kind(),
             Self::Ingest(error) => error.kind(),

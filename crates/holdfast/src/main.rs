@@ -18,7 +18,8 @@ use holdfast_lake::StoreOptions;
 use tracing::Instrument;
 
 use crate::commands::{
-    check, collect, contracts, demo, docs, environments, fmt, generate, identity, ingest, lineage, maintain, plan,
+    check, cluster, collect, contracts, demo, docs, environments, fmt, generate, identity, ingest, lineage, maintain,
+    plan,
     quarantine, run, serve, sql, status, test, up, verify, why,
 };
 use crate::error::CliError;
@@ -48,6 +49,7 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Check(check::CheckArgs),
+    Cluster(cluster::ClusterArgs),
     Collect(collect::CollectArgs),
     Contracts(contracts::ContractsArgs),
     Demo(demo::DemoArgs),
@@ -77,6 +79,7 @@ impl Command {
     const fn name(&self) -> &'static str {
         match self {
             Self::Check(_) => "check",
+            Self::Cluster(_) => "cluster",
             Self::Collect(_) => "collect",
             Self::Contracts(_) => "contracts",
             Self::Demo(_) => "demo",
@@ -164,6 +167,9 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     if let Command::Check(check::CheckArgs { explain: Some(code), .. }) = &cli.command {
         return check::explain_code(code);
     }
+    if let Command::Cluster(args) = &cli.command {
+        return Box::pin(cluster::run(args, &cli.project, store_options(), terminal)).await;
+    }
     let project = Project::find(&cli.project, store_options())?;
     match &cli.command {
         Command::Check(args) => check::run(&project, args, terminal).await,
@@ -173,7 +179,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Docs(args) => docs::run(&project, args, terminal).await,
         Command::Environments(args) => environments::run(&project, args, terminal).await,
         Command::Fmt(args) => fmt::run(&project, args, terminal),
-        Command::Generate(_) => Ok(()),
+        Command::Cluster(_) | Command::Generate(_) => Ok(()),
         Command::Identity(args) => identity::run(&project, args, terminal).await,
         Command::Ingest(args) => ingest::run(&project, args, terminal).await,
         Command::Lineage(args) => lineage::run(&project, args).await,

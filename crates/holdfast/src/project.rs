@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_engine::{DeclaredTable, Draft, Project as Stages, SessionSettings};
+use holdfast_cluster::{Address, ClusterExecutor, ClusterSettings};
+use holdfast_engine::{DeclaredTable, Draft, Executor, Project as Stages, SessionSettings};
 use holdfast_feeds::Surroundings;
 use holdfast_identity::{IdentifierTokens, IdentityKey, IdentityRules, LakeKey, declared_tables};
 use holdfast_ingest::{IngestSettings, SourceSpec, ledger_tables, load_sources};
@@ -31,6 +32,7 @@ struct ProjectFile {
     identity: IdentitySection,
     maintenance: MaintenanceSection,
     up: UpSection,
+    cluster: ClusterSection,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -44,6 +46,14 @@ impl Default for LakeSection {
     fn default() -> Self {
         Self { url: "lake".to_owned(), customer_buckets: LakeSettings::default().customer_buckets }
     }
+}
+
+/// `[cluster]`: who works out the rows of full refreshes, where it is not this process.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ClusterSection {
+    scheduler: Option<Spanned<String>>,
+    partitions: Option<usize>,
 }
 
 /// No stage can be built in less.
@@ -177,6 +187,14 @@ pub(crate) struct Project {
     key: Arc<OnceCell<IdentityKey>>,
     options: StoreOptions,
     environment: Option<EnvironmentName>,
+    cluster: Option<ClusterSettings>,
+}
+
+impl ProjectArgs {
+    /// Whether the command line says where the project is.
+    pub(crate) fn is_named(&self) -> bool {
+        self.project.is_some()
+    }
 }
 
 impl Project {
@@ -196,7 +214,10 @@ impl Project {
                 .map(Path::to_owned)
                 .ok_or_else(|| CliError::NoProject(here.clone()))?,
         };
-        let file: ProjectFile = read_toml(&folder.join("holdfast.toml"))?;
+        let path = folder.join("holdfast.toml");
+        let text = read_text(&path)?;
+        let file: ProjectFile = parse_toml(&path, &text)?;
+        let cluster = cluster_of(&file.cluster).map_err(|(offset, message)| located(&path, &text, offset, message))?;
         // What is named on the command line is relative to where one is, what is in the file to the file.
         let (lake_url, lake_base) = match &args.lake {
             Some(url) => (url.clone(), here.clone()),
@@ -216,6 +237,7 @@ impl Project {
             key: Arc::default(),
             options,
             environment: args.env.clone(),
+            cluster,
         })
     }
 
@@ -226,6 +248,28 @@ impl Project {
         self.key_file = folder.join("identity.key");
         self.key = Arc::default();
         self
+    }
+
+    /// The same project whose stages are run by this cluster.
+    pub(crate) fn with_cluster(mut self, scheduler: Address, partitions: Option<usize>) -> Self {
+        let partitions = partitions.or(self.file.cluster.partitions).unwrap_or(ClusterSettings::PARTITIONS);
+        self.cluster = Some(ClusterSettings { partitions: partitions.max(1), ..ClusterSettings::new(scheduler) });
+        self
+    }
+
+    /// The driver's side of the cluster, where stages are run by one.
+    pub(crate) fn cluster(&self) -> Option<Arc<ClusterExecutor>> {
+        self.cluster.clone().map(|settings| Arc::new(ClusterExecutor::new(settings)))
+    }
+
+    /// Whether the lake is a folder of this machine, or one that it has mounted.
+    pub(crate) fn has_local_lake(&self) -> bool {
+        !self.lake_url.contains("://") || self.lake_url.starts_with("file://")
+    }
+
+    /// Whether there is an identity key already.
+    pub(crate) fn has_key(&self) -> bool {
+        self.key_file.exists()
     }
 
     pub(crate) fn options(&self) -> &StoreOptions {
@@ -240,7 +284,7 @@ impl Project {
     pub(crate) fn memory_bytes(&self) -> usize {
         match self.file.engine.memory_mb {
             Some(memory_mb) => memory_mb.max(MEMORY_MB_MIN) << 20,
-            None => (usize::try_from(total_memory() / 4).unwrap_or(usize::MAX)).max(MEMORY_MB_UNSAID_MIN << 20),
+            None => memory_bytes_of(4),
         }
     }
 
@@ -463,13 +507,27 @@ impl Project {
 
     /// Sessions with the functions that stages of this pipeline may use in this lake.
     pub(crate) async fn session_settings(&self, lake: &Lake) -> Result<SessionSettings, CliError> {
-        let tokens = self.tokens(lake).await?;
-        Ok(SessionSettings {
+        Ok(self.settings_with(&self.tokens(lake).await?))
+    }
+
+    /// The same with the key that is here, for whichever lake: whoever uses them compares what they were salted with.
+    pub(crate) fn session_settings_by_own_key(&self) -> Result<SessionSettings, CliError> {
+        Ok(self.settings_with(&IdentifierTokens::new(self.identity_rules()?, &self.key()?)))
+    }
+
+    fn settings_with(&self, tokens: &IdentifierTokens) -> SessionSettings {
+        SessionSettings {
             memory_bytes: self.memory_bytes(),
             functions: vec![Arc::new(tokens.function())],
             salt: tokens.fingerprint().to_owned(),
             ..SessionSettings::default()
-        })
+        }
+    }
+
+    /// Sessions for runs: what the project's cluster can do is given to it.
+    pub(crate) async fn run_settings(&self, lake: &Lake) -> Result<SessionSettings, CliError> {
+        let executor = self.cluster().map(|cluster| cluster as Arc<dyn Executor>);
+        Ok(SessionSettings { executor, ..self.session_settings(lake).await? })
     }
 
     /// The pipeline's identity rules.
@@ -519,6 +577,19 @@ fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
         Err(failed) if failed.error.kind() != std::io::ErrorKind::AlreadyExists => Err(failed.error),
         _ => Ok(()),
     }
+}
+
+/// A part of the memory that the machine or container has, in bytes.
+pub(crate) fn memory_bytes_of(share: u64) -> usize {
+    usize::try_from(total_memory() / share).unwrap_or(usize::MAX).max(MEMORY_MB_UNSAID_MIN << 20)
+}
+
+/// The cluster that a project names. A mistake has its place in the file.
+fn cluster_of(section: &ClusterSection) -> Result<Option<ClusterSettings>, (usize, String)> {
+    let Some(scheduler) = &section.scheduler else { return Ok(None) };
+    let address: Address = scheduler.get_ref().parse().map_err(|error| (scheduler.span().start, format!("{error}")))?;
+    let partitions = section.partitions.unwrap_or(ClusterSettings::PARTITIONS).max(1);
+    Ok(Some(ClusterSettings { partitions, ..ClusterSettings::new(address) }))
 }
 
 /// What the machine has, in bytes, or the container that this process is in.

@@ -47,6 +47,13 @@ const PRINTED_ERRORS: &str = "monotonic_counter.holdfast_errors";
 /// What the crates measure. Labels are an allow-list, so that neither an unbounded value nor a person's data can
 /// become one by accident; a metric that is missing here is exported without any.
 const METRICS: &[Metric] = &[
+    Metric::seconds("holdfast_cluster_job_seconds", "time of a plan on the cluster", &["stage"]),
+    Metric::count(
+        "holdfast_cluster_result_bytes",
+        "By",
+        "bytes of rows that executors hold for the driver",
+        &["stage"],
+    ),
     Metric::seconds("holdfast_collect_ack_seconds", "arrival of a request to its acknowledgement", &["endpoint"]),
     Metric::count("holdfast_collect_bytes", "By", "bytes of pushed messages made durable", &["source"]),
     Metric::count("holdfast_collect_messages", "{message}", "messages that were pushed", &["outcome", "source"]),
@@ -186,10 +193,10 @@ impl TelemetrySettings {
 const fn default_log_filter(verbose: u8) -> &'static str {
     match verbose {
         0 => {
-            "warn,buoyant_kernel=off,deltalake_core::kernel::transaction=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off"
+            "warn,ballista_core=off,ballista_executor=off,ballista_scheduler=off,buoyant_kernel=off,deltalake_core::kernel::transaction=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off"
         }
         1 => {
-            "warn,holdfast=info,buoyant_kernel=off,deltalake_core::kernel::transaction=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off"
+            "warn,holdfast=info,ballista_core=off,ballista_executor=off,ballista_scheduler=off,buoyant_kernel=off,deltalake_core::kernel::transaction=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off"
         }
         _ => "warn,holdfast=trace",
     }

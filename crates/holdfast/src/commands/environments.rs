@@ -132,7 +132,7 @@ pub(crate) async fn promote(project: &Project, args: &PromoteArgs, terminal: &Ar
     let stages = project.stages()?;
     let lake = project.open_lake_to_write().await?;
     let environment = lake.environment_as_run(&args.name).await?;
-    let settings = project.session_settings(&lake).await?;
+    let settings = project.run_settings(&lake).await?;
     let runner = Runner::new(lake, stages, settings);
     let tried = runner.tried(&environment).await?;
     if !tried.changed.is_empty() {

@@ -239,7 +239,7 @@ impl Rounds {
         let tokens = project.tokens(&lake).await?;
         let needs_runner = !args.raw_only && (has_unified(&stages) || args.run);
         let runner = match needs_runner {
-            true => Some(Runner::new(lake.clone(), stages, project.session_settings(&lake).await?)),
+            true => Some(Runner::new(lake.clone(), stages, project.run_settings(&lake).await?)),
             false => None,
         };
         Ok(Self {

@@ -1,6 +1,7 @@
 //! The commands: each reads its arguments, calls the crates below and prints.
 
 pub(crate) mod check;
+pub(crate) mod cluster;
 pub(crate) mod collect;
 pub(crate) mod contracts;
 pub(crate) mod demo;

@@ -2,6 +2,7 @@ use std::io::{BufRead, IsTerminal};
 use std::sync::Arc;
 
 use chrono::{DateTime, NaiveDate, Utc};
+use holdfast_cluster::{Address, ClusterError};
 use holdfast_engine::{RunOptions, RunReport, Runner, Selection, StageOutcome, TimeRange};
 use holdfast_lake::Lake;
 use holdfast_types::{ErrorKind, Progress, TableName};
@@ -21,6 +22,12 @@ pub(crate) struct RunArgs {
     /// Go on by the pipeline's [schedule], identity included, until Ctrl-C or SIGTERM
     #[arg(long, conflicts_with_all = ["select", "exclude", "as_of", "full", "from", "json", "prune"])]
     scheduled: bool,
+    /// Let a cluster work out the rows of stages that are refreshed in full: df://host:port of its scheduler [default: from holdfast.toml, else this process]
+    #[arg(long, value_name = "URL")]
+    cluster: Option<Address>,
+    /// Into how many parts rows are divided there: at least as many as all executors run tasks at once [default: 16]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    cluster_partitions: Option<u16>,
     /// Print a report as JSON
     #[arg(long)]
     json: bool,
@@ -88,6 +95,11 @@ pub(crate) fn selection(select: &[String], exclude: &[String]) -> Selection {
 }
 
 pub(crate) async fn run(project: &Project, args: &RunArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
+    let elsewhere = args
+        .cluster
+        .clone()
+        .map(|scheduler| project.clone().with_cluster(scheduler, args.cluster_partitions.map(usize::from)));
+    let project = elsewhere.as_ref().unwrap_or(project);
     if args.scheduled {
         return Box::pin(super::scheduled::run(project, terminal)).await;
     }
@@ -97,7 +109,14 @@ pub(crate) async fn run(project: &Project, args: &RunArgs, terminal: &Arc<Termin
     let stages = project.stages()?;
     let lake = project.open_stages_to_write().await?;
     let options = args.what.options(project, &lake).await?;
-    let settings = project.session_settings(&lake).await?;
+    let mut settings = project.session_settings(&lake).await?;
+    if let Some(cluster) = project.cluster() {
+        cluster.ready(terminal.as_ref()).await.map_err(ClusterError::from)?;
+        if project.has_local_lake() && !cluster.scheduler().is_loopback() {
+            terminal.note("     Note the lake is a folder: executors on other machines must have it at the same path");
+        }
+        settings.executor = Some(cluster);
+    }
     let runner = Runner::new(lake, stages, settings);
     let report = runner.run(&options, terminal.as_ref()).await?;
     summarise(&report, terminal);

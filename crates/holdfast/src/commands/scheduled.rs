@@ -93,7 +93,7 @@ impl Scheduler {
             lake: lake.clone(),
             terminal: Arc::clone(terminal),
             schedule: project.schedule()?,
-            runner: Runner::new(lake.clone(), project.stages()?, project.session_settings(lake).await?),
+            runner: Runner::new(lake.clone(), project.stages()?, project.run_settings(lake).await?),
             tokens: project.tokens(lake).await?,
             books: TableName::new("metric", "ingest_batches").map_err(|error| CliError::Lake(error.into()))?,
             told: Mutex::default(),
