@@ -4,7 +4,6 @@ use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use ballista_core::registry::BallistaFunctionRegistry;
 use ballista_core::serde::BallistaPhysicalExtensionCodec;
 use datafusion::arrow::datatypes::DataType;
 use datafusion::error::{DataFusionError, Result};
@@ -14,6 +13,8 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
 use holdfast_engine::{OwnFunction, built_in_function};
 use serde::{Deserialize, Serialize};
+
+use crate::options::known_functions;
 
 /// What the failure of a plan says for whose function an executor has nothing, so that it is known for that wherever it comes out.
 pub(crate) const NO_FUNCTION: &str = "no function for this plan:";
@@ -50,7 +51,7 @@ pub(crate) struct FunctionCodec {
 impl FunctionCodec {
     pub(crate) fn of_driver(own: &[OwnFunction]) -> Self {
         let own = own.iter().map(|own| (own.function.name().to_owned(), own.clone())).collect();
-        Self::of(Side::Driver { own, known: BallistaFunctionRegistry::default().udfs() })
+        Self::of(Side::Driver { own, known: known_functions().udfs() })
     }
 
     pub(crate) fn of_scheduler() -> Self {

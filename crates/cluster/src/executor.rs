@@ -18,7 +18,7 @@ use crate::Result;
 use crate::address::Address;
 use crate::codec::FunctionCodec;
 use crate::error::ClusterError;
-use crate::options::{MESSAGE_BYTES_MAX, check_version, worker_config};
+use crate::options::{MESSAGE_BYTES_MAX, check_version, known_functions, worker_config};
 use crate::probe::{Probed, probe};
 use crate::scheduler::bracketed;
 use crate::stores::Stores;
@@ -104,6 +104,7 @@ pub async fn serve_executor<Stop: Future<Output = ()> + Send>(
         grpc_max_encoding_message_size: MESSAGE_BYTES_MAX,
         executor_heartbeat_interval_seconds: HEARTBEAT.as_secs(),
         memory_pool_size: Some(settings.memory_bytes as u64),
+        override_function_registry: Some(Arc::new(known_functions())),
         override_config_producer: Some(Arc::new(worker_config)),
         override_runtime_producer: Some(runtimes(&spilled, settings.stores)?),
         override_physical_codec: Some(Arc::new(FunctionCodec::of_executor(settings.functions))),

@@ -1,9 +1,11 @@
 //! What the three programs of a cluster agree on.
 
 use ballista_core::extension::SessionConfigExt;
+use ballista_core::registry::BallistaFunctionRegistry;
 use datafusion::common::config::ConfigExtension;
 use datafusion::common::extensions_options;
 use datafusion::error::DataFusionError;
+use datafusion::execution::SessionStateBuilder;
 use datafusion::prelude::SessionConfig;
 
 /// The version that plans and functions are of.
@@ -30,6 +32,11 @@ impl ConfigExtension for HoldfastOptions {
 /// The settings of sessions in the scheduler and in executors, before a plan's own are put over them.
 pub(crate) fn worker_config() -> SessionConfig {
     SessionConfig::new_with_ballista().with_option_extension(HoldfastOptions::default())
+}
+
+/// The functions of DataFusion, those of arrays and maps among them, which Ballista leaves out by itself.
+pub(crate) fn known_functions() -> BallistaFunctionRegistry {
+    BallistaFunctionRegistry::from(&SessionStateBuilder::new().with_default_features().build())
 }
 
 /// Plans and functions may mean something else in another version.

@@ -9,6 +9,7 @@ use ballista_scheduler::config::{SchedulerConfig, TaskDistributionPolicy};
 use ballista_scheduler::scheduler_process::{create_scheduler, start_grpc_service_with_listener};
 use ballista_scheduler::scheduler_server::SessionBuilder;
 use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
 use futures::StreamExt;
 use holdfast_types::Progress;
@@ -18,6 +19,7 @@ use crate::Result;
 use crate::codec::FunctionCodec;
 use crate::error::ClusterError;
 use crate::options::{MESSAGE_BYTES_MAX, check_version, worker_config};
+use crate::stores::Unread;
 
 /// How long plans that are under way may take to end when the scheduler is told to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
@@ -61,7 +63,9 @@ pub async fn serve_scheduler<Stop: Future<Output = ()> + Send>(
     let seconds = settings.executor_timeout.as_secs().max(2);
     let session_builder: SessionBuilder = Arc::new(|config| {
         check_version(&config, "scheduler")?;
-        Ok(SessionStateBuilder::new().with_default_features().with_config(config).build())
+        let runtime = RuntimeEnvBuilder::new().with_object_store_registry(Arc::new(Unread)).build_arc()?;
+        let state = SessionStateBuilder::new().with_default_features().with_config(config).with_runtime_env(runtime);
+        Ok(state.build())
     });
     let config = SchedulerConfig {
         external_host: host,

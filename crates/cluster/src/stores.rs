@@ -9,6 +9,7 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::object_store::ObjectStoreRegistry;
 use holdfast_lake::{StoreOptions, open_store};
 use object_store::ObjectStore;
+use object_store::memory::InMemory;
 use url::{Position, Url};
 
 pub(crate) struct Stores {
@@ -46,6 +47,20 @@ impl ObjectStoreRegistry for Stores {
             .map_err(|error| DataFusionError::Execution(format!("this executor cannot open {root}: {error}")))?;
         open.insert(root, Arc::clone(&opened.store));
         Ok(opened.store)
+    }
+}
+
+/// The stores of the scheduler. To read a plan it must have some; of files it reads none, and so it needs neither settings nor credentials.
+#[derive(Debug)]
+pub(crate) struct Unread;
+
+impl ObjectStoreRegistry for Unread {
+    fn register_store(&self, _url: &Url, _store: Arc<dyn ObjectStore>) -> Option<Arc<dyn ObjectStore>> {
+        None
+    }
+
+    fn get_store(&self, _url: &Url) -> Result<Arc<dyn ObjectStore>> {
+        Ok(Arc::new(InMemory::new()))
     }
 }
 

@@ -605,10 +605,6 @@ pub(crate) fn raw_table(source: &SourceSpec) -> Result<TableName, CliError> {
     TableName::new("raw", &source.name).map_err(|error| CliError::Lake(error.into()))
 }
 
-fn read_toml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, CliError> {
-    parse_toml(path, &read_text(path)?)
-}
-
 fn read_text(path: &Path) -> Result<String, CliError> {
     std::fs::read_to_string(path).map_err(|source| CliError::File {
         what: "cannot read",
