@@ -4,7 +4,7 @@
     python tests/benches/models.py --models target/debug/examples/models --telco Telco-Customer-Churn.csv
 
 Telco churn in five folds, the same for both; made-up rows for training, scoring a row, many rows and SHAP; a million customers for the models of
-repeat buying. Machines are shared: CPU time is told beside the time that passed, and the load before each step.
+repeat buying; a year of made-up weeks for the LSTM. Machines are shared: CPU time is told beside the time that passed, and the load before each step.
 
 Needs the packages of tests/clients/requirements.txt and scikit-learn.
 """
@@ -40,6 +40,8 @@ def main():
     options.add_argument("--rounds", type=int, default=200)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--customers", type=int, default=1_000_000, help="for the models of repeat buying; 0 leaves them out")
+    options.add_argument("--sequences", type=int, default=10_000, help="made-up customers by the week, for the LSTM; 0 leaves it out")
+    options.add_argument("--epochs", type=int, default=5, help="of the LSTM")
     # How the other side is run: a process of its own, so that its CPU time and memory are its own.
     options.add_argument("--xgboost", nargs=3, help=argparse.SUPPRESS)
     arguments = options.parse_args()
@@ -57,6 +59,8 @@ def main():
             speed(arguments, work)
         if arguments.customers:
             lifetime(arguments, work)
+        if arguments.sequences:
+            sequences(arguments, work)
 
 
 def ours(arguments, *command):
@@ -259,6 +263,37 @@ def lifetime(arguments, work):
             f"| {measured.cpu_seconds:.1f} | {parameters} | {load:.1f} |",
             flush=True,
         )
+
+
+def sequences(arguments, work):
+    """Twelve channels of 52 weeks; customers whose orders come before their tickets stay, the others leave."""
+    count, steps, channels = arguments.sequences, 52, 12
+    random = numpy.random.default_rng(4)
+    values = random.poisson(0.7, (count, steps, channels)).astype(numpy.float32)
+    order, ticket = random.integers(0, steps, (2, count))
+    rows = numpy.arange(count)
+    values[rows, order, 0] += 5
+    values[rows, ticket, 1] += 5
+    left = (order > ticket) ^ (random.random(count) < 0.1)
+    history = {"customer_id": pyarrow.array(numpy.repeat(rows, steps)), "week": pyarrow.array(numpy.tile(numpy.arange(steps), count))}
+    history |= {f"channel_{channel}": pyarrow.array(values[:, :, channel].ravel()) for channel in range(channels)}
+    write(work / "history.arrow", history)
+    write(work / "rows.arrow", {"customer_id": pyarrow.array(rows), "left": pyarrow.array(left)})
+    del values, history
+    files = ["--rows", work / "rows.arrow", "--history", work / "history.arrow", "--model", work / "lstm"]
+    settings = {"epochs": arguments.epochs, "patience": arguments.epochs, "threads": arguments.threads}
+    load = os.getloadavg()[0]
+    fitted, fit = ours(arguments, "train-sequence", *files, "--label", "left", "--parameters", json.dumps(settings))
+    scored, score = ours(arguments, "predict-sequence", *files, "--out", work / "s.arrow", "--rows-alone", 1000)
+    epochs = len(fitted["epochs"])
+    print(f"\nLSTM of 32 units, {count} customers × {steps} weeks × {channels} channels, {arguments.threads} threads, load {load:.1f}")
+    print("| reading, s | an epoch, s | sequences an epoch second | training, CPU s of the process | scoring, sequences a second | one sequence, µs | peak memory, MiB |")
+    print("|---|---|---|---|---|---|---|")
+    print(
+        f"| {fitted['read_seconds']:.2f} | {fitted['fit_seconds'] / epochs:.2f} | {count * epochs / fitted['fit_seconds']:.0f} | {fit.cpu_seconds:.1f} "
+        f"| {scored['rows'] / scored['margin_seconds']:.0f} | {scored['row_seconds'] * 1e6:.0f} | {fit.peak_memory_mib:.0f}, {score.peak_memory_mib:.0f} |",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

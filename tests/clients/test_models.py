@@ -1,4 +1,5 @@
-"""Models of ours and of PyPI's XGBoost: trained on the same data they rank alike, and each reads what the other wrote.
+"""Models of ours and of PyPI's XGBoost: trained on the same data they rank alike, and each reads what the other wrote. The sequence model's
+files, read without us, give its answers.
 
 Needs no lake: HOLDFAST_MODELS is the example `models` of holdfast-models; without it, the one beside HOLDFAST_BIN is taken.
 """
@@ -192,3 +193,109 @@ def test_data_for_other_features_is_refused(models, customers, tmp_path):
     (tmp_path / "cut.ubj").write_bytes(bytes_of_model[: len(bytes_of_model) // 2])
     with pytest.raises(AssertionError, match="cannot be read"):
         models("predict", "--data", tmp_path / "test.arrow", "--model", tmp_path / "cut.ubj", "--out", tmp_path / "scores.arrow")
+
+
+STEPS = 20
+CHANNELS = ["orders", "spend", "tickets"]
+
+
+class Weeks:
+    """Made-up customers by the week, from some week on; who buys less and less has left."""
+
+    def __init__(self, rows, seed):
+        random = numpy.random.default_rng(seed)
+        self.first = random.integers(0, STEPS, rows)
+        self.left = random.random(rows) < 0.4
+        fading = numpy.where(self.left, 1.0, 0.0)[:, None] * numpy.linspace(0, 1.5, STEPS)
+        orders = random.poisson(numpy.exp(0.7 - fading))
+        self.values = numpy.stack([orders, orders * random.gamma(3.0, 20.0, (rows, STEPS)), random.poisson(0.2, (rows, STEPS))], 2)
+        self.values = self.values.astype(numpy.float32)
+
+    def write(self, folder):
+        keys = [f"c{row:05}" for row in range(len(self.left))]
+        row, week = numpy.nonzero(numpy.arange(STEPS) >= self.first[:, None])
+        # Quiet weeks need no row, but the first week does.
+        told = (self.values[row, week].sum(axis=1) > 0) | (week == self.first[row])
+        row, week = row[told], week[told]
+        history = {"customer_id": pyarrow.array(keys).take(row), "week": pyarrow.array(week)}
+        for channel, name in enumerate(CHANNELS):
+            history[name] = pyarrow.array(self.values[row, week, channel])
+        for name, columns in (("history", history), ("rows", {"customer_id": pyarrow.array(keys), "left": pyarrow.array(self.left)})):
+            table = pyarrow.table(columns)
+            with pyarrow.ipc.new_file(folder / f"{name}.arrow", table.schema) as writer:
+                writer.write_table(table)
+        return ["--rows", folder / "rows.arrow", "--history", folder / "history.arrow", "--steps", STEPS]
+
+
+def tensors(path):
+    """A safetensors file: the length of a header, the header in JSON, the bytes of the tensors."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = {name: about for name, about in json.loads(content[8:start]).items() if name != "__metadata__"}
+    part = lambda begin, end: numpy.frombuffer(content[start + begin : start + end], numpy.float32)
+    return {name: part(*about["data_offsets"]).reshape(about["shape"]).astype(float) for name, about in header.items()}
+
+
+def lstm(weights, weeks):
+    """PyTorch's LSTM and a linear layer in double precision: log-odds of customers from their first week on."""
+    sigmoid = lambda x: 1 / (1 + numpy.exp(-x))
+    values = numpy.copysign(numpy.log1p(numpy.abs(weeks.values.astype(float))), weeks.values)
+    values = numpy.clip((values - weights["scale.mean"]) * weights["scale.factor"], -8, 8)
+    size = weights["lstm.weight_hh_l0"].shape[1]
+    h, c = numpy.zeros((2, len(values), size))
+    for step in range(STEPS):
+        gates = values[:, step] @ weights["lstm.weight_ih_l0"].T + h @ weights["lstm.weight_hh_l0"].T
+        gates += weights["lstm.bias_ih_l0"] + weights["lstm.bias_hh_l0"]
+        enter, forget, cell, out = numpy.split(gates, 4, axis=1)
+        after = sigmoid(forget) * c + sigmoid(enter) * numpy.tanh(cell)
+        there = (step >= weeks.first)[:, None]
+        c, h = numpy.where(there, after, c), numpy.where(there, sigmoid(out) * numpy.tanh(after), h)
+    return (h @ weights["head.weight"].T + weights["head.bias"])[:, 0]
+
+
+def test_sequence_model_is_what_its_files_say(models, tmp_path):
+    train, test = tmp_path / "train", tmp_path / "test"
+    train.mkdir()
+    test.mkdir()
+    settings = json.dumps({"hidden": 12, "epochs": 12, "learning_rate": 0.02})
+    command = ["--label", "left", "--model", tmp_path / "lstm", "--parameters", settings]
+    answer = models("train-sequence", *Weeks(1500, 1).write(train), *command)
+    assert answer["without_steps"] == 0 and answer["useless"] == []
+    assert answer["epochs"][answer["best_epoch"] - 1]["best"]
+    weeks = Weeks(800, 2)
+    models("predict-sequence", *weeks.write(test), "--model", tmp_path / "lstm", "--out", tmp_path / "scores.arrow")
+    scores = read(tmp_path / "scores.arrow")
+    margins = scores["margin"].to_numpy()
+    assert numpy.abs(lstm(tensors(tmp_path / "lstm.safetensors"), weeks) - margins).max() <= 1e-5
+    assert numpy.abs(1 / (1 + numpy.exp(-margins.astype(float))) - scores["probability"].to_numpy()).max() <= 1e-6
+    assert auc(margins, weeks.left) > 0.75
+    signature = json.loads((tmp_path / "lstm.json").read_text())["signature"]
+    assert signature["channels"] == CHANNELS and signature["steps"] == STEPS
+
+
+def test_sequence_model_does_not_depend_on_threads(models, tmp_path, monkeypatch):
+    files = Weeks(700, 3).write(tmp_path)
+    # Large enough for the library to share single products of matrices among threads.
+    settings = json.dumps({"hidden": 80, "epochs": 2})
+    written = []
+    for threads in ("1", "2", "3"):
+        monkeypatch.setenv("RAYON_NUM_THREADS", threads)
+        models("train-sequence", *files, "--label", "left", "--model", tmp_path / "lstm", "--parameters", settings)
+        written.append(((tmp_path / "lstm.safetensors").read_bytes(), (tmp_path / "lstm.json").read_bytes()))
+    assert written[0] == written[1] == written[2]
+
+
+def test_damaged_sequence_model_is_refused(models, tmp_path):
+    files = Weeks(200, 4).write(tmp_path)
+    models("train-sequence", *files, "--label", "left", "--model", tmp_path / "lstm", "--parameters", '{"epochs": 1}')
+    score = ["predict-sequence", *files, "--model", tmp_path / "lstm", "--out", tmp_path / "scores.arrow"]
+    weights = tmp_path / "lstm.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(AssertionError, match="the weights are not those of the signature"):
+        models(*score)
+    weights.write_bytes(content)
+    signature = (tmp_path / "lstm.json").read_text()
+    (tmp_path / "lstm.json").write_text(signature.replace('"steps":20', '"steps":21'))
+    with pytest.raises(AssertionError, match="the hash of its signature does not fit"):
+        models(*score)

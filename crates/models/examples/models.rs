@@ -4,6 +4,8 @@
 //! ```text
 //! cargo run -p holdfast-models --example models -- train --data train.arrow --label churned --model churn.ubj
 //! cargo run -p holdfast-models --example models -- predict --data new.arrow --model churn.ubj --out scores.arrow --contributions
+//! cargo run -p holdfast-models --example models -- train-sequence --rows train.arrow --history weeks.arrow --label churned --model lstm
+//! cargo run -p holdfast-models --example models -- predict-sequence --rows new.arrow --history weeks.arrow --model lstm --out scores.arrow
 //! ```
 
 use std::error::Error;
@@ -17,8 +19,11 @@ use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Float32Type, Float64Type};
 use arrow::ipc::reader::FileReader;
 use arrow::ipc::writer::FileWriter;
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use holdfast_models::lifetime::{BgNbd, Cohort, History, ParetoNbd, RepeatBuying};
+use holdfast_models::sequence::{
+    Gaps, SequenceArtefact, SequenceLayout, SequenceModel, SequenceParameters, SequenceTrainingSet, Sequences,
+};
 use holdfast_models::{Format, Hessboost, Matrix, Model, Parameters, Signature, TrainingSet, labels_of};
 use serde_json::{Value, json};
 
@@ -58,6 +63,31 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         rows_alone: usize,
     },
+    /// Trains an LSTM. Every column of the history but the key and the step is a channel.
+    TrainSequence {
+        #[command(flatten)]
+        sequences: SequenceFiles,
+        #[arg(long)]
+        label: String,
+        /// JSON, as in `{"hidden": 16}`.
+        #[arg(long, default_value = "{}")]
+        parameters: String,
+        /// Written as `<model>.safetensors` and `<model>.json`.
+        #[arg(long)]
+        model: PathBuf,
+    },
+    /// Scores rows by an LSTM.
+    PredictSequence {
+        #[command(flatten)]
+        sequences: SequenceFiles,
+        #[arg(long)]
+        model: PathBuf,
+        #[arg(long)]
+        out: PathBuf,
+        /// Rows that are scored alone for the time of one, in turn.
+        #[arg(long, default_value_t = 0)]
+        rows_alone: usize,
+    },
     /// Fits a model of repeat buying to columns repeats, last and observed.
     Lifetime {
         #[arg(long)]
@@ -65,6 +95,22 @@ enum Command {
         #[arg(long)]
         model: Lifetime,
     },
+}
+
+#[derive(Args)]
+struct SequenceFiles {
+    /// The rows that are wanted, with their key.
+    #[arg(long)]
+    rows: PathBuf,
+    /// One row a key and step.
+    #[arg(long)]
+    history: PathBuf,
+    #[arg(long, default_value = "customer_id")]
+    key: String,
+    #[arg(long, default_value = "week")]
+    step: String,
+    #[arg(long, default_value_t = 52)]
+    steps: usize,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -81,6 +127,12 @@ fn main() -> Outcome<()> {
         }
         Command::Predict { data, model, out, contributions, rows_alone } => {
             predict(&data, &model, &out, contributions, rows_alone)?
+        }
+        Command::TrainSequence { sequences, label, parameters, model } => {
+            train_sequence(&sequences, &label, &parameters, &model)?
+        }
+        Command::PredictSequence { sequences, model, out, rows_alone } => {
+            predict_sequence(&sequences, &model, &out, rows_alone)?
         }
         Command::Lifetime { data, model: Lifetime::BgNbd } => lifetime::<BgNbd>(&data)?,
         Command::Lifetime { data, model: Lifetime::ParetoNbd } => lifetime::<ParetoNbd>(&data)?,
@@ -175,9 +227,7 @@ fn predict(data: &Path, model: &Path, out: &Path, contributions: bool, rows_alon
         }
     }
     let batch = RecordBatch::try_from_iter(columns)?;
-    let mut writer = FileWriter::try_new(File::create(out)?, &batch.schema())?;
-    writer.write(&batch)?;
-    writer.finish()?;
+    write(out, &batch)?;
     Ok(json!({
         "rows": batch.num_rows(),
         "rounds": model.rounds(),
@@ -186,6 +236,71 @@ fn predict(data: &Path, model: &Path, out: &Path, contributions: bool, rows_alon
         "contribution_seconds": contribution_seconds,
         "row_seconds": row_seconds,
     }))
+}
+
+impl SequenceFiles {
+    /// The sequences, and the batch of the rows that are wanted.
+    fn read(&self) -> Outcome<(Sequences, RecordBatch)> {
+        let (rows, history) = (read(&self.rows)?, read(&self.history)?);
+        let schema = history.schema();
+        let names = schema.fields().iter().map(|field| field.name().clone());
+        let layout = SequenceLayout {
+            keys: vec![self.key.clone()],
+            step: self.step.clone(),
+            channels: names.filter(|name| *name != self.key && *name != self.step).collect(),
+            steps: self.steps,
+            gaps: Gaps::Quiet,
+        };
+        Ok((Sequences::of_batches(&layout, &rows, &[history])?, rows))
+    }
+}
+
+fn train_sequence(files: &SequenceFiles, label: &str, parameters: &str, model: &Path) -> Outcome<Value> {
+    let parameters: SequenceParameters = serde_json::from_str(parameters)?;
+    let began = Instant::now();
+    let (sequences, rows) = files.read()?;
+    let read_seconds = began.elapsed().as_secs_f64();
+    let label = rows.column_by_name(label).ok_or_else(|| format!("{}: no column {label}", files.rows.display()))?;
+    let set = SequenceTrainingSet { sequences: &sequences, labels: &labels_of(label)?, groups: None };
+    let began = Instant::now();
+    let trained = SequenceModel::fit(&set, &parameters, &mut |_| {})?;
+    let fit_seconds = began.elapsed().as_secs_f64();
+    let artefact = trained.model.write()?;
+    std::fs::write(model.with_extension("safetensors"), artefact.weights)?;
+    std::fs::write(model.with_extension("json"), artefact.signature)?;
+    let useless: Vec<&str> = trained.useless.iter().map(|useless| &*useless.feature).collect();
+    Ok(json!({
+        "rows": sequences.rows(),
+        "best_epoch": trained.model.epochs(),
+        "epochs": trained.epochs,
+        "useless": useless,
+        "without_steps": trained.without_steps,
+        "read_seconds": read_seconds,
+        "fit_seconds": fit_seconds,
+    }))
+}
+
+fn predict_sequence(files: &SequenceFiles, model: &Path, out: &Path, rows_alone: usize) -> Outcome<Value> {
+    let weights = std::fs::read(model.with_extension("safetensors"))?;
+    let signature = std::fs::read(model.with_extension("json"))?;
+    let model = SequenceModel::read(&SequenceArtefact { weights, signature })?;
+    let (sequences, _) = files.read()?;
+    let alone = (0..rows_alone.min(sequences.rows())).map(|row| sequences.take(&[row]));
+    let alone: Vec<Sequences> = alone.collect::<Result<_, _>>()?;
+    let began = Instant::now();
+    for row in &alone {
+        std::hint::black_box(model.margins(row)?);
+    }
+    let row_seconds = (!alone.is_empty()).then(|| began.elapsed().as_secs_f64() / alone.len() as f64);
+    let began = Instant::now();
+    let margins = model.margins(&sequences)?;
+    let margin_seconds = began.elapsed().as_secs_f64();
+    let columns: [(&str, ArrayRef); 2] = [
+        ("probability", Arc::new(Float64Array::from(model.probabilities(&sequences)?))),
+        ("margin", Arc::new(Float32Array::from(margins))),
+    ];
+    write(out, &RecordBatch::try_from_iter(columns)?)?;
+    Ok(json!({ "rows": sequences.rows(), "margin_seconds": margin_seconds, "row_seconds": row_seconds }))
 }
 
 fn lifetime<M: RepeatBuying>(data: &Path) -> Outcome<Value> {
@@ -233,4 +348,10 @@ fn read(path: &Path) -> Outcome<RecordBatch> {
     let schema = reader.schema();
     let batches: Vec<RecordBatch> = reader.collect::<Result<_, _>>()?;
     Ok(concat_batches(&schema, &batches)?)
+}
+
+fn write(path: &Path, batch: &RecordBatch) -> Outcome<()> {
+    let mut writer = FileWriter::try_new(File::create(path)?, &batch.schema())?;
+    writer.write(batch)?;
+    Ok(writer.finish()?)
 }

@@ -53,6 +53,10 @@ pub enum ModelError {
     /// The engine refused what it was given although it was checked before.
     #[error("the boosting engine refused: {0}")]
     Engine(String),
+
+    /// The library of the sequence model refused what it was given although it was checked before.
+    #[error("the sequence model refused: {0}")]
+    Network(String),
 }
 
 impl ModelError {
@@ -68,7 +72,7 @@ impl ModelError {
             | Self::Signature(_) => ErrorKind::InvalidInput,
             Self::Parameter { .. } | Self::FeatureName { .. } => ErrorKind::InvalidConfig,
             Self::Artefact { .. } | Self::Prediction { .. } => ErrorKind::CorruptData,
-            Self::Engine(_) => ErrorKind::Bug,
+            Self::Engine(_) | Self::Network(_) => ErrorKind::Bug,
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! [`report`] says what a score is worth beside the majority class and a baseline; [`compare`] whether one is better than another. A [`Model`]
 //! is boosted trees of an [`Engine`], with the [`Signature`] of its features, read and written as XGBoost does. A [`Calibrator`] makes
-//! probabilities of its log-odds. [`lifetime`] holds the models of repeat buying,
-//! [`sentiment`] reads texts.
+//! probabilities of its log-odds. [`sequence`] holds an LSTM over weekly behaviour, [`hybrid`] trees that are told what it says; [`lifetime`] the
+//! models of repeat buying; [`sentiment`] reads texts. A [`Profile`] tells later whether features and scores have moved.
 //!
 //! This crate must not know lakes, tables, SQL or files, or the clock: rows are Arrow batches or slices, artefacts are bytes.
 
@@ -11,11 +11,14 @@ mod artefact;
 mod boost;
 mod bootstrap;
 mod calibration;
+mod drift;
 mod error;
 mod hess;
+pub mod hybrid;
 pub mod lifetime;
 mod measure;
 pub mod sentiment;
+pub mod sequence;
 mod signature;
 #[cfg(test)]
 mod testing;
@@ -25,6 +28,7 @@ pub use artefact::Format;
 pub use boost::{Booster, Engine, Model, Parameters, Trained, TrainingSet, Useless, UselessBecause};
 pub use bootstrap::{Bootstrap, Comparison, Estimate, Line, Report, compare, report};
 pub use calibration::{Calibrator, ISOTONIC_ROWS_LEAST, Isotonic, Platt};
+pub use drift::{Drift, Profile, Shift};
 pub use error::ModelError;
 pub use hess::Hessboost;
 pub use measure::{Measure, Scores};

@@ -245,6 +245,29 @@ impl Matrix {
         &self.values
     }
 
+    /// The rows with one more value each, at the end: a copy. `None` is a missing value.
+    ///
+    /// # Errors
+    ///
+    /// Another number of values than of rows, a value that is not finite.
+    pub fn with_column(&self, column: &[Option<f64>]) -> Result<Self> {
+        if column.len() != self.rows {
+            return Err(ModelError::Length { what: "a column of features", expected: self.rows, got: column.len() });
+        }
+        let mut values = Vec::with_capacity(self.rows * (self.columns + 1));
+        for (row, (before, value)) in self.values.chunks_exact(self.columns).zip(column).enumerate() {
+            #[expect(clippy::cast_possible_truncation, reason = "features are in single precision")]
+            let value = value.map_or(f32::NAN, |value| value as f32);
+            if value.is_infinite() || (value.is_nan() && column[row].is_some()) {
+                let problem = "is not finite";
+                return Err(ModelError::Value { what: "a column of features".to_owned(), row, problem });
+            }
+            values.extend_from_slice(before);
+            values.push(value);
+        }
+        Ok(Self { values: Arc::new(values), rows: self.rows, columns: self.columns + 1 })
+    }
+
     /// The values, shared without a copy.
     pub(crate) fn shared(&self) -> Arc<Vec<f32>> {
         Arc::clone(&self.values)

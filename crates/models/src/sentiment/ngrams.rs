@@ -1,5 +1,8 @@
 use serde::Serialize;
 
+/// Letters of the parts of words that are looked at.
+const PARTS: std::ops::RangeInclusive<usize> = 2..=5;
+
 /// Characters of a text that are read.
 const CHARACTERS_MOST: usize = 20_000;
 
@@ -50,7 +53,7 @@ pub(crate) fn plain(text: &str) -> String {
 }
 
 /// The places of a text's n-grams among 2^`bits` weights, each once, ascending: hanzi and other single signs with their pairs and triples; words with
-/// their pairs and triples, and four letters of long ones, so that a slip of the pen costs little.
+/// their pairs and triples, and two to five letters of them, so that a slip of the pen costs little.
 pub(crate) fn places(text: &str, bits: u32) -> Vec<u32> {
     let plain = plain(text);
     let mut places = Vec::new();
@@ -78,10 +81,15 @@ pub(crate) fn places(text: &str, bits: u32) -> Vec<u32> {
             let (token, after) = rest.split_at(end);
             take(hash(token.as_bytes()), &mut before);
             if is_word(first) {
-                let letters: Vec<(usize, char)> = token.char_indices().collect();
-                for four in letters.windows(4).filter(|_| letters.len() > 4) {
-                    let end = four[3].0 + four[3].1.len_utf8();
-                    parts.push(place(joined(4, hash(&token.as_bytes()[four[0].0..end])), bits));
+                let ends: Vec<usize> = token.char_indices().map(|(place, _)| place).chain([token.len()]).collect();
+                for length in PARTS {
+                    // A part at the edge of its word is another one: "un" begins words.
+                    for part in ends.windows(length + 1).filter(|_| ends.len() > length + 1) {
+                        let (begin, end) = (part[0], part[length]);
+                        let edge = u64::from(begin == 0) + 2 * u64::from(end == token.len());
+                        let part = hash(&token.as_bytes()[begin..end]);
+                        parts.push(place(joined(8 * length as u64 + edge, part), bits));
+                    }
                 }
             }
             rest = after;
