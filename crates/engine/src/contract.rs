@@ -418,7 +418,6 @@ impl Reader<'_> {
     }
 
     /// The outer `None` when it is wrong, the inner when the value is known as soon as the row is.
-    #[expect(clippy::option_option, reason = "as of `optional`")]
     fn known_at(&mut self, options: &DeTable<'_>) -> Option<Option<KnownAt>> {
         let before = self.optional(options, "before", Self::text_of)?;
         match self.optional(options, "known_at", Self::text_of)? {

@@ -33,7 +33,7 @@ impl Moments {
         let history = spec.file.moments.history_days.map_or(spec.observation(), |days| TimeDelta::days(days.into()));
         let oldest = span.first + history;
         let mut all = Vec::new();
-        let mut next = first_of_month(span.until - ahead);
+        let mut next = latest_on_day(span.until - ahead, *spec.file.moments.day.get_ref());
         while next >= oldest && all.len() < *spec.file.moments.most.get_ref() as usize {
             all.push(next);
             let Some(before) = next.checked_sub_months(Months::new(1)) else { break };
@@ -67,10 +67,14 @@ impl Moments {
     }
 }
 
-/// Midnight UTC of the first day of the moment's month.
-fn first_of_month(moment: DateTime<Utc>) -> DateTime<Utc> {
-    let day = NaiveDate::from_ymd_opt(moment.year(), moment.month(), 1).unwrap_or(moment.date_naive());
-    day.and_time(NaiveTime::MIN).and_utc()
+/// The last midnight UTC of that day of a month, up to `moment`.
+fn latest_on_day(moment: DateTime<Utc>, day: u32) -> DateTime<Utc> {
+    let of_month = |moment: DateTime<Utc>| {
+        let date = NaiveDate::from_ymd_opt(moment.year(), moment.month(), day).unwrap_or(moment.date_naive());
+        date.and_time(NaiveTime::MIN).and_utc()
+    };
+    let found = of_month(moment);
+    if found <= moment { found } else { found.checked_sub_months(Months::new(1)).unwrap_or(found) }
 }
 
 /// The end of the moment's day.
@@ -102,6 +106,14 @@ mod tests {
         // 67 days before September begins is June 26: July looks too far.
         assert_eq!(days(&moments.train), ["2024-05-01", "2024-06-01"]);
         assert_eq!(days(&Moments::of(&spec("[moments]\nmost = 5\n"), span).unwrap().train), ["2024-06-01", "2024-07-01"]);
+    }
+
+    #[test]
+    fn moments_stand_on_the_day_that_the_file_names() {
+        let span = Span { first: "2017-01-01T06:53:26Z".parse().unwrap(), until: "2018-01-01T05:00:00Z".parse().unwrap() };
+        let moments = Moments::of(&spec("[moments]\nday = 6\n"), span).unwrap();
+        assert_eq!(days(&moments.test), ["2017-10-06"]);
+        assert_eq!(days(&moments.train), ["2017-04-06", "2017-05-06", "2017-06-06", "2017-07-06"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a model is about, as `pipelines/<pipeline>/models/<name>.toml` says it: features, label, moments, training, bands, words.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use arrow::datatypes::{DataType, SchemaRef};
 use chrono::TimeDelta;
@@ -38,11 +38,11 @@ pub(crate) struct SpecFile {
     pub(crate) moments: MomentSection,
     #[serde(default)]
     pub(crate) split: SplitSection,
-    #[serde(default)]
+    #[serde(default = "unsaid")]
     pub(crate) training: Spanned<Parameters>,
     #[serde(default)]
     pub(crate) baselines: BaselineSection,
-    #[serde(default)]
+    #[serde(default = "unsaid")]
     pub(crate) bands: Spanned<BandSection>,
     #[serde(default)]
     pub(crate) checks: CheckSection,
@@ -50,6 +50,11 @@ pub(crate) struct SpecFile {
     /// What a feature is called in reasons; `{value}` stands for its value. What is not here is called by its column's comment.
     #[serde(default)]
     pub(crate) reasons: BTreeMap<Spanned<String>, String>,
+}
+
+/// A section that the file leaves out.
+fn unsaid<T: Default>() -> Spanned<T> {
+    Spanned::new(0..0, T::default())
 }
 
 /// Which columns of which stage.
@@ -85,10 +90,12 @@ pub(crate) struct LabelSection {
     pub(crate) horizon_days: Spanned<u32>,
 }
 
-/// The moments of snapshots: midnight UTC of the first of months.
+/// The moments of snapshots: midnight UTC, once a month.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct MomentSection {
+    /// The day of the month, from 1 to 28.
+    pub(crate) day: Spanned<u32>,
     /// The newest so many are used.
     pub(crate) most: Spanned<u32>,
     /// Days of history that a moment needs before it; as many as the observation window without.
@@ -97,7 +104,7 @@ pub(crate) struct MomentSection {
 
 impl Default for MomentSection {
     fn default() -> Self {
-        Self { most: Spanned::new(0..0, 24), history_days: None }
+        Self { day: Spanned::new(0..0, 1), most: Spanned::new(0..0, 24), history_days: None }
     }
 }
 
@@ -265,6 +272,10 @@ impl Spec {
             if !(1..=10_000).contains(days.get_ref()) {
                 return Err(self.mistake(days.span().start, format!("{what} must be from 1 to 10000")));
             }
+        }
+        let day = &file.moments.day;
+        if !(1..=28).contains(day.get_ref()) {
+            return Err(self.mistake(day.span().start, "a day that every month has is from 1 to 28"));
         }
         let (stopping, calibration) = (&file.split.stopping_share, &file.split.calibration_share);
         for share in [stopping, calibration] {
@@ -460,9 +471,4 @@ impl Project {
     pub(crate) fn model_folder(&self) -> Result<PathBuf, CliError> {
         Ok(self.pipeline_folder()?.join("models"))
     }
-}
-
-/// The path as messages name it.
-pub(crate) fn shown(path: &Path) -> String {
-    path.display().to_string()
 }
