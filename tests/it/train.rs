@@ -166,7 +166,10 @@ impl Shop {
     }
 
     fn with_feature(&self, sql: &str) {
-        self.write("sql/features/f.sql", &FEATURES.replace("    1.0 as always ", &format!("    {sql},\n    1.0 as always ")));
+        self.write(
+            "sql/features/f.sql",
+            &FEATURES.replace("    1.0 as always ", &format!("    {sql},\n    1.0 as always ")),
+        );
     }
 
     fn artefact(&self, version: &Value) -> PathBuf {
@@ -189,12 +192,15 @@ fn orders(wanted: impl Fn(NaiveDate) -> bool) -> String {
         while day < 546 {
             if day < leaves {
                 let date = first + Days::new(day);
-                let refund = random.chance(8).then(|| format!("{}T09:00:00Z", date + Days::new(20))).unwrap_or_default();
+                let refund =
+                    random.chance(8).then(|| format!("{}T09:00:00Z", date + Days::new(20))).unwrap_or_default();
                 let status = if random.chance(95) { "completed" } else { "cancelled" };
                 let amount = 20 + random.below(60);
                 if wanted(date) {
                     let left = u8::from(leaves < 546);
-                    text.push_str(&format!("o{customer}-{number},M{customer},{date}T08:00:00Z,{amount}.00,{refund},{status},{left}\n"));
+                    text.push_str(&format!(
+                        "o{customer}-{number},M{customer},{date}T08:00:00Z,{amount}.00,{refund},{status},{left}\n"
+                    ));
                 }
             }
             number += 1;
@@ -206,9 +212,9 @@ fn orders(wanted: impl Fn(NaiveDate) -> bool) -> String {
 
 fn value(measures: &Value, baseline: &str, measure: &str, which: &str) -> f64 {
     let rows = measures.as_array().unwrap();
-    let row = rows.iter().find(|row| {
-        row["judged_on"] == "out_of_time" && row["baseline"] == baseline && row["measure"] == measure
-    });
+    let row = rows
+        .iter()
+        .find(|row| row["judged_on"] == "out_of_time" && row["baseline"] == baseline && row["measure"] == measure);
     row.unwrap_or_else(|| panic!("{baseline} {measure}"))[which].as_f64().unwrap()
 }
 
@@ -224,7 +230,8 @@ fn a_model_is_trained_once_promoted_scored_and_rolled_back() {
     let majority = value(measures, "recency", "accuracy_at_0.50", "majority_accuracy");
     assert!((0.5..1.0).contains(&majority));
     // No label that teaches ends after the first moment that judges.
-    let last: DateTime<Utc> = trained["train_moments"].as_array().unwrap().last().unwrap().as_str().unwrap().parse().unwrap();
+    let last: DateTime<Utc> =
+        trained["train_moments"].as_array().unwrap().last().unwrap().as_str().unwrap().parse().unwrap();
     let first: DateTime<Utc> = trained["test_moments"][0].as_str().unwrap().parse().unwrap();
     assert!(last + Days::new(67) <= first, "{last} and {first}");
     let useless: Vec<&str> =
@@ -260,7 +267,13 @@ fn a_model_is_trained_once_promoted_scored_and_rolled_back() {
     }
     assert!(sums["low"].as_f64() > Some(0.0) && sums["high"].as_f64() < Some(1.0), "{sums}");
     assert!(sums["worded"].as_u64() > Some(0), "{sums}");
-    let published = succeed(&mut shop.command(&["sql", "--published", "--output", "json", "select count(*) as n from risk.churn_probability"]));
+    let published = succeed(&mut shop.command(&[
+        "sql",
+        "--published",
+        "--output",
+        "json",
+        "select count(*) as n from risk.churn_probability",
+    ]));
     assert!(String::from_utf8_lossy(&published.stdout).contains(&customers.to_string()));
 
     // Nothing new, nothing committed; another champion is news, and so are new rows.
@@ -291,10 +304,19 @@ fn a_model_is_trained_once_promoted_scored_and_rolled_back() {
 fn a_feature_that_sees_the_future_is_caught_and_nothing_is_kept() {
     let shop = Shop::new();
     // Orders after now(): rows that were not there.
-    shop.write("sql/features/f.sql", &FEATURES.replace("where ordered_at <= now() and", "where").replace(
-        "    1.0 as always ",
-        "    cast(count(*) filter (where ordered_at > now()) as double) as orders_to_come,\n    1.0 as always ",
-    ).replace("cast(max(ordered_at) as date) as double)", "cast(max(case when ordered_at <= now() then ordered_at end) as date) as double)"));
+    shop.write(
+        "sql/features/f.sql",
+        &FEATURES
+            .replace("where ordered_at <= now() and", "where")
+            .replace(
+                "    1.0 as always ",
+                "    cast(count(*) filter (where ordered_at > now()) as double) as orders_to_come,\n    1.0 as always ",
+            )
+            .replace(
+                "cast(max(ordered_at) as date) as double)",
+                "cast(max(case when ordered_at <= now() then ordered_at end) as date) as double)",
+            ),
+    );
     shop.refuses(2, &["features see the future", "orders_to_come (", "now()"]);
 
     // A refund that was paid later: a value that was not there.
@@ -309,7 +331,10 @@ fn what_changes_later_without_a_date_has_to_be_accepted_by_name() {
     let shop = Shop::new();
     shop.with_feature("cast(count(*) filter (where status = 'cancelled') as double) as cancelled");
     shop.refuses(2, &["churn.toml:4:9", "core.orders.status", "accept_changed_later = [\"core.orders.status\"]"]);
-    shop.with_model("stage = \"features.f\"\n", "stage = \"features.f\"\naccept_changed_later = [\"core.orders.status\"]\n");
+    shop.with_model(
+        "stage = \"features.f\"\n",
+        "stage = \"features.f\"\naccept_changed_later = [\"core.orders.status\"]\n",
+    );
     let trained = shop.json(&["train", "--model", "churn"]);
     assert_eq!(trained["accepted_changed_later"], serde_json::json!(["core.orders.status"]));
     // What no feature rests on is not accepted for nothing.
@@ -342,7 +367,12 @@ fn mistakes_of_a_model_are_told_with_file_line_column_and_remedy() {
         ("recency = \"days_since\"", "recency = \"days_sinc\"", "21:11", "did you mean `days_since`?"),
         ("days_since = \"no", "day_since = \"no", "27:1", "no feature of features.f"),
         ("\"risk.churn_probability\"", "\"core.orders\"", "24:9", "schema risk"),
-        ("stage = \"features.f\"\n", "stage = \"features.f\"\nexclude = [\"ordrs\"]\n", "5:12", "did you mean `orders`?"),
+        (
+            "stage = \"features.f\"\n",
+            "stage = \"features.f\"\nexclude = [\"ordrs\"]\n",
+            "5:12",
+            "did you mean `orders`?",
+        ),
     ] {
         shop.with_model(from, to);
         shop.refuses(2, &[&format!("churn.toml:{place}: "), told]);
@@ -384,7 +414,11 @@ fn a_damaged_artefact_is_never_promoted_and_never_scores() {
     let whole = std::fs::read(&path).unwrap();
     let mut turned = whole.clone();
     turned[whole.len() / 2] ^= 0x20;
-    for (bytes, told) in [(&whole[..whole.len() / 2], "is not what was written"), (&turned[..], "is not what was written"), (&[][..], "0 bytes")] {
+    for (bytes, told) in [
+        (&whole[..whole.len() / 2], "is not what was written"),
+        (&turned[..], "is not what was written"),
+        (&[][..], "0 bytes"),
+    ] {
         std::fs::write(&path, bytes).unwrap();
         let before = commits(shop.path());
         let (code, said) = shop.fails(&["models", "promote", "churn", "1"]);
@@ -426,7 +460,8 @@ async fn runner(shop: &Shop) -> Runner {
         declared.push(DeclaredTable { name, schema: source.raw_schema(), identifiers });
     }
     let stages = Project::load(&shop.path().join("sql"), declared).unwrap();
-    let rules = IdentityRules { priority: Vec::new(), types: BTreeMap::new(), blocked: BTreeMap::new(), matching: None };
+    let rules =
+        IdentityRules { priority: Vec::new(), types: BTreeMap::new(), blocked: BTreeMap::new(), matching: None };
     let tokens = IdentifierTokens::new(rules, &IdentityKey::new([0; 32]));
     let settings = SessionSettings { functions: vec![Arc::new(tokens.function())], ..SessionSettings::default() };
     Runner::new(lake, stages, settings)
@@ -470,7 +505,10 @@ async fn a_stage_in_the_past_is_what_a_run_of_that_day_made() {
     let made = first.query("select days_since, orders, orders_90d, cast(spend as double) as spend from features.f");
     // The two lakes have keys of their own, and so ids of their own.
     let numbers = |row: &Value| -> Vec<i64> {
-        ["days_since", "orders", "orders_90d", "spend"].iter().map(|name| row[name].as_f64().unwrap().round() as i64).collect()
+        ["days_since", "orders", "orders_90d", "spend"]
+            .iter()
+            .map(|name| row[name].as_f64().unwrap().round() as i64)
+            .collect()
     };
     let mut made: Vec<Vec<i64>> = made.iter().map(numbers).collect();
     let mut seen: Vec<Vec<i64>> =
@@ -482,7 +520,11 @@ async fn a_stage_in_the_past_is_what_a_run_of_that_day_made() {
     // A query that keeps to now() sees no more when there is more to see.
     assert_eq!(then, asked(&past, moment, Sees::LaterToo).await);
     // Stages by key have the end of a day as now(): other moments would be of no run.
-    let noon = Question { sql: "select 1 from features.f".to_owned(), at: "2025-03-01T12:00:00Z".parse().unwrap(), sees: Sees::KnownThen };
+    let noon = Question {
+        sql: "select 1 from features.f".to_owned(),
+        at: "2025-03-01T12:00:00Z".parse().unwrap(),
+        sees: Sees::KnownThen,
+    };
     let error = past.gather(&noon, || (), |(), _| Ok(())).await.unwrap_err().to_string();
     assert!(error.contains("ask about midnight UTC"), "{error}");
 }
@@ -494,7 +536,11 @@ fn the_shipped_model_learns_from_the_demo_and_scores_it() {
     succeed(holdfast().args(["demo", "--no-serve", "--customers", "600", "--days", "500", "--dir"]).arg(folder.path()));
     let command = |arguments: &[&str]| {
         let mut command = holdfast();
-        command.arg("--lake").arg(folder.path().join("lake")).arg("--identity-key").arg(folder.path().join("identity.key"));
+        command
+            .arg("--lake")
+            .arg(folder.path().join("lake"))
+            .arg("--identity-key")
+            .arg(folder.path().join("identity.key"));
         command.args(arguments);
         command
     };

@@ -434,7 +434,8 @@ impl Reader<'_> {
 
     /// What `known_at` names has to be a time of the table.
     fn check_known_at(&mut self, columns_at: Option<&Item<'_>>, columns: &[ContractColumn]) {
-        let is_time = |column: &ContractColumn| matches!(column.data_type, DataType::Timestamp(_, _) | DataType::Date32);
+        let is_time =
+            |column: &ContractColumn| matches!(column.data_type, DataType::Timestamp(_, _) | DataType::Date32);
         let times: Vec<&str> =
             columns.iter().filter(|column| is_time(column)).map(|column| column.name.as_str()).collect();
         let declared = columns_at.and_then(|columns| columns.get_ref().as_table());

@@ -117,7 +117,8 @@ impl Runner {
                 continue;
             }
             for input in stage.inputs.keys() {
-                let is_dated = checked.get(input).is_some_and(|input| event_time(input.stage.contract.as_ref()).is_some());
+                let is_dated =
+                    checked.get(input).is_some_and(|input| event_time(input.stage.contract.as_ref()).is_some());
                 if is_dated || !checked.contains_key(input) {
                     read.insert(input.clone());
                 } else {
@@ -261,7 +262,10 @@ impl Past {
             tables.push((name.clone(), shown));
         }
         let context = session_with(settings, &self.runtime, buckets, tables)?;
-        for name in &self.views {
+        // A name that stands in another one makes a view too many, and none too few.
+        let named = self.views.iter().filter(|name| question.sql.contains(&name.to_string()));
+        let needed: BTreeSet<TableName> = named.flat_map(|name| self.upstream(name)).collect();
+        for name in self.views.iter().filter(|name| needed.contains(*name)) {
             let Some(checked) = self.checked.get(name) else { continue };
             let view = self.view(&context, checked, question.at).await?;
             add_table(&context, name, view)?;
@@ -307,7 +311,9 @@ impl CoreTable {
             Some(table) => table.provider(),
             None => Arc::new(EmptyTable::new(Arc::clone(&self.schema))),
         };
-        let Some(contract) = self.contract.as_ref().filter(|_| question.sees == Sees::KnownThen) else { return Ok(all) };
+        let Some(contract) = self.contract.as_ref().filter(|_| question.sees == Sees::KnownThen) else {
+            return Ok(all);
+        };
         let Some(event_time) = event_time(Some(contract)) else { return Ok(all) };
         let schema = all.schema();
         let by_then = |column: &str| -> Result<Expr, DataFusionError> {

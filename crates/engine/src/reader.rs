@@ -135,7 +135,8 @@ impl Published {
     pub async fn rows(&self, what: &str, sql: &str) -> Result<BoxStream<'static, Result<RecordBatch>>> {
         let session = self.session()?;
         let plan = plan_read_only(&session, sql).await?;
-        let failed = |what: String| move |source| EngineError::Execution { what: what.clone(), source: Box::new(source) };
+        let failed =
+            |what: String| move |source| EngineError::Execution { what: what.clone(), source: Box::new(source) };
         let frame = session.execute_logical_plan(plan).await.map_err(failed(what.to_owned()))?;
         let rows = frame.execute_stream().await.map_err(failed(what.to_owned()))?;
         Ok(rows.map_err(failed(what.to_owned())).boxed())

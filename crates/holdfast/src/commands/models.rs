@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use super::{print, print_json};
 use crate::error::CliError;
 use crate::models::fit::MeasureRow;
-use crate::models::registry::{CHALLENGER, CHAMPION, Loaded, Move, Registry, Version, profile_of, publish, standing, tables};
+use crate::models::registry::{
+    CHALLENGER, CHAMPION, Loaded, Move, Registry, Version, profile_of, publish, standing, tables,
+};
 use crate::models::train::method;
 use crate::progress::Terminal;
 use crate::project::{Project, user_name};
@@ -108,10 +110,14 @@ async fn list(registry: &Registry, model: Option<&str>, json: bool) -> Result<()
     if listed.is_empty() {
         return print("No version yet: `holdfast train --model NAME` makes one.\n");
     }
-    let mut text = format!("{:<16} {:>7}  {:<22} {:<17} {:>6}  {}\n", "model", "version", "alias", "trained", "trees", "AUC out of time");
+    let mut text = format!(
+        "{:<16} {:>7}  {:<22} {:<17} {:>6}  {}\n",
+        "model", "version", "alias", "trained", "trees", "AUC out of time"
+    );
     for row in listed {
         let auc = row.auc.zip(row.auc_low).zip(row.auc_high);
-        let auc = auc.map_or_else(|| "not defined".to_owned(), |((auc, low), high)| format!("{auc:.3} ({low:.3} to {high:.3})"));
+        let auc = auc
+            .map_or_else(|| "not defined".to_owned(), |((auc, low), high)| format!("{auc:.3} ({low:.3} to {high:.3})"));
         text.push_str(&format!(
             "{:<16} {:>7}  {:<22} {:<17} {:>6}  {auc}\n",
             row.model,
@@ -232,7 +238,8 @@ async fn compare(registry: &Registry, model: &str, first: i32, second: i32, json
             })).collect::<Vec<_>>(),
         }));
     }
-    let mut text = format!("{:<22} {:>28} {:>28}\n", "out of time", format!("version {first}"), format!("version {second}"));
+    let mut text =
+        format!("{:<22} {:>28} {:>28}\n", "out of time", format!("version {first}"), format!("version {second}"));
     for name in SHOWN {
         let cell = |rows: &BTreeMap<String, MeasureRow>| {
             rows.get(name).map_or_else(|| "-".to_owned(), |row| interval(row.value, row.low, row.high))
@@ -267,7 +274,9 @@ async fn before_champion(registry: &Registry, model: &str) -> Result<i32, CliErr
     }
     history.pop();
     history.last().copied().filter(|before| last.is_some() && Some(*before) != current).ok_or_else(|| {
-        CliError::NoModel(format!("`{model}` has no champion before this one: look with `holdfast models list {model}`"))
+        CliError::NoModel(format!(
+            "`{model}` has no champion before this one: look with `holdfast models list {model}`"
+        ))
     })
 }
 
@@ -350,7 +359,8 @@ pub(crate) fn measures_table(measures: &[MeasureRow]) -> String {
             text.push_str(&format!("  {measure:<20} {:>24}", interval(model.value, model.low, model.high)));
             for row in of {
                 let alone = row.baseline_value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
-                let difference = row.difference.map(|_| signed(row.difference, row.difference_low, row.difference_high));
+                let difference =
+                    row.difference.map(|_| signed(row.difference, row.difference_low, row.difference_high));
                 text.push_str(&format!(" {alone:>10} {:>26}", difference.unwrap_or_else(|| "-".to_owned())));
             }
             text.push('\n');

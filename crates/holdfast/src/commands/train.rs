@@ -79,7 +79,9 @@ fn summary(made: &Made) -> String {
         text.push_str(&format!("  tells nothing {feature}: {why}\n"));
     }
     for column in &made.accepted_changed_later {
-        text.push_str(&format!("  accepted      {column} changes later without a date: a moment in the past is shown what it became\n"));
+        text.push_str(&format!(
+            "  accepted      {column} changes later without a date: a moment in the past is shown what it became\n"
+        ));
     }
     text.push_str(&measures_table(&made.measures));
     text.push_str(&match made.champion {

@@ -210,8 +210,11 @@ pub(crate) fn fit(spec: &Spec, rows: &Rows, rival: Option<&Rival>) -> Result<Fit
     let test = signature.matrix(&rows.test.features)?;
     let margins = model.margins(&test)?;
     let probabilities = calibrator.probabilities(&widened(margins.clone()));
-    let known: HashSet<u64> =
-        [&rows.learning, &rows.stopping, &rows.calibration].into_iter().flat_map(|part| &part.customers).copied().collect();
+    let known: HashSet<u64> = [&rows.learning, &rows.stopping, &rows.calibration]
+        .into_iter()
+        .flat_map(|part| &part.customers)
+        .copied()
+        .collect();
     let judge = Judge { spec, test: &rows.test, probabilities: &probabilities, rival };
     let unseen: Vec<usize> =
         (0..rows.test.labels.len()).filter(|row| !known.contains(&rows.test.customers[*row])).collect();
@@ -368,7 +371,8 @@ impl Part {
         let column = self.features.column_by_name(feature);
         let values = column.and_then(|column| column.as_primitive_opt::<Float32Type>());
         let Some(values) = values else { return vec![0.0; self.labels.len()] };
-        let number = |value: Option<f32>| value.filter(|value| value.is_finite()).map_or(f64::from(f32::MIN), f64::from);
+        let number =
+            |value: Option<f32>| value.filter(|value| value.is_finite()).map_or(f64::from(f32::MIN), f64::from);
         values.iter().map(number).collect()
     }
 

@@ -23,7 +23,10 @@ pub(crate) fn check_changed_later(asked: &Asked<'_>) -> Result<Vec<String>, CliE
         asked.past.changed_later(asked.spec.stage(), asked.features).iter().map(ToString::to_string).collect();
     for accepted in &section.accept_changed_later {
         if !found.contains(accepted.get_ref()) {
-            let message = format!("no feature rests on `{}`, or its contract does not say that it is known later: take it out", accepted.get_ref());
+            let message = format!(
+                "no feature rests on `{}`, or its contract does not say that it is known later: take it out",
+                accepted.get_ref()
+            );
             return Err(asked.spec.mistake(accepted.span().start, message));
         }
     }
@@ -45,17 +48,12 @@ pub(crate) fn check_changed_later(asked: &Asked<'_>) -> Result<Vec<String>, CliE
 
 /// Refuses features that are others once what happened after the moment may be seen: their query looks past `now()`.
 pub(crate) async fn check_future(asked: &Asked<'_>, known: &Snapshot) -> Result<(), CliError> {
-    let population: HashMap<u64, bool> =
-        known.customers.iter().copied().zip(known.labels.iter().copied()).collect();
+    let population: HashMap<u64, bool> = known.customers.iter().copied().zip(known.labels.iter().copied()).collect();
     let later = asked.snapshot(known.at, &population, Sees::LaterToo).await?;
     let place: HashMap<u64, usize> =
         later.customers.iter().enumerate().map(|(place, customer)| (*customer, place)).collect();
-    let pairs: Vec<(usize, usize)> = known
-        .customers
-        .iter()
-        .enumerate()
-        .filter_map(|(row, customer)| Some((row, *place.get(customer)?)))
-        .collect();
+    let pairs: Vec<(usize, usize)> =
+        known.customers.iter().enumerate().filter_map(|(row, customer)| Some((row, *place.get(customer)?))).collect();
     let mut seeing = Vec::new();
     for (name, (then, later)) in
         asked.features.iter().zip(known.features.columns().iter().zip(later.features.columns()))

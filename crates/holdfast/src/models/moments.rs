@@ -100,17 +100,22 @@ mod tests {
 
     #[test]
     fn no_label_that_teaches_looks_past_the_first_moment_that_judges() {
-        let span = Span { first: "2024-01-10T08:00:00Z".parse().unwrap(), until: "2025-01-01T00:00:00Z".parse().unwrap() };
+        let span =
+            Span { first: "2024-01-10T08:00:00Z".parse().unwrap(), until: "2025-01-01T00:00:00Z".parse().unwrap() };
         let moments = Moments::of(&spec("[split]\ntest_moments = 2\n"), span).unwrap();
         assert_eq!(days(&moments.test), ["2024-09-01", "2024-10-01"]);
         // 67 days before September begins is June 26: July looks too far.
         assert_eq!(days(&moments.train), ["2024-05-01", "2024-06-01"]);
-        assert_eq!(days(&Moments::of(&spec("[moments]\nmost = 5\n"), span).unwrap().train), ["2024-06-01", "2024-07-01"]);
+        assert_eq!(
+            days(&Moments::of(&spec("[moments]\nmost = 5\n"), span).unwrap().train),
+            ["2024-06-01", "2024-07-01"]
+        );
     }
 
     #[test]
     fn moments_stand_on_the_day_that_the_file_names() {
-        let span = Span { first: "2017-01-01T06:53:26Z".parse().unwrap(), until: "2018-01-01T05:00:00Z".parse().unwrap() };
+        let span =
+            Span { first: "2017-01-01T06:53:26Z".parse().unwrap(), until: "2018-01-01T05:00:00Z".parse().unwrap() };
         let moments = Moments::of(&spec("[moments]\nday = 6\n"), span).unwrap();
         assert_eq!(days(&moments.test), ["2017-10-06"]);
         assert_eq!(days(&moments.train), ["2017-04-06", "2017-05-06", "2017-06-06", "2017-07-06"]);
@@ -118,7 +123,8 @@ mod tests {
 
     #[test]
     fn a_history_that_is_too_short_is_told_with_what_is_missing() {
-        let span = Span { first: "2024-01-10T08:00:00Z".parse().unwrap(), until: "2024-06-20T00:00:00Z".parse().unwrap() };
+        let span =
+            Span { first: "2024-01-10T08:00:00Z".parse().unwrap(), until: "2024-06-20T00:00:00Z".parse().unwrap() };
         let told = Moments::of(&spec(""), span).unwrap_err().to_string();
         assert!(told.contains("core.o") && told.contains("2024-06-20") && told.contains("67 after it"), "{told}");
     }

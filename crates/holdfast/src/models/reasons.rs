@@ -23,10 +23,15 @@ pub(crate) struct Reasons {
 
 impl Words {
     /// The words of a model: those of its file, else the comment of the column up to its first semicolon, else its name.
-    pub(crate) fn of(signature: &Signature, said: &BTreeMap<String, String>, comments: &BTreeMap<String, String>) -> Self {
+    pub(crate) fn of(
+        signature: &Signature,
+        said: &BTreeMap<String, String>,
+        comments: &BTreeMap<String, String>,
+    ) -> Self {
         let features = signature.features().iter().map(|feature| {
             let words = said.get(&feature.name).cloned().unwrap_or_else(|| {
-                let comment = comments.get(&feature.name).map(|comment| comment.split(';').next().unwrap_or_default().trim());
+                let comment =
+                    comments.get(&feature.name).map(|comment| comment.split(';').next().unwrap_or_default().trim());
                 format!("{}: {{value}}", comment.filter(|comment| !comment.is_empty()).unwrap_or(&feature.name))
             });
             (feature.clone(), words)
@@ -77,14 +82,19 @@ mod tests {
         let names = ["days", "tier", "visits", "spend"];
         let features = names.iter().map(|name| Feature {
             name: (*name).to_owned(),
-            kind: if *name == "tier" { FeatureKind::Category(vec!["gold".into(), "silver".into()]) } else { FeatureKind::Number },
+            kind: if *name == "tier" {
+                FeatureKind::Category(vec!["gold".into(), "silver".into()])
+            } else {
+                FeatureKind::Number
+            },
         });
         let signature = Signature::new(features.collect()).unwrap();
         let said = [("days".to_owned(), "no purchase for {value} days".to_owned())].into();
         let comments = [("visits".to_owned(), "Visits, last 30 days; 0 without".to_owned())].into();
         let words = Words::of(&signature, &said, &comments);
         let reasons = words.reasons(&[45.0, 1.0, f32::NAN, 1.5], &[0.8, -0.3, 0.1, 0.0]);
-        let raises = [Some("no purchase for 45 days".to_owned()), Some("Visits, last 30 days: not known".to_owned()), None];
+        let raises =
+            [Some("no purchase for 45 days".to_owned()), Some("Visits, last 30 days: not known".to_owned()), None];
         assert_eq!(reasons.raises, raises);
         assert_eq!(reasons.lowers, [Some("tier: silver".to_owned()), None]);
     }

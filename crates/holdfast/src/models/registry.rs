@@ -239,8 +239,8 @@ impl Registry {
         let examples: Vec<Example> = serde_json::from_slice(&examples)
             .map_err(|error| damaged(format!("its examples cannot be read ({error})")))?;
         replay(&model, &calibrator, &examples).map_err(damaged)?;
-        let file: SpecFile =
-            toml::from_str(&version.spec).map_err(|error| damaged(format!("its spec cannot be read ({})", error.message())))?;
+        let file: SpecFile = toml::from_str(&version.spec)
+            .map_err(|error| damaged(format!("its spec cannot be read ({})", error.message())))?;
         let spec = Spec {
             name: version.model.clone(),
             path: format!("version {} of {}", version.version, version.model).into(),
@@ -281,8 +281,10 @@ impl Registry {
             return Ok(Vec::new());
         }
         let read = LakeReader::newest_of(&self.lake, &self.settings, std::slice::from_ref(&spec.name)).await?;
-        let condition = model.map_or_else(String::new, |model| format!(" where model = '{}'", model.replace('\'', "''")));
-        let rows = read.rows(&format!("reading {}", spec.name), &format!("select * from {}{condition}", spec.name)).await?;
+        let condition =
+            model.map_or_else(String::new, |model| format!(" where model = '{}'", model.replace('\'', "''")));
+        let rows =
+            read.rows(&format!("reading {}", spec.name), &format!("select * from {}{condition}", spec.name)).await?;
         let batches: Vec<RecordBatch> = rows.try_collect().await?;
         let mut writer = arrow::json::WriterBuilder::new()
             .with_explicit_nulls(true)
@@ -293,9 +295,8 @@ impl Registry {
         if text.is_empty() {
             return Ok(Vec::new());
         }
-        serde_json::from_slice(&text).map_err(|error| {
-            CliError::ModelDamaged(format!("{} has rows that cannot be read: {error}", spec.name))
-        })
+        serde_json::from_slice(&text)
+            .map_err(|error| CliError::ModelDamaged(format!("{} has rows that cannot be read: {error}", spec.name)))
     }
 }
 
@@ -400,7 +401,11 @@ fn versions_table() -> Result<TableSpec, CliError> {
         commented("version", DataType::Int32, "Number of the version, from 1"),
         commented("trained_at", time(), "When it was trained"),
         commented("trained_by", DataType::Utf8, "Who trained it"),
-        commented("dataset_id", DataType::Utf8, "Changes with the spec, the queries and the versions of all tables that were read"),
+        commented(
+            "dataset_id",
+            DataType::Utf8,
+            "Changes with the spec, the queries and the versions of all tables that were read",
+        ),
         commented("spec", DataType::Utf8, "The model's file, as it was"),
         commented("feature_stage", DataType::Utf8, "The stage whose columns are features"),
         commented("feature_fingerprint", DataType::Utf8, "Changes with the queries of the features"),
@@ -417,7 +422,11 @@ fn versions_table() -> Result<TableSpec, CliError> {
         commented("examples_hash", DataType::Utf8, "BLAKE3 of the examples"),
         commented("calibrator", DataType::Utf8, "From log-odds to probability, JSON"),
         commented("profile", DataType::Utf8, "What each feature looked like, JSON"),
-        commented("notes", DataType::Utf8, "Features that tell nothing, columns accepted though they change later, the strongest single feature, JSON"),
+        commented(
+            "notes",
+            DataType::Utf8,
+            "Features that tell nothing, columns accepted though they change later, the strongest single feature, JSON",
+        ),
         commented("rows", DataType::Utf8, "Rows by use, JSON"),
         commented("measures", measures, "Measures with 95 % intervals beside those of baselines"),
     ];
@@ -425,7 +434,8 @@ fn versions_table() -> Result<TableSpec, CliError> {
         name: TableName::new("model", "versions").map_err(|error| CliError::Lake(error.into()))?,
         schema: Arc::new(Schema::new(fields)),
         partition_by: Vec::new(),
-        comment: "One row is a version of a model: what it was trained from, what it is worth, where its files are.".to_owned(),
+        comment: "One row is a version of a model: what it was trained from, what it is worth, where its files are."
+            .to_owned(),
     })
 }
 

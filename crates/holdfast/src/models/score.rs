@@ -11,9 +11,7 @@ use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use holdfast_engine::{DeclaredTable, EngineError, LakeReader, Published, Runner};
-use holdfast_lake::{
-    Change, ChangeKind, CommitOutcome, Position, Table, TableSpec, TableWriter, WriterSettings,
-};
+use holdfast_lake::{Change, ChangeKind, CommitOutcome, Position, Table, TableSpec, TableWriter, WriterSettings};
 use holdfast_types::{COMMENT_KEY, CUSTOMER_BUCKET, CUSTOMER_ID, Progress, TableName};
 use serde::{Deserialize, Serialize};
 
@@ -140,7 +138,9 @@ impl<'a> Scoring<'a> {
         let (stage, events) = (loaded.spec.stage().clone(), loaded.spec.file.label.table.get_ref().clone());
         let there = async |name: &TableName| {
             lake.table(name).await?.ok_or_else(|| {
-                CliError::NoModel(format!("{name} is not in the lake yet: make it with `holdfast run --select +{name}`"))
+                CliError::NoModel(format!(
+                    "{name} is not in the lake yet: make it with `holdfast run --select +{name}`"
+                ))
             })
         };
         let (features, events) = (there(&stage).await?, there(&events).await?);
@@ -191,10 +191,7 @@ impl<'a> Scoring<'a> {
     }
 
     /// Scores all customers into files that nobody sees yet.
-    async fn stage(
-        &mut self,
-        progress: &dyn Progress,
-    ) -> Result<(Vec<holdfast_lake::StagedFile>, Table), CliError> {
+    async fn stage(&mut self, progress: &dyn Progress) -> Result<(Vec<holdfast_lake::StagedFile>, Table), CliError> {
         self.as_of = self.moment().await?;
         let table = self.registry.lake.ensure_table(&table_spec(&self.table)).await?;
         let mut writer = TableWriter::new(&table, WriterSettings::default());
@@ -228,9 +225,12 @@ impl<'a> Scoring<'a> {
 
     fn words(&self) -> Words {
         let said = self.loaded.spec.file.reasons.iter().map(|(name, words)| (name.get_ref().clone(), words.clone()));
-        let comments = self.features.schema().fields().iter().filter_map(|field| {
-            Some((field.name().clone(), field.metadata().get(COMMENT_KEY)?.clone()))
-        });
+        let comments = self
+            .features
+            .schema()
+            .fields()
+            .iter()
+            .filter_map(|field| Some((field.name().clone(), field.metadata().get(COMMENT_KEY)?.clone())));
         Words::of(self.loaded.model.signature(), &said.collect(), &comments.collect())
     }
 
@@ -270,7 +270,12 @@ impl<'a> Scoring<'a> {
         Ok(self.read.rows(&format!("scoring the customers of {}", self.features.name()), sql).await?)
     }
 
-    fn scored(&mut self, batch: &RecordBatch, words: &Words, scored_at: DateTime<Utc>) -> Result<RecordBatch, CliError> {
+    fn scored(
+        &mut self,
+        batch: &RecordBatch,
+        words: &Words,
+        scored_at: DateTime<Utc>,
+    ) -> Result<RecordBatch, CliError> {
         let Loaded { model, calibrator, spec, version } = &self.loaded;
         let places: Vec<usize> = (2..batch.num_columns()).collect();
         let matrix = model.signature().matrix(&batch.project(&places)?)?;
@@ -347,7 +352,10 @@ impl<'a> Scoring<'a> {
             .await?;
         let CommitOutcome::Applied { version } = outcome else {
             lake.discard(kept, &table).await;
-            return Err(CliError::Moved(format!("{} was written by another scoring at the same time: score again", self.table)));
+            return Err(CliError::Moved(format!(
+                "{} was written by another scoring at the same time: score again",
+                self.table
+            )));
         };
         let published = publish(lake, &[tables()?.as_slice(), &[self.table.clone()]].concat()).await?;
         let Counts { customers, high, medium, low, sum } = self.counts;
@@ -424,7 +432,11 @@ fn score_schema() -> SchemaRef {
         text("feature_stage", "Where its features are"),
         commented("feature_version", DataType::Int64, "The version of that table"),
         commented("probability_raw", DataType::Float64, "Probability as the trees have it"),
-        commented("probability", DataType::Float64, "Calibrated probability: of customers with 0.7, seven in ten churn"),
+        commented(
+            "probability",
+            DataType::Float64,
+            "Calibrated probability: of customers with 0.7, seven in ten churn",
+        ),
         text("band", "high, medium or low, by the calibrated probability"),
     ];
     let of = |place: usize, name: &str, comment: &str| text(&format!("{name}_{}", place + 1), comment);

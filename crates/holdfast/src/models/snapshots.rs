@@ -205,7 +205,9 @@ pub(crate) fn feature_column(table: &str, name: &str, schema: Option<&SchemaRef>
         Some(DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View) => {
             format!("arrow_cast({column}, 'Utf8') as {}", quoted(name))
         }
-        Some(DataType::Boolean) => format!("case when {column} then 1.0 when not {column} then 0.0 end as {}", quoted(name)),
+        Some(DataType::Boolean) => {
+            format!("case when {column} then 1.0 when not {column} then 0.0 end as {}", quoted(name))
+        }
         _ => format!("arrow_cast({column}, 'Float32') as {}", quoted(name)),
     }
 }
@@ -228,4 +230,3 @@ pub(crate) fn quoted(name: &str) -> String {
 fn texts(column: &arrow::array::ArrayRef) -> Result<arrow::array::ArrayRef, ArrowError> {
     arrow::compute::cast(column, &DataType::Utf8)
 }
-

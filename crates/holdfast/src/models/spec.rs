@@ -203,9 +203,8 @@ impl Spec {
     /// The models of a pipeline, sorted.
     pub(crate) fn names(project: &Project) -> Result<Vec<String>, CliError> {
         let entries = std::fs::read_dir(project.model_folder()?).into_iter().flatten().filter_map(Result::ok);
-        let mut names: Vec<String> = entries
-            .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".toml")?.to_owned()))
-            .collect();
+        let mut names: Vec<String> =
+            entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".toml")?.to_owned())).collect();
         names.sort();
         Ok(names)
     }
@@ -239,7 +238,9 @@ impl Spec {
     pub(crate) fn counted(&self) -> String {
         let time = self.file.label.time.get_ref();
         match &self.file.label.condition {
-            Some(condition) => format!("{CUSTOMER_ID} is not null and {time} is not null and ({})", condition.get_ref()),
+            Some(condition) => {
+                format!("{CUSTOMER_ID} is not null and {time} is not null and ({})", condition.get_ref())
+            }
             None => format!("{CUSTOMER_ID} is not null and {time} is not null"),
         }
     }
@@ -317,7 +318,10 @@ impl Spec {
                 return Ok(());
             }
             let names: Vec<String> = project.stages().iter().map(|stage| stage.name.to_string()).collect();
-            Err(self.mistake(table.span().start, format!("no stage is called `{name}`{}", nearest(&name.to_string(), &names))))
+            Err(self.mistake(
+                table.span().start,
+                format!("no stage is called `{name}`{}", nearest(&name.to_string(), &names)),
+            ))
         };
         known(&self.file.features.stage)?;
         known(&label.table)?;
@@ -344,7 +348,9 @@ impl Spec {
         let schema = self.schema(past, &section.stage)?;
         let is_time = |kind: &DataType| matches!(kind, DataType::Timestamp(_, _));
         if !schema.field_with_name(EVENT_TIMESTAMP).is_ok_and(|field| is_time(field.data_type())) {
-            let message = format!("{stage} has no timestamp `{EVENT_TIMESTAMP}`, which says at what moment its values were known: add `now() as {EVENT_TIMESTAMP}`");
+            let message = format!(
+                "{stage} has no timestamp `{EVENT_TIMESTAMP}`, which says at what moment its values were known: add `now() as {EVENT_TIMESTAMP}`"
+            );
             return Err(self.mistake(section.stage.span().start, message));
         }
         for name in &section.exclude {

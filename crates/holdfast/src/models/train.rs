@@ -99,7 +99,11 @@ pub(crate) async fn train(
         Some(version) => rival(registry, version, &moments, progress).await?,
         None => None,
     };
-    progress.note(&format!("  Learning from {} rows, judging with {}", rows.learning.labels.len(), rows.test.labels.len()));
+    progress.note(&format!(
+        "  Learning from {} rows, judging with {}",
+        rows.learning.labels.len(),
+        rows.test.labels.len()
+    ));
     let spec_owned = spec.clone();
     // Trees and resamples keep a core busy for as long as they take.
     let fitted = tokio::task::spawn_blocking(move || fit(&spec_owned, &rows, rival.as_ref()));
@@ -167,7 +171,9 @@ async fn rival(
 ) -> Result<Option<Rival>, CliError> {
     let number = version.version;
     if moments.test.first().is_some_and(|first| version.labels_end > *first) {
-        progress.note(&format!("  The champion, version {number}, has learnt from the days that judge: it is not compared"));
+        progress.note(&format!(
+            "  The champion, version {number}, has learnt from the days that judge: it is not compared"
+        ));
         return Ok(None);
     }
     match registry.load(version).await {
