@@ -481,3 +481,59 @@ pub(crate) fn unwritable(error: serde_json::Error) -> CliError {
 pub(crate) fn profile_of(version: &Version) -> Vec<FeatureProfile> {
     serde_json::from_str(&version.profile).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use holdfast_models::{Feature, FeatureKind, Parameters, Signature, TrainingSet};
+
+    use super::*;
+
+    #[test]
+    fn a_model_that_answers_otherwise_than_it_did_is_told_with_the_example() {
+        let feature = |name: &str| Feature { name: name.to_owned(), kind: FeatureKind::Number };
+        let signature = Signature::new(vec![feature("days"), feature("visits")]).unwrap();
+        let values: Vec<f32> = (0..400_u16).flat_map(|row| [f32::from(row % 40), f32::from(row % 7)]).collect();
+        let labels: Vec<bool> = (0..400).map(|row| row % 40 > 25 || row % 11 == 0).collect();
+        let features = signature.matrix_of(values.clone()).unwrap();
+        let train = TrainingSet { features: &features, labels: &labels, weights: None };
+        let parameters = Parameters { rounds: 5, ..Parameters::default() };
+        let model = Model::fit(&Hessboost, &signature, &train, None, &parameters).unwrap().model;
+        let margins = model.margins(&features).unwrap();
+        let wide: Vec<f64> = margins.iter().copied().map(f64::from).collect();
+        let calibrator = Calibrator::fit(&wide, &labels).unwrap();
+        let mut examples: Vec<Example> = (0..8)
+            .map(|row| Example {
+                features: values[row * 2..row * 2 + 2].iter().copied().map(Some).collect(),
+                margin: margins[row],
+                probability: calibrator.probability(wide[row]),
+            })
+            .collect();
+        replay(&model, &calibrator, &examples).unwrap();
+        examples[2].margin += 0.01;
+        assert!(replay(&model, &calibrator, &examples).unwrap_err().contains("of example 3 it says"));
+        examples[2].margin -= 0.01;
+        examples[5].probability += 0.01;
+        assert!(replay(&model, &calibrator, &examples).unwrap_err().contains("of example 6"));
+        examples[5].features.pop();
+        assert!(replay(&model, &calibrator, &examples).is_err(), "a row of another width");
+        assert!(replay(&model, &calibrator, &[]).is_err(), "nothing was asked");
+    }
+
+    #[test]
+    fn the_last_move_says_where_an_alias_stands() {
+        let moved = |alias: &str, version, step| Move {
+            model: "m".to_owned(),
+            alias: alias.to_owned(),
+            version,
+            previous: None,
+            step,
+            moved_at: DateTime::UNIX_EPOCH,
+            moved_by: String::new(),
+            why: "promoted".to_owned(),
+        };
+        let moves = [moved(CHAMPION, 1, 1), moved(CHALLENGER, 2, 2), moved(CHAMPION, 2, 3), moved(CHAMPION, 1, 4)];
+        assert_eq!(standing(&moves, "m", CHAMPION), Some(1));
+        assert_eq!(standing(&moves, "m", CHALLENGER), Some(2));
+        assert_eq!(standing(&moves, "n", CHAMPION), None);
+    }
+}
