@@ -504,15 +504,13 @@ async fn a_stage_in_the_past_is_what_a_run_of_that_day_made() {
     succeed(&mut first.command(&["run", "--as-of", moment]));
     let made = first.query("select days_since, orders, orders_90d, cast(spend as double) as spend from features.f");
     // The two lakes have keys of their own, and so ids of their own.
-    let numbers = |row: &Value| -> Vec<i64> {
-        ["days_since", "orders", "orders_90d", "spend"]
-            .iter()
-            .map(|name| row[name].as_f64().unwrap().round() as i64)
-            .collect()
+    let shown = |value: f64| format!("{value:.0}");
+    let numbers = |row: &Value| -> Vec<String> {
+        ["days_since", "orders", "orders_90d", "spend"].iter().map(|name| shown(row[name].as_f64().unwrap())).collect()
     };
-    let mut made: Vec<Vec<i64>> = made.iter().map(numbers).collect();
-    let mut seen: Vec<Vec<i64>> =
-        then.iter().map(|(_, row)| row.iter().map(|value| value.round() as i64).collect()).collect();
+    let mut made: Vec<Vec<String>> = made.iter().map(numbers).collect();
+    let mut seen: Vec<Vec<String>> =
+        then.iter().map(|(_, row)| row.iter().map(|value| shown(*value)).collect()).collect();
     made.sort();
     seen.sort();
     assert!(seen.len() > 100, "seed {SEED}");

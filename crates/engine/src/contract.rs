@@ -441,7 +441,8 @@ impl Reader<'_> {
         let declared = columns_at.and_then(|columns| columns.get_ref().as_table());
         for column in columns {
             let Some(KnownAt::Column { column: time, .. }) = &column.known_at else { continue };
-            let said = declared.and_then(|declared| declared.get(column.name.as_str())?.get_ref().get("known_at"));
+            let said =
+                declared.and_then(|declared| declared.get(column.name.as_str())?.get_ref().as_table()?.get("known_at"));
             if let Some(said) = said.filter(|_| !times.contains(&time.as_str())) {
                 let known: Vec<&str> = times.iter().copied().chain([KNOWN_LATER]).collect();
                 self.unknown(said, "time", time, &known);

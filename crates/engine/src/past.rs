@@ -245,7 +245,7 @@ impl Past {
                 while let Some(batch) = rows.try_next().await.map_err(failed())? {
                     take(&mut filled, batch)?;
                 }
-                Ok(filled)
+                Ok::<S, EngineError>(filled)
             };
             match asked.await {
                 Err(error) if error.is_out_of_memory() && !settings.is_frugal => settings.is_frugal = true,

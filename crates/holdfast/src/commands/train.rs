@@ -58,9 +58,10 @@ fn summary(made: &Made) -> String {
         moments.iter().map(|moment| moment.date_naive().to_string()).collect::<Vec<_>>().join(", ")
     };
     let mut text = format!(
-        "{} version {}: {} trees over {} features, {} calibration\n\n  learnt from   {}  ({} rows; {} told when to stop, {} calibrated)\n  judged at     {}  ({} rows, {} of customers not seen before)\n",
+        "{} version {}: {}\n\n  {} trees over {} features, {} calibration\n  learnt from   {}  ({} rows; {} told when to stop, {} calibrated)\n  judged at     {}  ({} rows, {} of customers not seen before)\n",
         made.model,
         made.version,
+        made.description,
         made.rounds,
         made.features,
         made.calibration,

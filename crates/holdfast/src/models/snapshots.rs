@@ -206,7 +206,10 @@ pub(crate) fn feature_column(table: &str, name: &str, schema: Option<&SchemaRef>
             format!("arrow_cast({column}, 'Utf8') as {}", quoted(name))
         }
         Some(DataType::Boolean) => {
-            format!("arrow_cast(case when {column} then 1.0 when not {column} then 0.0 end, 'Float32') as {}", quoted(name))
+            format!(
+                "arrow_cast(case when {column} then 1.0 when not {column} then 0.0 end, 'Float32') as {}",
+                quoted(name)
+            )
         }
         _ => format!("arrow_cast({column}, 'Float32') as {}", quoted(name)),
     }

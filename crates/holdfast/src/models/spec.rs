@@ -209,11 +209,6 @@ impl Spec {
         Ok(names)
     }
 
-    /// The specs of all models of a pipeline that can be read: what their score tables are.
-    pub(crate) fn all(project: &Project) -> Result<Vec<Self>, CliError> {
-        Self::names(project)?.iter().map(|name| Self::read(project, name)).collect()
-    }
-
     pub(crate) fn gap(&self) -> TimeDelta {
         TimeDelta::days(i64::from(self.file.label.gap_days))
     }

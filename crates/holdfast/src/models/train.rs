@@ -41,6 +41,7 @@ pub(crate) enum Trained {
 #[derive(Debug, Serialize)]
 pub(crate) struct Made {
     pub(crate) model: String,
+    pub(crate) description: String,
     pub(crate) version: i32,
     pub(crate) dataset_id: String,
     pub(crate) artefact_hash: String,
@@ -145,6 +146,7 @@ pub(crate) async fn train(
     publish(&registry.lake, &tables()?).await?;
     Ok(Trained::Made(Box::new(Made {
         model: kept.model,
+        description: spec.file.description.clone(),
         version: kept.version,
         dataset_id,
         artefact_hash: kept.artefact_hash,
