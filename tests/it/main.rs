@@ -46,6 +46,7 @@ mod s3;
 mod serve;
 mod stages;
 mod telemetry;
+mod train;
 mod up;
 mod verify;
 mod why;

@@ -590,7 +590,7 @@ pub(crate) fn salt(lake: &Lake, settings: &SessionSettings, stage: &Stage) -> St
 
 /// What `now()` is in a stage. Where rows are brought up to date by key it must be the same for all of them until the next full refresh: the end of the
 /// grain (a day) that the run's moment is in, so that what happened today has happened.
-fn moment(stage: &Stage, as_of: DateTime<Utc>) -> DateTime<Utc> {
+pub(crate) fn moment(stage: &Stage, as_of: DateTime<Utc>) -> DateTime<Utc> {
     match stage.directives.kind {
         StageKind::Incremental { grain, .. } if stage.depends_on_time => end_of_grain(as_of, grain),
         StageKind::Append if stage.depends_on_time => end_of_grain(as_of, DAY),

@@ -24,7 +24,10 @@ pub(crate) const KEY_UNIQUE: &str = "key_unique";
 pub const UNIT_CURRENCY: &str = "currency";
 
 const KEYS: [&str; 8] = ["version", "grain", "description", "key", "event_time", "identifiers", "columns", "migration"];
-const COLUMN_KEYS: [&str; 7] = ["type", "unit", "meaning", "required", "pii", "values", "otherwise"];
+const COLUMN_KEYS: [&str; 9] =
+    ["type", "unit", "meaning", "required", "pii", "values", "otherwise", "known_at", "before"];
+/// What `known_at` says of a value that comes at a time which nobody records.
+const KNOWN_LATER: &str = "later";
 const MIGRATION_KEYS: [&str; 2] = ["from", "how"];
 
 /// What a table promises to those who read it.
@@ -73,8 +76,24 @@ pub struct ContractColumn {
     pub values: Vec<String>,
     /// What happens to rows with another value.
     pub otherwise: Severity,
+    /// From when on the value is known, where that is not the row's event time.
+    pub known_at: Option<KnownAt>,
     place: Place,
     type_place: Place,
+}
+
+/// From when on a value is known that its row does not begin with: what was known at a moment in the past rests on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KnownAt {
+    /// From the time in this column of the row on. Before, and where that is null, the value is `before`, or null.
+    Column {
+        /// A timestamp or date of the table; the column itself for a time that says when something came to be.
+        column: String,
+        /// What stands there before.
+        before: Option<String>,
+    },
+    /// From some later time on that nobody records: a state as it ended.
+    Later,
 }
 
 /// How tables made under an earlier version of a contract come to the present one.
@@ -299,6 +318,7 @@ impl Reader<'_> {
         };
         let mut columns = columns?;
         self.check_units(&columns);
+        self.check_known_at(columns_at, &columns);
         let key = key?;
         for column in &mut columns {
             column.is_required |= key.contains(&column.name) || Some(&column.name) == event_time.as_ref();
@@ -381,6 +401,7 @@ impl Reader<'_> {
             Some(value) => self.severity(value)?,
             None => Severity::Quarantine,
         };
+        let known_at = self.known_at(options)?;
         Some(ContractColumn {
             name: key.get_ref().to_string(),
             data_type,
@@ -390,9 +411,43 @@ impl Reader<'_> {
             is_pii,
             values,
             otherwise,
+            known_at,
             place: self.place(key.span()),
             type_place: self.place(type_at.span()),
         })
+    }
+
+    /// The outer `None` when it is wrong, the inner when the value is known as soon as the row is.
+    fn known_at(&mut self, options: &DeTable<'_>) -> Option<Option<KnownAt>> {
+        let before = self.optional(options, "before", Self::text_of)?;
+        match self.optional(options, "known_at", Self::text_of)? {
+            Some(column) if column == KNOWN_LATER && before.is_none() => Some(Some(KnownAt::Later)),
+            Some(column) if column != KNOWN_LATER => Some(Some(KnownAt::Column { column, before })),
+            None if before.is_none() => Some(None),
+            _ => {
+                let span = options.get("before").map_or(0..1, Spanned::span);
+                self.mistake("E0502", "`before` is what stands there before the time in `known_at`", span);
+                None
+            }
+        }
+    }
+
+    /// What `known_at` names has to be a time of the table.
+    fn check_known_at(&mut self, columns_at: Option<&Item<'_>>, columns: &[ContractColumn]) {
+        let is_time =
+            |column: &ContractColumn| matches!(column.data_type, DataType::Timestamp(_, _) | DataType::Date32);
+        let times: Vec<&str> =
+            columns.iter().filter(|column| is_time(column)).map(|column| column.name.as_str()).collect();
+        let declared = columns_at.and_then(|columns| columns.get_ref().as_table());
+        for column in columns {
+            let Some(KnownAt::Column { column: time, .. }) = &column.known_at else { continue };
+            let said =
+                declared.and_then(|declared| declared.get(column.name.as_str())?.get_ref().as_table()?.get("known_at"));
+            if let Some(said) = said.filter(|_| !times.contains(&time.as_str())) {
+                let known: Vec<&str> = times.iter().copied().chain([KNOWN_LATER]).collect();
+                self.unknown(said, "time", time, &known);
+            }
+        }
     }
 
     /// A number without a unit is a riddle, unless it counts or numbers things.

@@ -1,11 +1,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use chrono::{DateTime, Utc};
 use datafusion::catalog::TableProvider;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::SessionContext;
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use holdfast_lake::{Lake, Manifest, Table};
 use holdfast_types::TableName;
@@ -13,7 +15,7 @@ use holdfast_types::TableName;
 use crate::Result;
 use crate::error::EngineError;
 use crate::run::pin_all;
-use crate::session::{SessionSettings, session_with};
+use crate::session::{SessionSettings, plan_read_only, session_with};
 
 /// A table as a published run left it.
 #[derive(Debug, Clone)]
@@ -124,6 +126,20 @@ impl Published {
     pub fn session(&self) -> Result<SessionContext> {
         let tables = self.providers.iter().map(|(name, provider)| (name.clone(), Arc::clone(provider)));
         session_with(&self.settings, &self.runtime, self.buckets, tables)
+    }
+
+    /// The rows that a query gives of these versions, batch by batch. `what` names it where it fails.
+    ///
+    /// # Errors
+    /// As of [`plan_read_only`], and what the lake answers.
+    pub async fn rows(&self, what: &str, sql: &str) -> Result<BoxStream<'static, Result<RecordBatch>>> {
+        let session = self.session()?;
+        let plan = plan_read_only(&session, sql).await?;
+        let failed =
+            |what: String| move |source| EngineError::Execution { what: what.clone(), source: Box::new(source) };
+        let frame = session.execute_logical_plan(plan).await.map_err(failed(what.to_owned()))?;
+        let rows = frame.execute_stream().await.map_err(failed(what.to_owned()))?;
+        Ok(rows.map_err(failed(what.to_owned())).boxed())
     }
 }
 

@@ -7,6 +7,7 @@ use holdfast_feeds::FeedError;
 use holdfast_identity::IdentityError;
 use holdfast_ingest::IngestError;
 use holdfast_lake::LakeError;
+use holdfast_models::ModelError;
 use holdfast_serve::ServeError;
 use holdfast_synth::SynthError;
 use holdfast_types::ErrorKind;
@@ -46,6 +47,20 @@ pub(crate) enum CliError {
     CasesFailed { failed: usize, total: usize },
     #[error("{0}")]
     PartEnded(String),
+    #[error("{0}")]
+    NoModel(String),
+    #[error("{0}")]
+    Training(String),
+    #[error("{0}")]
+    ModelDamaged(String),
+    #[error("{0}")]
+    Moved(String),
+    #[error("{what}: {}", holdfast_lake::describe_store_error(source))]
+    Store { what: String, source: object_store::Error },
+    #[error("rows cannot be put together: {0}")]
+    Rows(#[from] arrow::error::ArrowError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
     #[error("cannot write the output: {0}")]
     Output(std::io::Error),
     #[error(transparent)]
@@ -73,14 +88,20 @@ pub(crate) enum CliError {
 impl CliError {
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoProject(_) | Self::NoPipeline { .. } => ErrorKind::NotFound,
+            Self::NoProject(_) | Self::NoPipeline { .. } | Self::NoModel(_) => ErrorKind::NotFound,
             Self::Config { .. } | Self::NoKey { .. } => ErrorKind::InvalidConfig,
-            Self::File { .. } | Self::Argument(_) | Self::CasesFailed { .. } | Self::CheckFailed(_) => {
-                ErrorKind::InvalidInput
-            }
+            Self::File { .. }
+            | Self::Argument(_)
+            | Self::CasesFailed { .. }
+            | Self::CheckFailed(_)
+            | Self::Training(_) => ErrorKind::InvalidInput,
+            Self::ModelDamaged(_) => ErrorKind::CorruptData,
+            Self::Moved(_) => ErrorKind::Conflict,
+            Self::Store { .. } => ErrorKind::Retry,
+            Self::Model(error) => error.kind(),
             Self::StagesFailed { kind, .. } | Self::FilesRefused { kind, .. } | Self::NotVerified { kind, .. } => *kind,
             Self::Output(_) => ErrorKind::Retry,
-            Self::PartEnded(_) => ErrorKind::Bug,
+            Self::PartEnded(_) | Self::Rows(_) => ErrorKind::Bug,
             Self::Lake(error) => error.kind(),
             Self::Engine(error) => error.kind(),
             Self::Cluster(error) => error.kind(),

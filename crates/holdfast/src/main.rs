@@ -3,6 +3,7 @@
 mod clock;
 mod commands;
 mod error;
+mod models;
 mod progress;
 mod project;
 mod schedule;
@@ -19,8 +20,7 @@ use tracing::Instrument;
 
 use crate::commands::{
     check, cluster, collect, contracts, demo, docs, environments, fmt, generate, identity, ingest, lineage, maintain,
-    plan,
-    quarantine, run, serve, sql, status, test, up, verify, why,
+    models as model_versions, plan, quarantine, run, score, serve, sql, status, test, train, up, verify, why,
 };
 use crate::error::CliError;
 use crate::progress::Terminal;
@@ -65,11 +65,14 @@ enum Command {
     Promote(environments::PromoteArgs),
     Run(run::RunArgs),
     Maintain(maintain::MaintainArgs),
+    Models(model_versions::ModelsArgs),
     Quarantine(quarantine::QuarantineArgs),
+    Score(score::ScoreArgs),
     Sql(sql::SqlArgs),
     Serve(serve::ServeArgs),
     Status(status::StatusArgs),
     Test(test::TestArgs),
+    Train(train::TrainArgs),
     Up(up::UpArgs),
     Verify(verify::VerifyArgs),
     Why(why::WhyArgs),
@@ -94,11 +97,14 @@ impl Command {
             Self::Promote(_) => "promote",
             Self::Run(_) => "run",
             Self::Maintain(_) => "maintain",
+            Self::Models(_) => "models",
             Self::Quarantine(_) => "quarantine",
+            Self::Score(_) => "score",
             Self::Sql(_) => "sql",
             Self::Serve(_) => "serve",
             Self::Status(_) => "status",
             Self::Test(_) => "test",
+            Self::Train(_) => "train",
             Self::Up(_) => "up",
             Self::Verify(_) => "verify",
             Self::Why(_) => "why",
@@ -187,11 +193,14 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Promote(args) => environments::promote(&project, args, terminal).await,
         Command::Run(args) => run::run(&project, args, terminal).await,
         Command::Maintain(args) => maintain::run(&project, args, terminal).await,
+        Command::Models(args) => model_versions::run(&project, args, terminal).await,
         Command::Quarantine(args) => quarantine::run(&project, args, terminal).await,
+        Command::Score(args) => score::run(&project, args, terminal).await,
         Command::Sql(args) => sql::run(&project, args).await,
         Command::Serve(args) => serve::run(&project, args, terminal).await,
         Command::Status(args) => status::run(&project, args).await,
         Command::Test(args) => test::run(&project, args, terminal).await,
+        Command::Train(args) => train::run(&project, args, terminal).await,
         Command::Up(args) => up::run(&project, args, terminal).await,
         Command::Verify(args) => verify::run(&project, args, terminal).await,
         Command::Why(args) => why::run(&project, args).await,

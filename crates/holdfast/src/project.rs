@@ -382,7 +382,7 @@ impl Project {
         Ok(Lake::create_or_open(&self.lake_url, &self.lake_base, &self.options, settings, clock).await?)
     }
 
-    fn pipeline_folder(&self) -> Result<PathBuf, CliError> {
+    pub(crate) fn pipeline_folder(&self) -> Result<PathBuf, CliError> {
         let pipelines = self.folder.join("pipelines");
         let folder = pipelines.join(&self.pipeline);
         if folder.join("pipeline.toml").is_file() {
@@ -433,7 +433,7 @@ impl Project {
         Ok(load_sources(&self.pipeline_folder()?.join("sources"))?)
     }
 
-    /// The pipeline's stages, which may read its sources' raw tables, the books of ingestion and the identity tables.
+    /// The pipeline's stages, which may read its sources' raw tables, the books of ingestion, the identity tables, and those of models and their scores.
     pub(crate) fn stages(&self) -> Result<Stages, CliError> {
         Ok(self.draft()?.into_project()?)
     }
@@ -459,6 +459,8 @@ impl Project {
             }
             declared.push(DeclaredTable { name, schema: source.raw_schema(), identifiers });
         }
+        declared.extend(crate::models::registry::declared()?);
+        declared.extend(crate::models::score::declared(self)?);
         Ok(Draft::read(&self.stage_folder()?, declared)?)
     }
 
@@ -605,7 +607,7 @@ pub(crate) fn raw_table(source: &SourceSpec) -> Result<TableName, CliError> {
     TableName::new("raw", &source.name).map_err(|error| CliError::Lake(error.into()))
 }
 
-fn read_text(path: &Path) -> Result<String, CliError> {
+pub(crate) fn read_text(path: &Path) -> Result<String, CliError> {
     std::fs::read_to_string(path).map_err(|source| CliError::File {
         what: "cannot read",
         path: path.to_owned(),
@@ -613,13 +615,13 @@ fn read_text(path: &Path) -> Result<String, CliError> {
     })
 }
 
-fn parse_toml<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, CliError> {
+pub(crate) fn parse_toml<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, CliError> {
     toml::from_str(text)
         .map_err(|error| located(path, text, error.span().map_or(0, |span| span.start), error.message().to_owned()))
 }
 
 /// A mistake at this byte of a file.
-fn located(path: &Path, text: &str, offset: usize, message: String) -> CliError {
+pub(crate) fn located(path: &Path, text: &str, offset: usize, message: String) -> CliError {
     let before = text.get(..offset).unwrap_or_default();
     CliError::Config {
         path: path.to_owned(),

@@ -338,7 +338,12 @@ impl TrainingSet<'_> {
 }
 
 impl Parameters {
-    fn check(&self, has_validation: bool) -> Result<()> {
+    /// Refuses parameters out of range, before anything is trained.
+    ///
+    /// # Errors
+    ///
+    /// The first of them.
+    pub fn check(&self, has_validation: bool) -> Result<()> {
         let wrong = |name, value, range| Err(ModelError::Parameter { name, value, range });
         let share = |value: f64| value > 0.0 && value <= 1.0;
         let penalty = |value: f64| value.is_finite() && value >= 0.0;

@@ -2,7 +2,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use holdfast_engine::{Contract, ContractColumn, Project as Stages, Severity, Stage};
+use holdfast_engine::{Contract, ContractColumn, KnownAt, Project as Stages, Severity, Stage};
 use holdfast_ingest::SourceSpec;
 use holdfast_lake::grammar::type_name;
 use holdfast_types::{Clock, Progress};
@@ -136,6 +136,14 @@ fn rules(contract: &Contract, column: &ContractColumn) -> String {
     }
     if column.is_pii {
         rules.push("personal data".to_owned());
+    }
+    match &column.known_at {
+        Some(KnownAt::Column { column, before: None }) => rules.push(format!("known at `{column}`")),
+        Some(KnownAt::Column { column, before: Some(before) }) => {
+            rules.push(format!("known at `{column}`, `{before}` before"));
+        }
+        Some(KnownAt::Later) => rules.push("changes later, without a date".to_owned()),
+        None => {}
     }
     if !column.values.is_empty() {
         let otherwise = match column.otherwise {

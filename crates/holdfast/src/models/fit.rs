@@ -1,0 +1,428 @@
+//! From snapshots to a model that is calibrated and measured beside its baselines.
+
+use std::collections::HashSet;
+
+use arrow::array::{Array, AsArray, RecordBatch, UInt64Array};
+use arrow::compute::{concat_batches, take_record_batch};
+use arrow::datatypes::Float32Type;
+use chrono::{DateTime, Utc};
+use holdfast_models::{
+    Bootstrap, Calibrator, Estimate, Hessboost, Measure, Model, Report, Scores, Signature, TrainingSet, Useless,
+    UselessBecause, report,
+};
+use serde::{Deserialize, Serialize};
+
+use super::moments::Moments;
+use super::snapshots::Snapshot;
+use super::spec::Spec;
+use crate::error::CliError;
+
+/// Rows that are kept with a model, to be replayed before it is trusted.
+const EXAMPLES: usize = 32;
+
+/// Resamples of an interval.
+const REPLICATES: u32 = 1000;
+
+/// A trained model with all that is known of it.
+#[derive(Debug)]
+pub(crate) struct Fitted {
+    pub(crate) model: Model,
+    pub(crate) calibrator: Calibrator,
+    pub(crate) examples: Vec<Example>,
+    pub(crate) measures: Vec<MeasureRow>,
+    pub(crate) profile: Vec<FeatureProfile>,
+    /// Features that are all null or all equal, with why.
+    pub(crate) useless: Vec<(String, String)>,
+    pub(crate) counts: Counts,
+}
+
+/// Rows by what they were used for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Counts {
+    pub(crate) learning: u64,
+    pub(crate) stopping: u64,
+    pub(crate) calibration: u64,
+    pub(crate) test: u64,
+    /// Of the rows that judge, those of customers that no other row is of.
+    pub(crate) unseen: u64,
+}
+
+/// A row of features with what the model said of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Example {
+    /// In the order of the signature; null is missing.
+    pub(crate) features: Vec<Option<f32>>,
+    pub(crate) margin: f32,
+    pub(crate) probability: f64,
+}
+
+/// One measure beside one baseline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MeasureRow {
+    /// `out_of_time`, or `unseen_customers`: of these, customers that nothing was learnt from.
+    pub(crate) judged_on: String,
+    /// `recency`, `scorecard`, `champion`; the majority class stands in `majority_accuracy` beside all of them.
+    pub(crate) baseline: String,
+    pub(crate) measure: String,
+    pub(crate) rows: i64,
+    pub(crate) positives: i64,
+    pub(crate) base_rate: f64,
+    pub(crate) majority_accuracy: f64,
+    pub(crate) value: Option<f64>,
+    pub(crate) low: Option<f64>,
+    pub(crate) high: Option<f64>,
+    pub(crate) baseline_value: Option<f64>,
+    pub(crate) baseline_low: Option<f64>,
+    pub(crate) baseline_high: Option<f64>,
+    pub(crate) difference: Option<f64>,
+    pub(crate) difference_low: Option<f64>,
+    pub(crate) difference_high: Option<f64>,
+}
+
+/// What a feature looked like when the model learnt: what later data is held against.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FeatureProfile {
+    pub(crate) feature: String,
+    pub(crate) rows: u64,
+    pub(crate) missing_share: f64,
+    /// Of a number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mean: Option<f64>,
+    /// The minimum, nine deciles and the maximum of a number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) deciles: Vec<f32>,
+    /// The shares of a text's values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) shares: Vec<(String, f64)>,
+}
+
+/// Another model that the new one is held against, over the same rows.
+#[derive(Debug)]
+pub(crate) struct Rival {
+    pub(crate) model: Model,
+    pub(crate) calibrator: Calibrator,
+}
+
+/// Rows by what they are used for.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    pub(crate) learning: Part,
+    pub(crate) stopping: Part,
+    pub(crate) calibration: Part,
+    pub(crate) test: Part,
+}
+
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) features: RecordBatch,
+    pub(crate) labels: Vec<bool>,
+    pub(crate) customers: Vec<u64>,
+    /// Empty where it was not asked.
+    scorecard: Vec<f64>,
+}
+
+impl Rows {
+    /// Divides the snapshots: the moments that judge by time, those before them by customer, so that no customer is in two parts.
+    pub(crate) fn of(spec: &Spec, moments: &Moments, snapshots: &[Snapshot]) -> Result<Self, CliError> {
+        let stopping = *spec.file.split.stopping_share.get_ref();
+        let calibration = stopping + *spec.file.split.calibration_share.get_ref();
+        let seed = spec.file.training.get_ref().seed;
+        let share = |customer: u64| share_of(customer, seed);
+        let train: Vec<&Snapshot> = snapshots.iter().filter(|snapshot| moments.train.contains(&snapshot.at)).collect();
+        let test: Vec<&Snapshot> = snapshots.iter().filter(|snapshot| moments.test.contains(&snapshot.at)).collect();
+        Ok(Self {
+            learning: Part::of(&train, |customer| share(customer) >= calibration)?,
+            stopping: Part::of(&train, |customer| share(customer) < stopping)?,
+            calibration: Part::of(&train, |customer| (stopping..calibration).contains(&share(customer)))?,
+            test: Part::of(&test, |_| true)?,
+        })
+    }
+}
+
+impl Part {
+    fn of(snapshots: &[&Snapshot], is_in: impl Fn(u64) -> bool) -> Result<Self, CliError> {
+        let (mut labels, mut customers, mut scorecard, mut batches) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for snapshot in snapshots {
+            let places: Vec<usize> =
+                (0..snapshot.customers.len()).filter(|place| is_in(snapshot.customers[*place])).collect();
+            labels.extend(places.iter().map(|place| snapshot.labels[*place]));
+            customers.extend(places.iter().map(|place| snapshot.customers[*place]));
+            scorecard.extend(places.iter().filter_map(|place| snapshot.scorecard.get(*place)));
+            let places = UInt64Array::from_iter_values(places.iter().map(|place| *place as u64));
+            batches.push(take_record_batch(&snapshot.features, &places)?);
+        }
+        let schema = match batches.first() {
+            Some(first) => first.schema(),
+            None => return Err(CliError::Training("there is no moment to look at".to_owned())),
+        };
+        Ok(Self { features: concat_batches(&schema, &batches)?, labels, customers, scorecard })
+    }
+
+    /// Refuses a part from which nothing can be had, before anything is trained.
+    fn check(&self, what: &str) -> Result<(), CliError> {
+        let churned = self.labels.iter().filter(|label| **label).count();
+        let rows = self.labels.len();
+        if churned > 0 && churned < rows {
+            return Ok(());
+        }
+        let found = match (rows, churned) {
+            (0, _) => "there is none".to_owned(),
+            (rows, 0) => format!("of {rows} nobody has churned"),
+            (rows, _) => format!("all {rows} have churned"),
+        };
+        Err(CliError::Training(format!(
+            "{what} need customers of both kinds, and {found}: take a longer history, more customers, or another horizon_days"
+        )))
+    }
+}
+
+/// Where a customer falls between 0 and 1, by the seed (SplitMix64).
+fn share_of(customer: u64, seed: u64) -> f64 {
+    let mut mixed = customer ^ seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^= mixed >> 31;
+    (mixed >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// Trains, calibrates and judges. The same rows and the same spec give the same bytes, on any number of threads.
+///
+/// # Errors
+/// Parts of one class, parameters out of range with their line, features of which none varies, and what the model's library refuses.
+pub(crate) fn fit(spec: &Spec, rows: &Rows, rival: Option<&Rival>) -> Result<Fitted, CliError> {
+    rows.learning.check("the rows to learn from")?;
+    rows.stopping.check("the rows that tell when to stop")?;
+    rows.calibration.check("the rows that calibrate")?;
+    rows.test.check("the rows that judge")?;
+
+    let parameters = spec.file.training.get_ref();
+    let signature = Signature::of(&rows.learning.features)?;
+    let (learning, stopping) = (signature.matrix(&rows.learning.features)?, signature.matrix(&rows.stopping.features)?);
+    let train = TrainingSet { features: &learning, labels: &rows.learning.labels, weights: None };
+    let stop = TrainingSet { features: &stopping, labels: &rows.stopping.labels, weights: None };
+    let trained = Model::fit(&Hessboost, &signature, &train, Some(&stop), parameters);
+    let trained = trained.map_err(|error| spec.of_parameter(error))?;
+    let model = trained.model;
+
+    let calibration = signature.matrix(&rows.calibration.features)?;
+    let calibrator = Calibrator::fit(&widened(model.margins(&calibration)?), &rows.calibration.labels)?;
+
+    let test = signature.matrix(&rows.test.features)?;
+    let margins = model.margins(&test)?;
+    let probabilities = calibrator.probabilities(&widened(margins.clone()));
+    let known: HashSet<u64> = [&rows.learning, &rows.stopping, &rows.calibration]
+        .into_iter()
+        .flat_map(|part| &part.customers)
+        .copied()
+        .collect();
+    let judge = Judge { spec, test: &rows.test, probabilities: &probabilities, rival };
+    let unseen: Vec<usize> =
+        (0..rows.test.labels.len()).filter(|row| !known.contains(&rows.test.customers[*row])).collect();
+    let mut measures = judge.measures("out_of_time", None)?;
+    let unseen_labels: HashSet<bool> = unseen.iter().map(|row| rows.test.labels[*row]).collect();
+    if unseen_labels.len() == 2 {
+        measures.extend(judge.measures("unseen_customers", Some(&unseen))?);
+    }
+
+    let width = signature.features().len();
+    let step = (margins.len() / EXAMPLES).max(1);
+    let examples = (0..margins.len()).step_by(step).take(EXAMPLES).map(|row| Example {
+        features: test.values()[row * width..(row + 1) * width]
+            .iter()
+            .map(|value| Some(*value).filter(|value| !value.is_nan()))
+            .collect(),
+        margin: margins[row],
+        probability: probabilities[row],
+    });
+    Ok(Fitted {
+        examples: examples.collect(),
+        profile: rows.learning.profile()?,
+        useless: trained.useless.into_iter().map(told).collect(),
+        counts: Counts {
+            learning: rows.learning.labels.len() as u64,
+            stopping: rows.stopping.labels.len() as u64,
+            calibration: rows.calibration.labels.len() as u64,
+            test: rows.test.labels.len() as u64,
+            unseen: unseen.len() as u64,
+        },
+        model,
+        calibrator,
+        measures,
+    })
+}
+
+fn told(useless: Useless) -> (String, String) {
+    let why = match useless.why {
+        UselessBecause::AllMissing => "has no value in any row",
+        UselessBecause::Constant => "has the same value in all rows",
+    };
+    (useless.feature, why.to_owned())
+}
+
+pub(crate) fn widened(margins: Vec<f32>) -> Vec<f64> {
+    margins.into_iter().map(f64::from).collect()
+}
+
+/// What judges a model: rows it has not seen, beside baselines.
+struct Judge<'a> {
+    spec: &'a Spec,
+    test: &'a Part,
+    probabilities: &'a [f64],
+    rival: Option<&'a Rival>,
+}
+
+impl Judge<'_> {
+    /// All measures beside all baselines, over all rows or these.
+    fn measures(&self, judged_on: &str, rows: Option<&[usize]>) -> Result<Vec<MeasureRow>, CliError> {
+        let labels = picked(&self.test.labels, rows);
+        let customers = picked(&self.test.customers, rows);
+        let model = Scores::probabilities(&picked(self.probabilities, rows), &labels)?;
+        let bootstrap = Bootstrap {
+            replicates: REPLICATES,
+            seed: self.spec.file.training.get_ref().seed,
+            customers: Some(&customers),
+            ..Bootstrap::default()
+        };
+        let mut found = Vec::new();
+        for (name, baseline) in self.baselines(&labels, rows)? {
+            let report = report(&model, &baseline, &Measure::USUAL, &bootstrap)?;
+            found.extend(measure_rows(judged_on, name, &report));
+        }
+        Ok(found)
+    }
+
+    fn baselines(&self, labels: &[bool], rows: Option<&[usize]>) -> Result<Vec<(&'static str, Scores)>, CliError> {
+        let mut baselines = Vec::new();
+        if let Some(recency) = &self.spec.file.baselines.recency {
+            let values = self.test.numbers(recency.get_ref());
+            baselines.push(("recency", Scores::ranking(&picked(&values, rows), labels)?));
+        }
+        if !self.test.scorecard.is_empty() {
+            let values = filled(&self.test.scorecard);
+            let values = picked(&values, rows);
+            let is_probability = values.iter().all(|value| (0.0..=1.0).contains(value));
+            let scores =
+                if is_probability { Scores::probabilities(&values, labels) } else { Scores::ranking(&values, labels) };
+            baselines.push(("scorecard", scores?));
+        }
+        if let Some(Rival { model, calibrator }) = self.rival
+            && let Ok(matrix) = model.signature().matrix(&self.test.features)
+        {
+            let probabilities = calibrator.probabilities(&widened(model.margins(&matrix)?));
+            baselines.push(("champion", Scores::probabilities(&picked(&probabilities, rows), labels)?));
+        }
+        if baselines.is_empty() {
+            // Nothing to compare with but the base rate, said of everybody.
+            let rate = labels.iter().filter(|label| **label).count() as f64 / labels.len().max(1) as f64;
+            baselines.push(("base_rate", Scores::probabilities(&vec![rate; labels.len()], labels)?));
+        }
+        Ok(baselines)
+    }
+}
+
+fn picked<T: Copy>(values: &[T], rows: Option<&[usize]>) -> Vec<T> {
+    match rows {
+        Some(rows) => rows.iter().map(|row| values[*row]).collect(),
+        None => values.to_vec(),
+    }
+}
+
+/// Where nothing was said, the mean of what was.
+fn filled(values: &[f64]) -> Vec<f64> {
+    let said: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
+    let mean = if said.is_empty() { 0.5 } else { said.iter().sum::<f64>() / said.len() as f64 };
+    values.iter().map(|value| if value.is_finite() { *value } else { mean }).collect()
+}
+
+fn measure_rows(judged_on: &str, baseline: &str, report: &Report) -> Vec<MeasureRow> {
+    let count = |rows: usize| i64::try_from(rows).unwrap_or(i64::MAX);
+    let parts = |estimate: Option<Estimate>| {
+        (estimate.map(|of| of.value), estimate.map(|of| of.low), estimate.map(|of| of.high))
+    };
+    let rows = report.lines.iter().map(|line| {
+        let (value, low, high) = parts(line.model);
+        let (baseline_value, baseline_low, baseline_high) = parts(line.baseline);
+        let (difference, difference_low, difference_high) = parts(line.difference);
+        MeasureRow {
+            judged_on: judged_on.to_owned(),
+            baseline: baseline.to_owned(),
+            measure: line.measure.clone(),
+            rows: count(report.rows),
+            positives: count(report.positives),
+            base_rate: report.base_rate,
+            majority_accuracy: report.majority_accuracy,
+            value,
+            low,
+            high,
+            baseline_value,
+            baseline_low,
+            baseline_high,
+            difference,
+            difference_low,
+            difference_high,
+        }
+    });
+    rows.collect()
+}
+
+impl Part {
+    /// A feature's values; the lowest number where one is missing.
+    fn numbers(&self, feature: &str) -> Vec<f64> {
+        let column = self.features.column_by_name(feature);
+        let values = column.and_then(|column| column.as_primitive_opt::<Float32Type>());
+        let Some(values) = values else { return vec![0.0; self.labels.len()] };
+        let number =
+            |value: Option<f32>| value.filter(|value| value.is_finite()).map_or(f64::from(f32::MIN), f64::from);
+        values.iter().map(number).collect()
+    }
+
+    fn profile(&self) -> Result<Vec<FeatureProfile>, CliError> {
+        let schema = self.features.schema();
+        let profiles = schema.fields().iter().zip(self.features.columns()).map(|(field, column)| {
+            let rows = column.len();
+            let share = |count: usize| count as f64 / rows.max(1) as f64;
+            let mut profile = FeatureProfile {
+                feature: field.name().clone(),
+                rows: rows as u64,
+                missing_share: share(column.null_count()),
+                mean: None,
+                deciles: Vec::new(),
+                shares: Vec::new(),
+            };
+            if let Some(values) = column.as_primitive_opt::<Float32Type>() {
+                let mut values: Vec<f32> = values.iter().flatten().filter(|value| value.is_finite()).collect();
+                values.sort_unstable_by(f32::total_cmp);
+                profile.missing_share = share(rows - values.len());
+                if let Some(last) = values.len().checked_sub(1) {
+                    let sum: f64 = values.iter().copied().map(f64::from).sum();
+                    profile.mean = Some(sum / values.len() as f64);
+                    profile.deciles = (0..=10).map(|decile| values[last * decile / 10]).collect();
+                }
+            } else if let Some(texts) = column.as_string_opt::<i32>() {
+                let mut counts = std::collections::BTreeMap::new();
+                texts.iter().flatten().for_each(|text| *counts.entry(text.to_owned()).or_insert(0_usize) += 1);
+                profile.shares = counts.into_iter().map(|(text, count)| (text, share(count))).collect();
+            }
+            profile
+        });
+        Ok(profiles.collect())
+    }
+}
+
+/// When all that the labels of a version looked at had happened: what was trained later may have seen it.
+pub(crate) fn labels_end(spec: &Spec, moments: &Moments) -> Option<DateTime<Utc>> {
+    moments.train.last().map(|last| *last + spec.gap() + spec.horizon())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn customers_fall_evenly_and_by_seed() {
+        let shares: Vec<f64> = (0..10_000).map(|customer| share_of(customer, 7)).collect();
+        let below = shares.iter().filter(|share| **share < 0.15).count();
+        assert!((1_400..1_600).contains(&below), "{below}");
+        assert!((0..100).any(|customer| (share_of(customer, 7) < 0.5) != (share_of(customer, 8) < 0.5)));
+    }
+}

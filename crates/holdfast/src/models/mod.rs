@@ -1,0 +1,18 @@
+//! Models of a pipeline: from the file that says what one is about, over customers as they were, to versions in the lake and scores of customers.
+//!
+//! ```text
+//! models/<name>.toml ──► spec ──► moments ──► snapshots (engine: the same SQL at past moments) ──► leakage
+//!                                                 └──► fit ──► registry ──► score ──► risk.<table>
+//! ```
+//!
+//! What a model is, how it is trained and measured is in `holdfast-models`, which knows no tables; here are the tables.
+
+pub(crate) mod fit;
+pub(crate) mod leakage;
+pub(crate) mod moments;
+pub(crate) mod reasons;
+pub(crate) mod registry;
+pub(crate) mod score;
+pub(crate) mod snapshots;
+pub(crate) mod spec;
+pub(crate) mod train;

@@ -1,0 +1,449 @@
+//! Scores of customers by the champion: from the table of features to `risk.<table>`, batch by batch, and not at all where nothing changed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
+use chrono::{DateTime, Utc};
+use futures::TryStreamExt;
+use futures::stream::BoxStream;
+use holdfast_engine::{DeclaredTable, EngineError, LakeReader, Published, Runner};
+use holdfast_lake::{Change, ChangeKind, CommitOutcome, Position, Table, TableSpec, TableWriter, WriterSettings};
+use holdfast_types::{COMMENT_KEY, CUSTOMER_BUCKET, CUSTOMER_ID, Progress, TableName};
+use serde::{Deserialize, Serialize};
+
+use super::fit::widened;
+use super::reasons::{LOWERS, RAISES, Reasons, Words};
+use super::registry::{CHAMPION, Loaded, Registry, commented, publish, tables, time};
+use super::snapshots::{feature_column, literal, moment_of};
+use super::spec::{EVENT_TIMESTAMP, Spec};
+use crate::error::CliError;
+use crate::project::Project;
+
+/// The key of a scoring's note in its commits.
+const SCORE_NOTE: &str = "holdfast.score";
+/// How many commits back the note may be: others write for maintenance alone.
+const NOTE_COMMITS_MAX: usize = 20;
+/// How often scoring begins again because the champion changed under it.
+const ATTEMPTS_MAX: u32 = 3;
+const STEP: &str = "scores";
+
+/// What scores were made from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct ScoreNote {
+    model: String,
+    version: i32,
+    artefact: String,
+    features: Option<u64>,
+    events: Option<u64>,
+    schema: u32,
+}
+
+/// Raised when the same model would make other rows of the same features.
+const SCORE_VERSION: u32 = 1;
+
+/// What became of a scoring.
+#[derive(Debug, Serialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub(crate) enum Scored {
+    /// Features, customers and champion are those of the scores that are there.
+    Unchanged { table: TableName, model_version: i32, table_version: u64 },
+    /// The scores are new.
+    Made {
+        table: TableName,
+        model_version: i32,
+        table_version: u64,
+        feature_version: u64,
+        as_of: DateTime<Utc>,
+        customers: u64,
+        high: u64,
+        medium: u64,
+        low: u64,
+        mean_probability: f64,
+        published: Option<u64>,
+    },
+}
+
+/// Scores all customers of the champion's population by the newest table of features.
+///
+/// # Errors
+/// No champion, one that is damaged or whose features the table has not, a prediction that is no number: the table is as it was then. What the lake answers.
+pub(crate) async fn score(
+    model: &str,
+    runner: &Runner,
+    registry: &Registry,
+    progress: &dyn Progress,
+) -> Result<Scored, CliError> {
+    for _ in 0..ATTEMPTS_MAX {
+        let Some(champion) = registry.alias(model, CHAMPION).await? else {
+            return Err(no_champion(registry, model).await?);
+        };
+        let loaded = registry.load(registry.version(model, champion).await?).await?;
+        let mut scoring = Scoring::prepare(loaded, registry).await?;
+        scoring.warn(runner, progress).await?;
+        if let Some(version) = scoring.unchanged().await? {
+            publish(&registry.lake, &[tables()?.as_slice(), &[scoring.table.clone()]].concat()).await?;
+            return Ok(Scored::Unchanged { table: scoring.table, model_version: champion, table_version: version });
+        }
+        let (files, table) = scoring.stage(progress).await?;
+        if registry.alias(model, CHAMPION).await? != Some(champion) {
+            progress.note("  The champion changed meanwhile: scoring again");
+            registry.lake.discard(files, &table).await;
+            continue;
+        }
+        return scoring.commit(table, files).await;
+    }
+    Err(CliError::Moved(format!("the champion of `{model}` changed each time that customers were scored: score again")))
+}
+
+async fn no_champion(registry: &Registry, model: &str) -> Result<CliError, CliError> {
+    let message = match registry.versions(Some(model)).await?.last() {
+        Some(last) => format!(
+            "`{model}` has no champion: look at version {} with `holdfast models show {model}`, then `holdfast models promote {model} {}`",
+            last.version, last.version
+        ),
+        None => format!("`{model}` has no version yet: train one with `holdfast train --model {model}`"),
+    };
+    Ok(CliError::NoModel(message))
+}
+
+struct Scoring<'a> {
+    registry: &'a Registry,
+    loaded: Loaded,
+    table: TableName,
+    /// The features, and the events that say who is active.
+    features: Table,
+    events: Table,
+    read: Published,
+    note: ScoreNote,
+    counts: Counts,
+    as_of: DateTime<Utc>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    customers: u64,
+    high: u64,
+    medium: u64,
+    low: u64,
+    sum: f64,
+}
+
+impl<'a> Scoring<'a> {
+    async fn prepare(loaded: Loaded, registry: &'a Registry) -> Result<Self, CliError> {
+        let lake = &registry.lake;
+        let (stage, events) = (loaded.spec.stage().clone(), loaded.spec.file.label.table.get_ref().clone());
+        let there = async |name: &TableName| {
+            lake.table(name).await?.ok_or_else(|| {
+                CliError::NoModel(format!(
+                    "{name} is not in the lake yet: make it with `holdfast run --select +{name}`"
+                ))
+            })
+        };
+        let (features, events) = (there(&stage).await?, there(&events).await?);
+        check_columns(&loaded, features.schema(), &stage)?;
+        let names = [features.name().clone(), events.name().clone()];
+        let note = ScoreNote {
+            model: loaded.version.model.clone(),
+            version: loaded.version.version,
+            artefact: loaded.version.artefact_hash.clone(),
+            features: Some(features.data_version().await?),
+            events: Some(events.data_version().await?),
+            schema: SCORE_VERSION,
+        };
+        Ok(Self {
+            table: loaded.spec.file.scores.table.get_ref().clone(),
+            read: LakeReader::newest_of(lake, &registry.settings, &names).await?,
+            registry,
+            features,
+            events,
+            note,
+            counts: Counts::default(),
+            as_of: DateTime::UNIX_EPOCH,
+            loaded,
+        })
+    }
+
+    /// Tells of features whose query is another than the one that the model learnt from.
+    async fn warn(&self, runner: &Runner, progress: &dyn Progress) -> Result<(), CliError> {
+        let stage = self.loaded.spec.stage();
+        if runner.project().stage(stage).is_none() {
+            return Ok(());
+        }
+        let past = runner.past(std::slice::from_ref(stage), &[]).await?;
+        if past.fingerprint(stage) != self.loaded.version.feature_fingerprint {
+            progress.problem(&format!(
+                "   Warned {stage}  its query, or one that it reads, changed since version {} learnt from it: what a feature means may be another; train again with `holdfast train --model {}`",
+                self.loaded.version.version, self.loaded.version.model
+            ));
+        }
+        Ok(())
+    }
+
+    async fn unchanged(&self) -> Result<Option<u64>, CliError> {
+        let Some(table) = self.registry.lake.table(&self.table).await? else { return Ok(None) };
+        let note = table.commit_note(SCORE_NOTE, NOTE_COMMITS_MAX).await?;
+        let note: Option<ScoreNote> = note.and_then(|note| serde_json::from_value(note).ok());
+        Ok((note.as_ref() == Some(&self.note)).then(|| table.version()))
+    }
+
+    /// Scores all customers into files that nobody sees yet.
+    async fn stage(&mut self, progress: &dyn Progress) -> Result<(Vec<holdfast_lake::StagedFile>, Table), CliError> {
+        self.as_of = self.moment().await?;
+        let table = self.registry.lake.ensure_table(&table_spec(&self.table)).await?;
+        let mut writer = TableWriter::new(&table, WriterSettings::default());
+        match self.write(&mut writer, progress).await {
+            Ok(()) => Ok((writer.close().await?, table)),
+            Err(error) => {
+                // Nothing of them is in the table, and nothing will be.
+                if let Ok(files) = writer.close().await {
+                    self.registry.lake.discard(files, &table).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn write(&mut self, writer: &mut TableWriter, progress: &dyn Progress) -> Result<(), CliError> {
+        let words = self.words();
+        let scored_at = self.registry.lake.clock().now();
+        let mut rows = self.ask(&self.customers()).await?;
+        progress.advance(STEP, 0, self.features.row_count(), "customers");
+        while let Some(batch) = rows.try_next().await? {
+            if batch.num_rows() > 0 {
+                writer.write(&self.scored(&batch, &words, scored_at)?).await?;
+                self.counts.customers += batch.num_rows() as u64;
+                progress.advance(STEP, self.counts.customers, self.features.row_count(), "customers");
+            }
+        }
+        progress.finish(STEP, "");
+        Ok(())
+    }
+
+    fn words(&self) -> Words {
+        let said = self.loaded.spec.file.reasons.iter().map(|(name, words)| (name.get_ref().clone(), words.clone()));
+        let comments = self
+            .features
+            .schema()
+            .fields()
+            .iter()
+            .filter_map(|field| Some((field.name().clone(), field.metadata().get(COMMENT_KEY)?.clone())));
+        Words::of(self.loaded.model.signature(), &said.collect(), &comments.collect())
+    }
+
+    /// The moment at which all features were known.
+    async fn moment(&self) -> Result<DateTime<Utc>, CliError> {
+        let stage = self.features.name();
+        let sql = format!("select max({}) as as_of from {stage}", moment_of(EVENT_TIMESTAMP));
+        let batches: Vec<RecordBatch> = self.ask(&sql).await?.try_collect().await?;
+        let moment = batches.iter().find(|batch| batch.num_rows() > 0).and_then(|batch| {
+            let column = batch.column(0).as_primitive_opt::<TimestampMicrosecondType>()?;
+            column.is_valid(0).then(|| DateTime::from_timestamp_micros(column.value(0))).flatten()
+        });
+        moment.ok_or_else(|| CliError::NoModel(format!("{stage} is empty: bring it up to date with `holdfast run`")))
+    }
+
+    /// The customers that the model may speak of: those that were active, as all it learnt from.
+    fn customers(&self) -> String {
+        let spec = &self.loaded.spec;
+        let time = moment_of(spec.file.label.time.get_ref());
+        let schema = self.features.schema();
+        let features = self.loaded.model.signature().features().iter();
+        let columns: Vec<String> = features.map(|feature| feature_column("f", &feature.name, Some(schema))).collect();
+        format!(
+            "with active as (select distinct {CUSTOMER_ID} from {events} where {counted} and {time} > {since} and {time} <= {as_of}) \
+             select f.{CUSTOMER_ID} as {CUSTOMER_ID}, f.{CUSTOMER_BUCKET} as {CUSTOMER_BUCKET}, {columns} \
+             from {stage} f inner join active on active.{CUSTOMER_ID} = f.{CUSTOMER_ID} order by f.{CUSTOMER_BUCKET}, f.{CUSTOMER_ID}",
+            events = self.events.name(),
+            counted = spec.counted(),
+            since = literal(self.as_of - spec.observation()),
+            as_of = literal(self.as_of),
+            columns = columns.join(", "),
+            stage = self.features.name(),
+        )
+    }
+
+    async fn ask(&self, sql: &str) -> Result<BoxStream<'static, Result<RecordBatch, EngineError>>, CliError> {
+        Ok(self.read.rows(&format!("scoring the customers of {}", self.features.name()), sql).await?)
+    }
+
+    fn scored(
+        &mut self,
+        batch: &RecordBatch,
+        words: &Words,
+        scored_at: DateTime<Utc>,
+    ) -> Result<RecordBatch, CliError> {
+        let Loaded { model, calibrator, spec, version } = &self.loaded;
+        let places: Vec<usize> = (2..batch.num_columns()).collect();
+        let matrix = model.signature().matrix(&batch.project(&places)?)?;
+        let margins = widened(model.margins(&matrix)?);
+        let raw = model.probabilities(&matrix)?;
+        let probabilities = calibrator.probabilities(&margins);
+        let contributions = model.contributions(&matrix)?;
+        let width = matrix.columns();
+        let reasons: Vec<Reasons> = matrix
+            .values()
+            .chunks_exact(width)
+            .zip(contributions.chunks_exact(width + 1))
+            .map(|(values, contributions)| words.reasons(values, &contributions[..width]))
+            .collect();
+        let bands = spec.bands();
+        let band = |p: f64| match p {
+            p if p >= bands.high => "high",
+            p if p >= bands.medium => "medium",
+            _ => "low",
+        };
+        for probability in &probabilities {
+            self.counts.sum += probability;
+            match band(*probability) {
+                "high" => self.counts.high += 1,
+                "medium" => self.counts.medium += 1,
+                _ => self.counts.low += 1,
+            }
+        }
+        let rows = batch.num_rows();
+        let moment = |at: DateTime<Utc>| -> ArrayRef {
+            let micros = TimestampMicrosecondArray::from(vec![at.timestamp_micros(); rows]);
+            Arc::new(micros.with_timezone("UTC"))
+        };
+        let texts = |of: &dyn Fn(&Reasons) -> Option<String>| -> ArrayRef {
+            Arc::new(reasons.iter().map(of).collect::<StringArray>())
+        };
+        let stage = self.features.name().to_string();
+        let feature_version = i64::try_from(self.features.version()).unwrap_or(i64::MAX);
+        let mut columns: Vec<ArrayRef> = vec![
+            arrow::compute::cast(batch.column(0), &DataType::Utf8)?,
+            Arc::new(StringArray::from_iter_values(std::iter::repeat_n(&version.model, rows))),
+            Arc::new(Int32Array::from(vec![version.version; rows])),
+            Arc::new(StringArray::from_iter_values(std::iter::repeat_n(&stage, rows))),
+            Arc::new(Int64Array::from(vec![feature_version; rows])),
+            Arc::new(Float64Array::from(raw)),
+            Arc::new(Float64Array::from(probabilities.clone())),
+            Arc::new(StringArray::from_iter_values(probabilities.iter().map(|p| band(*p)))),
+        ];
+        columns.extend((0..RAISES).map(|place| texts(&|reasons| reasons.raises[place].clone())));
+        columns.extend((0..LOWERS).map(|place| texts(&|reasons| reasons.lowers[place].clone())));
+        columns.push(moment(self.as_of));
+        columns.push(moment(scored_at));
+        columns.push(arrow::compute::cast(batch.column(1), &DataType::Int32)?);
+        Ok(RecordBatch::try_new(score_schema(), columns)?)
+    }
+
+    async fn commit(self, table: Table, files: Vec<holdfast_lake::StagedFile>) -> Result<Scored, CliError> {
+        let lake = &self.registry.lake;
+        let app_id = format!("score/{}", self.loaded.version.model);
+        let position = table.position(&app_id).await?.unwrap_or(0) + 1;
+        let note = serde_json::to_value(&self.note).map_err(super::registry::unwritable)?;
+        let kept = files.clone();
+        let outcome = lake
+            .commit(Change {
+                table: &table,
+                position: Position { app_id, version: position },
+                fence: None,
+                kind: ChangeKind::ReplaceAll,
+                files,
+                schema: None,
+                comment: None,
+                metadata: [(SCORE_NOTE.to_owned(), note)].into_iter().collect(),
+            })
+            .await?;
+        let CommitOutcome::Applied { version } = outcome else {
+            lake.discard(kept, &table).await;
+            return Err(CliError::Moved(format!(
+                "{} was written by another scoring at the same time: score again",
+                self.table
+            )));
+        };
+        let published = publish(lake, &[tables()?.as_slice(), &[self.table.clone()]].concat()).await?;
+        let Counts { customers, high, medium, low, sum } = self.counts;
+        Ok(Scored::Made {
+            model_version: self.loaded.version.version,
+            table_version: version,
+            feature_version: self.features.version(),
+            as_of: self.as_of,
+            customers,
+            high,
+            medium,
+            low,
+            mean_probability: if customers > 0 { sum / customers as f64 } else { 0.0 },
+            table: self.table,
+            published,
+        })
+    }
+}
+
+/// Refuses a table of features that has not those that the model learnt from.
+fn check_columns(loaded: &Loaded, schema: &SchemaRef, stage: &TableName) -> Result<(), CliError> {
+    let mut missing = Vec::new();
+    for feature in loaded.model.signature().features() {
+        let is_text = matches!(feature.kind, holdfast_models::FeatureKind::Category(_));
+        match schema.field_with_name(&feature.name) {
+            Ok(field) if is_text == matches!(field.data_type(), DataType::Utf8) => {}
+            Ok(field) => missing.push(format!("{} is {} now", feature.name, field.data_type())),
+            Err(_) => missing.push(format!("{} is gone", feature.name)),
+        }
+    }
+    for column in [CUSTOMER_ID, CUSTOMER_BUCKET, EVENT_TIMESTAMP] {
+        if schema.field_with_name(column).is_err() {
+            missing.push(format!("{column} is gone"));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::Training(format!(
+        "version {} of `{}` does not fit {stage}: {}; bring the columns back, roll back to a version that fits, or train again and promote",
+        loaded.version.version,
+        loaded.version.model,
+        missing.join(", ")
+    )))
+}
+
+/// The tables of scores of a pipeline's models, which stages may read.
+pub(crate) fn declared(project: &Project) -> Result<Vec<DeclaredTable>, CliError> {
+    let mut tables: BTreeMap<TableName, DeclaredTable> = BTreeMap::new();
+    for name in Spec::names(project)? {
+        // A file with a mistake is told by the commands that are about it.
+        let Ok(spec) = Spec::read(project, &name) else { continue };
+        let name = spec.file.scores.table.into_inner();
+        tables.insert(name.clone(), DeclaredTable { name, schema: score_schema(), identifiers: Vec::new() });
+    }
+    Ok(tables.into_values().collect())
+}
+
+fn table_spec(name: &TableName) -> TableSpec {
+    TableSpec {
+        name: name.clone(),
+        schema: score_schema(),
+        partition_by: vec![CUSTOMER_BUCKET.to_owned()],
+        comment: "One row is a customer who was active: the probability of churn by the champion of a trained model, with reasons.".to_owned(),
+    }
+}
+
+fn score_schema() -> SchemaRef {
+    let text = |name: &str, comment: &str| commented(name, DataType::Utf8, comment);
+    let mut fields: Vec<Field> = vec![
+        text(CUSTOMER_ID, "Unified customer id"),
+        text("model", "The model: its file in the pipeline"),
+        commented("model_version", DataType::Int32, "Its version: model.versions"),
+        text("feature_stage", "Where its features are"),
+        commented("feature_version", DataType::Int64, "The version of that table"),
+        commented("probability_raw", DataType::Float64, "Probability as the trees have it"),
+        commented(
+            "probability",
+            DataType::Float64,
+            "Calibrated probability: of customers with 0.7, seven in ten churn",
+        ),
+        text("band", "high, medium or low, by the calibrated probability"),
+    ];
+    let of = |place: usize, name: &str, comment: &str| text(&format!("{name}_{}", place + 1), comment);
+    fields.extend((0..RAISES).map(|place| of(place, "raises", "What raises the probability most, strongest first")));
+    fields.extend((0..LOWERS).map(|place| of(place, "lowers", "What lowers the probability most, strongest first")));
+    fields.push(commented("as_of", time(), "The moment at which all features were known"));
+    fields.push(commented("scored_at", time(), "When the score was made"));
+    fields.push(Field::new(CUSTOMER_BUCKET, DataType::Int32, true));
+    Arc::new(Schema::new(fields))
+}
