@@ -72,7 +72,7 @@ pub fn hybrid(
     trees: &Parameters,
     network: &SequenceParameters,
     bootstrap: &Bootstrap<'_>,
-    progress: &mut dyn FnMut(Option<usize>, &Epoch),
+    progress: &mut (dyn FnMut(Option<usize>, &Epoch) + Send),
 ) -> Result<Hybrid> {
     train.check()?;
     test.check()?;

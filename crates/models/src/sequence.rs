@@ -128,7 +128,7 @@ impl SequenceModel {
     pub fn fit(
         train: &SequenceTrainingSet<'_>,
         parameters: &SequenceParameters,
-        progress: &mut dyn FnMut(&Epoch),
+        progress: &mut (dyn FnMut(&Epoch) + Send),
     ) -> Result<TrainedSequence> {
         parameters.check()?;
         on_threads(parameters.threads, || fit::fit(train, parameters, progress))?

@@ -56,7 +56,7 @@ pub(super) const CUSTOMERS_OF_EACH_CLASS: &str = "customers of each class with a
 pub(super) fn fit(
     train: &SequenceTrainingSet<'_>,
     parameters: &SequenceParameters,
-    progress: &mut dyn FnMut(&Epoch),
+    progress: &mut (dyn FnMut(&Epoch) + Send),
 ) -> Result<TrainedSequence> {
     let sequences = train.sequences;
     check_labels("the training sequences", sequences.rows(), train.labels)?;
@@ -121,7 +121,7 @@ fn hold_out(
 ) -> Result<(Vec<usize>, Vec<usize>)> {
     let group_of = |row: usize| train.groups.map_or(row as u64, |groups| groups[row]);
     let mut random = ChaCha8Rng::seed_from_u64(parameters.seed);
-    let mut held_out = BTreeSet::new();
+    let mut held_out: BTreeSet<u64> = BTreeSet::new();
     for mut groups in by_label(usable, train.labels, group_of) {
         if groups.len() < 2 {
             let (name, value) = (CUSTOMERS_OF_EACH_CLASS, groups.len() as f64);

@@ -50,7 +50,7 @@ pub fn out_of_fold(
     train: &SequenceTrainingSet<'_>,
     folds: &Folds,
     parameters: &SequenceParameters,
-    progress: &mut dyn FnMut(usize, &Epoch),
+    progress: &mut (dyn FnMut(usize, &Epoch) + Send),
 ) -> Result<OutOfFold> {
     let rows = train.sequences.rows();
     check_labels("the training sequences", rows, train.labels)?;
@@ -102,7 +102,7 @@ fn score(
     known: &[usize],
     asked: &[usize],
     parameters: &SequenceParameters,
-    progress: &mut dyn FnMut(&Epoch),
+    progress: &mut (dyn FnMut(&Epoch) + Send),
 ) -> Result<Vec<Option<f64>>> {
     let sequences = train.sequences.take(known)?;
     let labels: Vec<bool> = known.iter().map(|&row| train.labels[row]).collect();

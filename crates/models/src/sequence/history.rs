@@ -113,7 +113,7 @@ impl Sequences {
         if steps == 0 {
             return Err(ModelError::Parameter { name: "steps", value: 0.0, range: "at least 1" });
         }
-        let mut keys = Keys::new(layout, wanted)?;
+        let keys = Keys::new(layout, wanted)?;
         let mut values = vec![0.0; rows * steps * width];
         let mut present = vec![false; rows * steps];
         let mut first_row = 0;
@@ -201,8 +201,8 @@ impl Sequences {
         &self.present[row * self.steps..][..self.steps]
     }
 
-    /// The channels of a row's step.
-    pub(super) fn step(&self, row: usize, step: usize) -> &[f32] {
+    /// The channels of a row's step: zeros where it is absent.
+    pub fn step(&self, row: usize, step: usize) -> &[f32] {
         let width = self.channels.len();
         &self.values[(row * self.steps + step) * width..][..width]
     }
