@@ -226,7 +226,10 @@ fn a_model_is_trained_once_promoted_scored_and_rolled_back() {
     let measures = &trained["measures"];
     let (auc, low) = (value(measures, "recency", "auc", "value"), value(measures, "recency", "auc", "low"));
     assert!(auc > 0.7 && low > 0.6 && low < auc, "seed {SEED}: {auc} from {low}");
-    assert!(value(measures, "recency", "auc", "difference") > 0.0, "seed {SEED}");
+    let [difference, from, to] =
+        ["difference", "difference_low", "difference_high"].map(|which| value(measures, "recency", "auc", which));
+    assert!(from < difference && difference < to, "seed {SEED}: {difference} from {from} to {to}");
+    assert!((auc - value(measures, "recency", "auc", "baseline_value") - difference).abs() < 1e-9);
     let majority = value(measures, "recency", "accuracy_at_0.50", "majority_accuracy");
     assert!((0.5..1.0).contains(&majority));
     // No label that teaches ends after the first moment that judges.

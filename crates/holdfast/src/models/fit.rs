@@ -137,6 +137,14 @@ impl Rows {
             test: Part::of(&test, |_| true)?,
         })
     }
+
+    /// Refuses rows from which nothing can be had, before anything is trained.
+    pub(crate) fn check(&self) -> Result<(), CliError> {
+        self.learning.check("the rows to learn from")?;
+        self.stopping.check("the rows that tell when to stop")?;
+        self.calibration.check("the rows that calibrate")?;
+        self.test.check("the rows that judge")
+    }
 }
 
 impl Part {
@@ -158,7 +166,7 @@ impl Part {
         Ok(Self { features: concat_batches(&schema, &batches)?, labels, customers, scorecard })
     }
 
-    /// Refuses a part from which nothing can be had, before anything is trained.
+    /// Refuses a part of one class.
     fn check(&self, what: &str) -> Result<(), CliError> {
         let churned = self.labels.iter().filter(|label| **label).count();
         let rows = self.labels.len();
@@ -188,13 +196,8 @@ fn share_of(customer: u64, seed: u64) -> f64 {
 /// Trains, calibrates and judges. The same rows and the same spec give the same bytes, on any number of threads.
 ///
 /// # Errors
-/// Parts of one class, parameters out of range with their line, features of which none varies, and what the model's library refuses.
+/// Parameters out of range with their line, features of which none varies, and what the model's library refuses.
 pub(crate) fn fit(spec: &Spec, rows: &Rows, rival: Option<&Rival>) -> Result<Fitted, CliError> {
-    rows.learning.check("the rows to learn from")?;
-    rows.stopping.check("the rows that tell when to stop")?;
-    rows.calibration.check("the rows that calibrate")?;
-    rows.test.check("the rows that judge")?;
-
     let parameters = spec.file.training.get_ref();
     let signature = Signature::of(&rows.learning.features)?;
     let (learning, stopping) = (signature.matrix(&rows.learning.features)?, signature.matrix(&rows.stopping.features)?);

@@ -85,7 +85,7 @@ pub(crate) async fn score(
         let mut scoring = Scoring::prepare(loaded, registry).await?;
         scoring.warn(runner, progress).await?;
         if let Some(version) = scoring.unchanged().await? {
-            publish(&registry.lake, &[tables()?.as_slice(), &[scoring.table.clone()]].concat()).await?;
+            publish(&registry.lake, &[tables()?.as_slice(), std::slice::from_ref(&scoring.table)].concat()).await?;
             return Ok(Scored::Unchanged { table: scoring.table, model_version: champion, table_version: version });
         }
         let (files, table) = scoring.stage(progress).await?;
@@ -357,7 +357,7 @@ impl<'a> Scoring<'a> {
                 self.table
             )));
         };
-        let published = publish(lake, &[tables()?.as_slice(), &[self.table.clone()]].concat()).await?;
+        let published = publish(lake, &[tables()?.as_slice(), std::slice::from_ref(&self.table)].concat()).await?;
         let Counts { customers, high, medium, low, sum } = self.counts;
         Ok(Scored::Made {
             model_version: self.loaded.version.version,

@@ -93,6 +93,7 @@ pub(crate) async fn train(
         check_future(&asked, last).await?;
     }
     let rows = Rows::of(spec, &moments, &snapshots)?;
+    rows.check()?;
     let strongest = check_single_features(&asked, &rows.learning.features, &rows.learning.labels)?;
 
     let champion = registry.alias(&spec.name, CHAMPION).await?;
