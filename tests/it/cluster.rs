@@ -82,7 +82,7 @@ impl Cluster {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new(holdfast_binary());
         // An executor that is killed is given up soon.
-        command.args(["cluster", "scheduler", "--listen", "127.0.0.1:0", "--executor-timeout-s", "6"]);
+        command.args(["cluster", "scheduler", "--listen", "127.0.0.1:0", "--executor-timeout-s", "10"]);
         let mut scheduler = Program::start(command.current_dir(folder.path()), folder.path().join("scheduler.log"));
         scheduler.says("Ctrl-C stops");
         let said = scheduler.said();
