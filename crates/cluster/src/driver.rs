@@ -164,7 +164,7 @@ pub(crate) fn failure_of(text: &str) -> Failure {
         ExecutorError::Mismatch(shown)
     } else if text.contains("ResourcesExhausted") || text.contains("Resources exhausted") {
         ExecutorError::OutOfMemory(format!("{shown} (raise --memory-mb of executors, or their number)"))
-    } else if text.contains("xecutor lost") || text.contains("no executors") || text.contains("FetchFailed") {
+    } else if ["Cancelled", "xecutor lost", "no executors", "Fetch"].iter().any(|sign| text.contains(sign)) {
         ExecutorError::Lost(shown)
     } else {
         ExecutorError::Failed(shown)

@@ -77,6 +77,8 @@ pub async fn serve_scheduler<Stop: Future<Output = ()> + Send>(
         executor_timeout_seconds: seconds,
         expire_dead_executor_interval_seconds: (seconds / 4).max(1),
         no_executors_grace_period_seconds: seconds,
+        // A part of a plan whose input is lost is not made up for: see below.
+        stage_max_failures: 1,
         // One that was told to stop ends its tasks first.
         executor_termination_grace_period: seconds,
         grpc_server_max_decoding_message_size: MESSAGE_BYTES_MAX,
@@ -113,6 +115,13 @@ pub async fn serve_scheduler<Stop: Future<Output = ()> + Send>(
                 }
                 Some(ClusterStateEvent::RemovedExecutor { executor_id }) => {
                     progress.note(&format!("     Left executor {executor_id}"));
+                    // What is under way may have lost rows with it. The driver gives the plan out again as a whole, which is one way less for rows to be wrong
+                    // than making up for parts of it, and is what it does when rows are lost on their way to it, too.
+                    for job in scheduler.state.task_manager.get_running_job_cache().keys() {
+                        if let Err(error) = scheduler.cancel_job(job.clone()).await {
+                            tracing::warn!(%error, "a plan could not be given up");
+                        }
+                    }
                 }
                 None => {}
             },
