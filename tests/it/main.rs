@@ -18,6 +18,7 @@ mod commands;
 mod commit_rule;
 mod commit_times;
 mod contracts;
+mod features;
 mod feeds;
 mod folder;
 mod identity;

@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use holdfast_collect::CollectError;
 use holdfast_engine::EngineError;
+use holdfast_feature_store::FeatureStoreError;
 use holdfast_feeds::FeedError;
 use holdfast_identity::IdentityError;
 use holdfast_ingest::IngestError;
@@ -50,6 +51,8 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Collect(#[from] CollectError),
     #[error(transparent)]
+    Features(#[from] FeatureStoreError),
+    #[error(transparent)]
     Feed(#[from] FeedError),
     #[error(transparent)]
     Ingest(#[from] IngestError),
@@ -77,6 +80,7 @@ impl CliError {
             Self::Lake(error) => error.kind(),
             Self::Engine(error) => error.kind(),
             Self::Collect(error) => error.kind(),
+            Self::Features(error) => error.kind(),
             Self::Feed(error) => error.kind(),
             Self::Ingest(error) => error.kind(),
             Self::Identity(error) => error.kind(),

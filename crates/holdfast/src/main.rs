@@ -18,7 +18,7 @@ use holdfast_lake::StoreOptions;
 use tracing::Instrument;
 
 use crate::commands::{
-    check, collect, contracts, demo, docs, fmt, generate, identity, ingest, lineage, maintain, plan, quarantine, run,
+    check, collect, contracts, demo, docs, features, fmt, generate, identity, ingest, lineage, maintain, plan, quarantine, run,
     serve, sql, status, test, up, verify, why,
 };
 use crate::error::CliError;
@@ -52,6 +52,7 @@ enum Command {
     Contracts(contracts::ContractsArgs),
     Demo(demo::DemoArgs),
     Docs(docs::DocsArgs),
+    Features(features::FeaturesArgs),
     Fmt(fmt::FmtArgs),
     Generate(generate::GenerateArgs),
     Identity(identity::IdentityArgs),
@@ -78,6 +79,7 @@ impl Command {
             Self::Contracts(_) => "contracts",
             Self::Demo(_) => "demo",
             Self::Docs(_) => "docs",
+            Self::Features(_) => "features",
             Self::Fmt(_) => "fmt",
             Self::Generate(_) => "generate",
             Self::Identity(_) => "identity",
@@ -166,6 +168,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Contracts(args) => contracts::run(&project, args, terminal).await,
         Command::Demo(args) => demo::run(project, args, terminal).await,
         Command::Docs(args) => docs::run(&project, args, terminal).await,
+        Command::Features(args) => features::run(&project, args, terminal).await,
         Command::Fmt(args) => fmt::run(&project, args, terminal),
         Command::Generate(_) => Ok(()),
         Command::Identity(args) => identity::run(&project, args, terminal).await,

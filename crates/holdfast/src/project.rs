@@ -362,7 +362,8 @@ impl Project {
             }
             declared.push(DeclaredTable { name, schema: source.raw_schema(), identifiers });
         }
-        Ok(Draft::read(&self.stage_folder()?, declared)?)
+        let services = self.pipeline_folder()?.join("feature_services.toml");
+        Ok(Draft::read(&self.stage_folder()?, declared)?.with_services(&services)?)
     }
 
     /// The pipeline's way to make tokens. Makes a key at first use.

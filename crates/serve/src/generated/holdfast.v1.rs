@@ -88,3 +88,85 @@ impl ::prost::Name for PreparedStatement {
         "/holdfast.v1.PreparedStatement".into()
     }
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetHistoricalFeatures {
+    #[prost(string, tag = "1")]
+    pub feature_service: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "3")]
+    pub timestamp: ::prost::alloc::string::String,
+    #[prost(bool, tag = "4")]
+    pub strict: bool,
+    #[prost(bool, tag = "5")]
+    pub ignore_known_at: bool,
+    #[prost(bool, tag = "6")]
+    pub full_feature_names: bool,
+    #[prost(enumeration = "StatusColumns", tag = "7")]
+    pub status: i32,
+    #[prost(bool, tag = "8")]
+    pub event_timestamps: bool,
+    #[prost(bool, tag = "9")]
+    pub timestamps_are_utc: bool,
+}
+impl ::prost::Name for GetHistoricalFeatures {
+    const NAME: &'static str = "GetHistoricalFeatures";
+    const PACKAGE: &'static str = "holdfast.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "holdfast.v1.GetHistoricalFeatures".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/holdfast.v1.GetHistoricalFeatures".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetOnlineFeatures {
+    #[prost(string, tag = "1")]
+    pub feature_service: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "3")]
+    pub keys: ::prost::alloc::vec::Vec<KeyColumn>,
+    #[prost(bool, tag = "4")]
+    pub full_feature_names: bool,
+    #[prost(enumeration = "StatusColumns", tag = "5")]
+    pub status: i32,
+    #[prost(bool, tag = "6")]
+    pub event_timestamps: bool,
+}
+impl ::prost::Name for GetOnlineFeatures {
+    const NAME: &'static str = "GetOnlineFeatures";
+    const PACKAGE: &'static str = "holdfast.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "holdfast.v1.GetOnlineFeatures".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/holdfast.v1.GetOnlineFeatures".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyColumn {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub texts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(int64, repeated, tag = "3")]
+    pub integers: ::prost::alloc::vec::Vec<i64>,
+}
+impl ::prost::Name for KeyColumn {
+    const NAME: &'static str = "KeyColumn";
+    const PACKAGE: &'static str = "holdfast.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "holdfast.v1.KeyColumn".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/holdfast.v1.KeyColumn".into()
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum StatusColumns {
+    View = 0,
+    Value = 1,
+    None = 2,
+}
