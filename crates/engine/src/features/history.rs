@@ -23,7 +23,8 @@ use holdfast_features::{
     write_changes,
 };
 use holdfast_lake::{
-    Change, ChangeKind, CommitOutcome, Lake, OWN_FILES, Position, StagedFile, Table, TableSpec, is_missing_file,
+    Change, ChangeKind, CommitOutcome, Lake, OWN_FILES, Position, StagedFile, Table, TableChanges, TableSpec,
+    is_missing_file,
     to_delta_compatible,
 };
 use holdfast_types::{CUSTOMER_BUCKET, CUSTOMER_ID};
@@ -176,26 +177,15 @@ impl Keeper {
             Some(note) => table.changes_since(note.view_version).await?,
             None => None,
         };
-        let bytes = changes.as_ref().map_or_else(|| table.byte_count(), holdfast_lake::TableChanges::bytes);
-        let by_bucket = bytes > AT_ONCE_BYTES_MAX && table.partition_columns() == [CUSTOMER_BUCKET];
+        let bytes = changes.as_ref().map_or_else(|| table.byte_count(), TableChanges::bytes);
+        // Only where the view's table and its history are spread alike.
+        let is_alike = view.entity == [CUSTOMER_ID] && table.partition_columns() == [CUSTOMER_BUCKET];
+        let by_bucket = bytes > AT_ONCE_BYTES_MAX && is_alike;
         let buckets: Vec<Option<i32>> = match (by_bucket, i32::try_from(self.buckets())) {
             (true, Ok(buckets)) => (0..buckets).map(Some).collect(),
             _ => vec![None],
         };
         let failed = || EngineError::execution(format!("keeping the history of {}", table.name()));
-        let told = async |bucket: Option<i32>| -> Result<Sides, DataFusionError> {
-            match &changes {
-                Some(changes) => Ok(Sides {
-                    before: Some(rows(changes.removed_rows()?, view, bucket)?),
-                    after: rows(changes.added_rows()?, view, bucket)?,
-                }),
-                None => Ok(Sides { before: None, after: rows(table.provider(), view, bucket)? }),
-            }
-        };
-        let compared = async |bucket: Option<i32>| -> Result<Sides, DataFusionError> {
-            let before = if is_new { None } else { Some(self.kept(&context, history, view, bucket).await?) };
-            Ok(Sides { before, after: rows(table.provider(), view, bucket)? })
-        };
         let schema = history_schema(history)?;
         let columns = row_columns(view, &schema);
         let pass = Pass { view, schema: &schema, columns: &columns, known_at: known_at.timestamp_micros() };
@@ -203,12 +193,17 @@ impl Keeper {
         let folder = history.prefix().clone().join(format!("{:020}-{}", step + 1, unique()));
         let mut files = Vec::new();
         for bucket in buckets {
-            let sides = if changes.is_some() { told(bucket).await } else { compared(bucket).await };
+            let compared = (history, table, view, bucket, is_new);
+            let sides = match &changes {
+                Some(changes) => told(changes, view, bucket),
+                None => self.compared(&context, compared).await,
+            };
             let batches = match self.changed(&context, &pass, sides.map_err(failed())?).await {
                 Ok(batches) => batches,
                 // Files that the log still speaks of and vacuum has deleted: what is kept is compared with what is there.
                 Err(EngineError::Execution { source, .. }) if changes.is_some() && is_missing_file(&source) => {
-                    self.changed(&context, &pass, compared(bucket).await.map_err(failed())?).await?
+                    let sides = self.compared(&context, compared).await.map_err(failed())?;
+                    self.changed(&context, &pass, sides).await?
                 }
                 Err(error) => return Err(error),
             };
@@ -219,6 +214,16 @@ impl Keeper {
             );
         }
         files.iter().map(|file| staged(history, file)).collect()
+    }
+
+    /// What history says the view has, and what it has.
+    async fn compared(
+        &self,
+        context: &SessionContext,
+        (history, table, view, bucket, is_new): (&Table, &Table, &FeatureView, Option<i32>, bool),
+    ) -> Result<Sides, DataFusionError> {
+        let before = if is_new { None } else { Some(self.kept(context, history, view, bucket).await?) };
+        Ok(Sides { before, after: rows(table.provider(), view, bucket)? })
     }
 
     /// The rows that history says the view has.
@@ -485,6 +490,14 @@ fn row_columns(view: &FeatureView, schema: &HistorySchema) -> SchemaRef {
     fields.extend(view.event_timestamp.is_some().then(|| Field::new(EVENT_TIMESTAMP, moment_type(), true)));
     fields.extend(schema.features().iter().map(|feature| feature.as_ref().clone()));
     Arc::new(Schema::new(fields))
+}
+
+/// What the log says came and went.
+fn told(changes: &TableChanges, view: &FeatureView, bucket: Option<i32>) -> Result<Sides, DataFusionError> {
+    Ok(Sides {
+        before: Some(rows(changes.removed_rows()?, view, bucket)?),
+        after: rows(changes.added_rows()?, view, bucket)?,
+    })
 }
 
 /// Rows of the view's table in [`row_columns`]: those that are somebody's.
