@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, DictionaryArray, Int8Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    Array, ArrayRef, AsArray, DictionaryArray, Int8Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array,
     new_null_array,
 };
 use arrow::compute::{cast, interleave, interleave_record_batch, take_record_batch};
@@ -261,7 +261,7 @@ impl OnlineStore {
                 }
             }
             if !kept.is_empty() {
-                rows.push(take_record_batch(&batch, &kept.into())?);
+                rows.push(take_record_batch(&batch, &UInt32Array::from(kept))?);
             }
         }
         Ok(())

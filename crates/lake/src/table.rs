@@ -188,7 +188,7 @@ impl Table {
     }
 
     /// Its data files, in no order.
-    pub fn data_files(&self) -> Vec<DataFile> {
+    pub fn listed_files(&self) -> Vec<DataFile> {
         let file = |add: Add| DataFile {
             location: add.path.split('/').fold(self.inner.prefix.clone(), |path, part| path.join(part)),
             bytes: u64::try_from(add.size).unwrap_or(0),

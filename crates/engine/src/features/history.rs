@@ -424,7 +424,7 @@ fn history_schema(history: &Table) -> Result<HistorySchema> {
 /// The files of a history, as the log and as point-in-time reads have them.
 pub(crate) fn files(history: &Table) -> Result<Vec<(String, HistoryFile)>> {
     let mut files = Vec::new();
-    for file in history.data_files() {
+    for file in history.listed_files() {
         let number = |text: &str| text.parse::<i64>().ok();
         let versions = file.tags.get(VERSIONS_TAG).and_then(|tag| tag.split_once('-'));
         let versions = versions.and_then(|(first, last)| Some(number(first)?..=number(last)?));
