@@ -49,7 +49,10 @@ fn order(shop: &Shop, name: &str, rows: &[(&str, &str, i64, &str)]) {
     let row = |(order, member, days, amount): &(&str, &str, i64, &str)| {
         format!("{order},{member},{},{amount}\n", text(now() - TimeDelta::days(*days)))
     };
-    shop.write(&format!("in/orders/{name}.csv"), &format!("order_id,member,at,amount\n{}", rows.iter().map(row).collect::<String>()));
+    shop.write(
+        &format!("in/orders/{name}.csv"),
+        &format!("order_id,member,at,amount\n{}", rows.iter().map(row).collect::<String>()),
+    );
     succeed(&mut shop.command(&["ingest", "--from", "in"]));
 }
 
@@ -79,7 +82,11 @@ fn rows(file: &Path) -> Vec<BTreeMap<String, String>> {
 }
 
 /// Joins a spine of customers and moments with the service, and answers the rows and the id.
-fn training_set(shop: &Shop, spine: &[(&str, DateTime<Utc>)], more: &[&str]) -> (Vec<BTreeMap<String, String>>, String) {
+fn training_set(
+    shop: &Shop,
+    spine: &[(&str, DateTime<Utc>)],
+    more: &[&str],
+) -> (Vec<BTreeMap<String, String>>, String) {
     let lines: String = spine.iter().map(|(customer, at)| format!("{customer},{}\n", text(*at))).collect();
     shop.write("spine.csv", &format!("customer_id,event_timestamp\n{lines}"));
     let mut command = shop.command(&["features", "training-set", "--spine", "spine.csv", "--out", "set.parquet"]);
@@ -203,15 +210,23 @@ fn a_changed_definition_is_a_new_version_and_the_old_one_stays_readable() {
     assert!(said(&["features", "diff"]).contains("as the files say"));
     shop.write("sql/features/spend.sql", &SPEND.replace("ttl(90d)", "ttl(5d)"));
     let told = said(&["features", "diff"]);
-    assert!(told.contains("view spend@v1: a run registers v2\n") && told.contains("~ ttl 432000 s was 7776000 s"), "{told}");
+    assert!(
+        told.contains("view spend@v1: a run registers v2\n") && told.contains("~ ttl 432000 s was 7776000 s"),
+        "{told}"
+    );
     assert!(told.contains("service churn@v1: a run registers v2"), "{told}");
     run(&shop);
-    let changed = SPEND.replace("sum(amount) as spend ", "sum(amount) + 1 as spend ").replace("    count(*) as orders,                -- Orders\n", "");
+    let changed = SPEND
+        .replace("sum(amount) as spend ", "sum(amount) + 1 as spend ")
+        .replace("    count(*) as orders,                -- Orders\n", "");
     assert_ne!(changed, SPEND);
     shop.write("sql/features/spend.sql", &changed);
     shop.write("pipelines/churn/feature_services.toml", &SERVICES.replace(", \"spend:orders\"", ""));
     let told = said(&["features", "diff"]);
-    assert!(told.contains("spend@v2: a run registers v3, whose history begins anew") && told.contains("- orders"), "{told}");
+    assert!(
+        told.contains("spend@v2: a run registers v3, whose history begins anew") && told.contains("- orders"),
+        "{told}"
+    );
     let third = run(&shop);
 
     let m1 = customer(&shop, "o1");
@@ -238,20 +253,41 @@ fn a_changed_definition_is_a_new_version_and_the_old_one_stays_readable() {
     shop.write("sql/features/spend.sql", SPEND);
     run(&shop);
     let shown: serde_json::Value = serde_json::from_str(&said(&["features", "show", "spend", "--json"])).unwrap();
-    assert_eq!((shown["shown"]["version"].as_u64(), shown["shown"]["history"].as_str()), (Some(4), Some("history.spend_v1")));
+    assert_eq!(
+        (shown["shown"]["version"].as_u64(), shown["shown"]["history"].as_str()),
+        (Some(4), Some("history.spend_v1"))
+    );
     assert_eq!(shop.query("select count(*) as n from history.spend_v1")[0]["n"], 1);
 }
 
 #[test]
 fn mistakes_in_views_and_services_are_told_with_their_place_and_a_suggestion() {
     let shop = Shop::new(&[
-        ("sql/features/a.sql", "-- @feature entity(customer) ttl(90d)\nselect customer_id, count(*) as n from core.orders group by customer_id\n"),
-        ("sql/features/b.sql", "-- @feature onlin\nselect customer_id, count(*) as n from core.orders group by customer_id\n"),
-        ("sql/features/c.sql", "-- @feature ttl(soon)\nselect customer_id, count(*) as n from core.orders group by customer_id\n"),
+        (
+            "sql/features/a.sql",
+            "-- @feature entity(customer) ttl(90d)\nselect customer_id, count(*) as n from core.orders group by customer_id\n",
+        ),
+        (
+            "sql/features/b.sql",
+            "-- @feature onlin\nselect customer_id, count(*) as n from core.orders group by customer_id\n",
+        ),
+        (
+            "sql/features/c.sql",
+            "-- @feature ttl(soon)\nselect customer_id, count(*) as n from core.orders group by customer_id\n",
+        ),
         ("sql/features/d.sql", "-- @feature\nselect customer_id, amount from core.orders\n"),
-        ("sql/features/e.sql", "-- @feature event_timestamp(n)\nselect customer_id, count(*) as n from core.orders group by customer_id\n"),
-        ("sql/profile/good.sql", "-- @feature view(good)\nselect customer_id, count(*) as orders from core.orders group by customer_id\n"),
-        ("sql/features/good.sql", "-- @feature\nselect customer_id, count(*) as orders from core.orders group by customer_id\n"),
+        (
+            "sql/features/e.sql",
+            "-- @feature event_timestamp(n)\nselect customer_id, count(*) as n from core.orders group by customer_id\n",
+        ),
+        (
+            "sql/profile/good.sql",
+            "-- @feature view(good)\nselect customer_id, count(*) as orders from core.orders group by customer_id\n",
+        ),
+        (
+            "sql/features/good.sql",
+            "-- @feature\nselect customer_id, count(*) as orders from core.orders group by customer_id\n",
+        ),
         ("sql/history/x.sql", "select 1 as one\n"),
         (
             "pipelines/churn/feature_services.toml",
@@ -266,7 +302,13 @@ fn mistakes_in_views_and_services_are_told_with_their_place_and_a_suggestion() {
         .iter()
         .map(|finding| {
             let file = finding["file"].as_str().unwrap().rsplit('/').next().unwrap();
-            format!("{} {file}:{}:{} {}", finding["code"].as_str().unwrap(), finding["line"], finding["column"], finding["help"].as_str().unwrap_or(""))
+            format!(
+                "{} {file}:{}:{} {}",
+                finding["code"].as_str().unwrap(),
+                finding["line"],
+                finding["column"],
+                finding["help"].as_str().unwrap_or("")
+            )
         })
         .collect();
     let told = found.join("\n");
@@ -311,9 +353,19 @@ fn bad_spines_and_requests_have_a_defined_answer() {
         (good.clone(), vec!["--features", "spend:"], 2, "names no feature"),
         (good.replace("customer_id", "customer"), service.to_vec(), 2, "the spine has no column customer_id"),
         (good.replace("event_timestamp", "at"), service.to_vec(), 2, "the spine has no column event_timestamp"),
-        (format!("customer_id,event_timestamp\n{m1},2026-01-01 08:00:00\n"), service.to_vec(), 2, "row 0: its moment is no timestamp with a zone"),
+        (
+            format!("customer_id,event_timestamp\n{m1},2026-01-01 08:00:00\n"),
+            service.to_vec(),
+            2,
+            "row 0: its moment is no timestamp with a zone",
+        ),
         (format!("{good}{m1},\n"), service.to_vec(), 2, "row 1: column event_timestamp is null"),
-        (format!("customer_id,event_timestamp,spend\n{m1},{},1\n", text(after)), service.to_vec(), 2, "two columns of the answer are called spend"),
+        (
+            format!("customer_id,event_timestamp,spend\n{m1},{},1\n", text(after)),
+            service.to_vec(),
+            2,
+            "two columns of the answer are called spend",
+        ),
     ];
     for (spine, more, code, expected) in refused {
         let (found, said) = ask(&spine, &more);
@@ -351,7 +403,10 @@ fn labels_lie_behind_the_moment_and_within_the_horizon() {
     let spine = [(m1.as_str(), days_ago(10)), (&m1, days_ago(20)), (&m1, days_ago(13)), (&m2, days_ago(10))];
     let label = ["--service", "churn", "--ignore-known-at", "--label", "bought:amount", "--horizon", "9d"];
     let (answer, id) = training_set(&shop, &spine, &label);
-    assert_eq!(cells(&answer, &["amount", "bought__status"]), [["3.00", "PRESENT"], ["", "NOT_FOUND"], ["3.00", "PRESENT"], ["", "NOT_FOUND"]]);
+    assert_eq!(
+        cells(&answer, &["amount", "bought__status"]),
+        [["3.00", "PRESENT"], ["", "NOT_FOUND"], ["3.00", "PRESENT"], ["", "NOT_FOUND"]]
+    );
     assert!(!answer[0].contains_key("_label_horizon"));
     let replayed = succeed(&mut shop.command(&["features", "datasets", "replay", &id, "--out", "again.parquet"]));
     assert_eq!(String::from_utf8(replayed.stdout).unwrap().trim(), id);
@@ -383,13 +438,16 @@ async fn pit_4_a_training_set_is_had_again_byte_for_byte_until_it_is_released() 
     order(&shop, "a", &[("o1", "M1", 10, "10.00"), ("o2", "M2", 20, "3.00")]);
     let mut moments = vec![run(&shop)];
     for round in 0..6 {
-        let orders: Vec<(String, &str)> = ["M1", "M2", "M3"].iter().map(|member| (format!("r{round}{member}"), *member)).collect();
-        let rows: Vec<(&str, &str, i64, &str)> = orders.iter().map(|(order, member)| (order.as_str(), *member, 1, "1.00")).collect();
+        let orders: Vec<(String, &str)> =
+            ["M1", "M2", "M3"].iter().map(|member| (format!("r{round}{member}"), *member)).collect();
+        let rows: Vec<(&str, &str, i64, &str)> =
+            orders.iter().map(|(order, member)| (order.as_str(), *member, 1, "1.00")).collect();
         order(&shop, &format!("r{round}"), &rows);
         moments.push(run(&shop));
     }
     let (m1, m2) = (customer(&shop, "o1"), customer(&shop, "o2"));
-    let spine: Vec<(&str, DateTime<Utc>)> = moments.iter().flat_map(|at| [(m1.as_str(), *at), (m2.as_str(), *at)]).collect();
+    let spine: Vec<(&str, DateTime<Utc>)> =
+        moments.iter().flat_map(|at| [(m1.as_str(), *at), (m2.as_str(), *at)]).collect();
     let (answer, id) = training_set(&shop, &spine, &["--service", "churn"]);
     let bytes = std::fs::read(shop.path().join("set.parquet")).unwrap();
     assert_eq!(answer.iter().filter(|row| row["spend__status"] == "PRESENT").count(), spine.len());
@@ -411,7 +469,8 @@ async fn pit_4_a_training_set_is_had_again_byte_for_byte_until_it_is_released() 
     let mut kept = KeptRuns::default();
     datasets.keep(&mut kept).await.unwrap();
     maintain(kept).await;
-    let replay = |file: &str| shop.command(&["features", "datasets", "replay", &id[..9], "--out", file]).output().unwrap();
+    let replay =
+        |file: &str| shop.command(&["features", "datasets", "replay", &id[..9], "--out", file]).output().unwrap();
     assert!(replay("again.parquet").status.success(), "{:?}", replay("again.parquet"));
     assert_eq!(std::fs::read(shop.path().join("again.parquet")).unwrap(), bytes);
     // The merged files give the same set as well: only the version of the table is another.
@@ -436,11 +495,16 @@ async fn merging_history_changes_no_answer_and_the_command_does_it() {
     let shop = shop();
     let mut spine = Vec::new();
     for round in 0..5 {
-        order(&shop, &format!("r{round}"), &[(&format!("a{round}"), "M1", 2, "1.00"), (&format!("b{round}"), "M2", 3, "2.00")]);
+        order(
+            &shop,
+            &format!("r{round}"),
+            &[(&format!("a{round}"), "M1", 2, "1.00"), (&format!("b{round}"), "M2", 3, "2.00")],
+        );
         spine.push(run(&shop));
     }
     let (m1, m2) = (customer(&shop, "a0"), customer(&shop, "b0"));
-    let spine: Vec<(&str, DateTime<Utc>)> = spine.iter().flat_map(|at| [(m1.as_str(), *at), (m2.as_str(), *at)]).collect();
+    let spine: Vec<(&str, DateTime<Utc>)> =
+        spine.iter().flat_map(|at| [(m1.as_str(), *at), (m2.as_str(), *at)]).collect();
     let (before, _) = training_set(&shop, &spine, &["--service", "churn"]);
     let table = async || lake(&shop, now()).await.table(&"history.spend_v1".parse().unwrap()).await.unwrap().unwrap();
     let files = table().await.file_count();
@@ -522,15 +586,17 @@ async fn history_is_whole_and_nothing_is_in_it_twice_after_a_run_that_died_at_an
     let expected = kept(&open(&whole).await).await;
     assert_eq!(expected.len(), 4 + 5, "{expected:#?}");
     let mut deaths = 0;
-    for moment in [Moment::Before, Moment::After] {
-        for call in 1.. {
+    // Every third call, before it in one pass and behind the one that follows in the other.
+    for (moment, first) in [(Moment::Before, 1), (Moment::After, 2)] {
+        for call in (first..).step_by(3) {
             let folder: PathBuf = shop.path().join(format!("dies-{call}"));
             copy(&base, &folder);
             let mut place = open_store(&folder.display().to_string(), Path::new("/"), &StoreOptions::new()).unwrap();
             let store = Arc::new(FaultStore::over(place.store).dying_at(call, moment));
             place.store = Arc::clone(&store) as _;
             let dying = async {
-                let lake = Lake::create_or_open_at(place, LakeSettings::default(), Arc::new(FixedClock(at))).await.ok()?;
+                let lake =
+                    Lake::create_or_open_at(place, LakeSettings::default(), Arc::new(FixedClock(at))).await.ok()?;
                 try_run(&lake, &project).await.ok()
             };
             tokio::select! {
@@ -568,8 +634,10 @@ async fn pit_3_online_values_are_those_of_a_training_row_of_the_same_moment() {
                 (format!("o{round}_{at}"), format!("M{}", at + round % 3), days, amount)
             })
             .collect();
-        let rows: Vec<(&str, &str, i64, &str)> =
-            orders.iter().map(|(order, member, days, amount)| (order.as_str(), member.as_str(), *days, amount.as_str())).collect();
+        let rows: Vec<(&str, &str, i64, &str)> = orders
+            .iter()
+            .map(|(order, member, days, amount)| (order.as_str(), member.as_str(), *days, amount.as_str()))
+            .collect();
         order(&shop, &format!("r{round}"), &rows);
         run(&shop);
         if round == 3 {
@@ -577,12 +645,20 @@ async fn pit_3_online_values_are_those_of_a_training_row_of_the_same_moment() {
         }
         assert!(store.refresh().await.unwrap());
         assert!(!store.refresh().await.unwrap());
-        customers = shop.query("select distinct customer_id from core.orders").iter().map(|row| row["customer_id"].as_str().unwrap().to_owned()).collect();
+        customers = shop
+            .query("select distinct customer_id from core.orders")
+            .iter()
+            .map(|row| row["customer_id"].as_str().unwrap().to_owned())
+            .collect();
         customers.push("nobody".to_owned());
         // The moment has microseconds, as the spine's text has.
         let at: DateTime<Utc> = text(now()).parse().unwrap();
         let spine: Vec<(&str, DateTime<Utc>)> = customers.iter().map(|customer| (customer.as_str(), at)).collect();
-        let (offline, _) = training_set(&shop, &spine, &["--service", "churn", "--status", "value", "--event-timestamps", "--full-names"]);
+        let (offline, _) = training_set(
+            &shop,
+            &spine,
+            &["--service", "churn", "--status", "value", "--event-timestamps", "--full-names"],
+        );
         let keys = RecordBatch::try_from_iter([(
             "customer_id",
             Arc::new(arrow::array::StringArray::from(customers.clone())) as arrow::array::ArrayRef,
@@ -605,7 +681,8 @@ async fn pit_3_online_values_are_those_of_a_training_row_of_the_same_moment() {
             Arc::new(arrow::array::StringArray::from(customers)) as arrow::array::ArrayRef,
         )])
         .unwrap();
-        let options = OnlineOptions { full_names: false, status: ValueStatus::View, event_timestamps: false, at: now() };
+        let options =
+            OnlineOptions { full_names: false, status: ValueStatus::View, event_timestamps: false, at: now() };
         let rows = store.answer(&Asked::Features(vec!["spend".parse().unwrap()]), &keys, &options).unwrap().rows;
         let column = rows.column_by_name("spend__status").unwrap();
         (0..rows.num_rows()).map(|row| array_value_to_string(column, row).unwrap()).collect()

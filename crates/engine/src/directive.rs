@@ -254,7 +254,9 @@ fn directive(directives: &mut Directives, place: &Place<'_>, body: &str) -> Resu
             let mistake = place.mistake("E0101", format!("unknown directive `@{name}`"), name);
             return Err(Box::new(match most_similar(name, KNOWN) {
                 Some(known) => mistake.with_help(format!("did you mean `@{known}`?")),
-                None => mistake.with_help("known are @stage, @expect, @feature, @tag, @owner, @source and @x.<your own>"),
+                None => {
+                    mistake.with_help("known are @stage, @expect, @feature, @tag, @owner, @source and @x.<your own>")
+                }
             }));
         }
     }

@@ -59,9 +59,9 @@ pub use error::EngineError;
 pub use expectation::ExpectationResult;
 pub use explain::{codes, explain};
 pub use features::{
-    Feature, FeatureDifference, FeatureReference, FeatureService, FeatureView, HistoryMerged, Pending, Registered, Registry,
-    ServiceFeature, ServiceSpec, ServiceVersion, ViewVersion, compact_history, followed, history_of, is_history, known_until, named,
-    pending,
+    Feature, FeatureDifference, FeatureReference, FeatureService, FeatureView, HistoryMerged, Pending, Registered,
+    Registry, ServiceFeature, ServiceSpec, ServiceVersion, ViewVersion, compact_history, followed, history_of,
+    is_history, known_until, named, pending,
 };
 pub use format::format_directives;
 pub use functions::customer_bucket_of;

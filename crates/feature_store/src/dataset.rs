@@ -154,7 +154,9 @@ impl Datasets {
             (0, _) => Err(FeatureStoreError::NotFound(format!(
                 "no training set is called `{id}`: `holdfast features datasets` tells which there are"
             ))),
-            (several, _) => Err(FeatureStoreError::NotFound(format!("{several} training sets begin with `{id}`: say more of it"))),
+            (several, _) => {
+                Err(FeatureStoreError::NotFound(format!("{several} training sets begin with `{id}`: say more of it")))
+            }
         }
     }
 
@@ -227,7 +229,8 @@ impl Datasets {
         };
         let mut from = tokio::fs::File::open(&spine.file).await.map_err(failed)?;
         // Equal bytes have one name: written again they are the same.
-        let mut to = BufWriter::new(std::sync::Arc::clone(self.lake.store()), self.lake.document(&spine_document(dataset)));
+        let mut to =
+            BufWriter::new(std::sync::Arc::clone(self.lake.store()), self.lake.document(&spine_document(dataset)));
         let mut buffer = vec![0; 1 << 20];
         loop {
             let read = from.read(&mut buffer).await.map_err(failed)?;

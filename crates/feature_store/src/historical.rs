@@ -171,7 +171,9 @@ where
     let schema = with_metadata(&Arc::new(labelled.schema().project(&kept)?), metadata);
     let named = Arc::clone(&schema);
     let batches = labelled
-        .map(move |batch| Ok(batch.map_err(FeatureStoreError::from)?.project(&kept)?.with_schema(Arc::clone(&named))?))
+        .map(move |batch| {
+            Ok(batch.map_err(FeatureStoreError::from)?.project(&kept)?.with_schema(Arc::clone(&named))?)
+        })
         .boxed();
     Ok(HistoricalFeatures { schema, batches })
 }

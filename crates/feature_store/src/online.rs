@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, DictionaryArray, Int8Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array,
-    new_null_array,
+    Array, ArrayRef, AsArray, DictionaryArray, Int8Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    UInt32Array, new_null_array,
 };
 use arrow::compute::{cast, interleave, interleave_record_batch, take_record_batch};
 use arrow::datatypes::{
@@ -158,8 +158,7 @@ impl OnlineStore {
         for (view, features) in &wanted {
             let table = state.table(view)?;
             let several = wanted.iter().filter(|(other, _)| other.view.name == view.view.name).count() > 1;
-            let label =
-                if several { format!("{}_v{}", view.view.name, view.version) } else { view.view.name.clone() };
+            let label = if several { format!("{}_v{}", view.view.name, view.version) } else { view.view.name.clone() };
             table.answer(view, &label, features, keys, options, &mut answer)?;
             tables.insert(view.history.to_string(), table.version.into());
             names.extend(features.iter().map(|feature| format!("{}@v{}:{feature}", view.view.name, view.version)));
@@ -274,7 +273,8 @@ impl State {
         let mut wanted: Vec<(ViewVersion, Vec<String>)> = Vec::new();
         let mut add = |view: &ViewVersion, feature: &str| {
             if view.view.feature(feature).is_none() {
-                let known = view.view.features.iter().map(|feature| feature.name.clone()).collect::<Vec<_>>().join(", ");
+                let known =
+                    view.view.features.iter().map(|feature| feature.name.clone()).collect::<Vec<_>>().join(", ");
                 return Err(FeatureStoreError::NotFound(format!(
                     "the feature view `{}` has no feature `{feature}`; it has: {known}",
                     view.view.name
@@ -301,7 +301,9 @@ impl State {
                 let service = found.ok_or_else(|| {
                     let version = version.map_or_else(String::new, |version| format!("@v{version}"));
                     let known = self.services.keys().cloned().collect::<Vec<_>>().join(", ");
-                    FeatureStoreError::NotFound(format!("no feature service is called `{name}{version}`; there are: {known}"))
+                    FeatureStoreError::NotFound(format!(
+                        "no feature service is called `{name}{version}`; there are: {known}"
+                    ))
                 })?;
                 for feature in &service.service.features {
                     add(self.view(&feature.view, Some(feature.version))?, &feature.feature)?;
@@ -531,7 +533,10 @@ fn key_column(keys: &OnlineKeys, key: &FieldRef) -> Result<ArrayRef> {
     };
     let fits = match (column.data_type(), key.data_type()) {
         (found, wanted) if found == wanted => return Ok(Arc::clone(column)),
-        (DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::UInt8 | DataType::UInt16 | DataType::UInt32, DataType::Int64) => true,
+        (
+            DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::UInt8 | DataType::UInt16 | DataType::UInt32,
+            DataType::Int64,
+        ) => true,
         (DataType::LargeUtf8 | DataType::Utf8View, DataType::Utf8) => true,
         (DataType::Dictionary(_, values), wanted) => values.as_ref() == wanted,
         _ => false,

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use arrow::datatypes::{Field, FieldRef};
-use holdfast_engine::{
-    FeatureReference, Registry, ServiceVersion, ViewVersion, followed, history_of, named,
-};
+use holdfast_engine::{FeatureReference, Registry, ServiceVersion, ViewVersion, followed, history_of, named};
 use holdfast_features::{FeatureView, History, HistorySchema};
 use holdfast_lake::{Lake, Manifest, Table};
 use holdfast_types::TableName;
@@ -179,8 +177,9 @@ async fn named_features(
             Some(feature) => vec![feature.clone()],
             None => view.view.features.iter().map(|feature| feature.name.clone()).collect(),
         };
-        let is_same =
-            |(known, _): &&mut (ViewVersion, Vec<String>)| known.view.name == view.view.name && known.version == view.version;
+        let is_same = |(known, _): &&mut (ViewVersion, Vec<String>)| {
+            known.view.name == view.view.name && known.version == view.version
+        };
         match wanted.iter_mut().find(is_same) {
             Some((_, known)) => {
                 for feature in features {

@@ -12,8 +12,8 @@ use arrow::csv::reader::Format;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 use chrono::{DateTime, NaiveDate, NaiveDateTime};
-use futures::stream::BoxStream;
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::{Deserialize, Serialize};
 
@@ -117,12 +117,7 @@ impl Spine {
         Ok(OpenSpine { schema, batches: futures::stream::iter(batches).boxed(), rows })
     }
 
-    fn open_csv(
-        &self,
-        keys: &BTreeMap<String, DataType>,
-        timestamp: &str,
-        zoneless_is_utc: bool,
-    ) -> Result<OpenSpine> {
+    fn open_csv(&self, keys: &BTreeMap<String, DataType>, timestamp: &str, zoneless_is_utc: bool) -> Result<OpenSpine> {
         let format = Format::default().with_header(true);
         let wrong = |error: ArrowError| self.wrong(error.to_string());
         let (inferred, rows) = format.infer_schema(BufReader::new(self.open_file()?), None).map_err(wrong)?;
@@ -173,16 +168,15 @@ impl Spine {
     }
 
     fn wrong(&self, reason: String) -> FeatureStoreError {
-        FeatureStoreError::Spine { file: self.file.clone(), reason: format!("cannot be read: {}", without_values(&reason)) }
+        FeatureStoreError::Spine {
+            file: self.file.clone(),
+            reason: format!("cannot be read: {}", without_values(&reason)),
+        }
     }
 }
 
 /// Texts as moments: RFC 3339, with a blank in the place of the `T` if need be; a day alone is its midnight. Rows count from 0, as those of the answer do.
-fn moments(
-    texts: &ArrayRef,
-    first_row: usize,
-    zoneless_is_utc: bool,
-) -> std::result::Result<ArrayRef, ArrowError> {
+fn moments(texts: &ArrayRef, first_row: usize, zoneless_is_utc: bool) -> std::result::Result<ArrayRef, ArrowError> {
     let mut moments = Vec::with_capacity(texts.len());
     for (row, text) in texts.as_string::<i32>().iter().enumerate() {
         let Some(text) = text.map(str::trim).filter(|text| !text.is_empty()) else {
@@ -190,12 +184,13 @@ fn moments(
             continue;
         };
         let with_zone = text.replacen(' ', "T", 1);
-        let moment = DateTime::parse_from_rfc3339(&with_zone).map(|moment| moment.timestamp_micros()).ok().or_else(|| {
-            let moment = NaiveDateTime::parse_from_str(&with_zone, "%Y-%m-%dT%H:%M:%S%.f").ok();
-            let midnight = || NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0);
-            let moment = moment.or_else(midnight)?.and_utc().timestamp_micros();
-            zoneless_is_utc.then_some(moment)
-        });
+        let moment =
+            DateTime::parse_from_rfc3339(&with_zone).map(|moment| moment.timestamp_micros()).ok().or_else(|| {
+                let moment = NaiveDateTime::parse_from_str(&with_zone, "%Y-%m-%dT%H:%M:%S%.f").ok();
+                let midnight = || NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0);
+                let moment = moment.or_else(midnight)?.and_utc().timestamp_micros();
+                zoneless_is_utc.then_some(moment)
+            });
         let Some(moment) = moment else {
             let row = first_row + row;
             return Err(ArrowError::ParseError(format!(

@@ -76,9 +76,18 @@ pub async fn make_training_set(
     };
     let (digest, bytes) = request.spine.digest()?;
     let id = identity(&retrieval, label.as_ref(), &digest, &request.options);
-    let (written, missing) =
-        write(lake, &retrieval, label.as_ref(), &request.spine, &request.options, &id, request.memory_bytes, output, progress)
-            .await?;
+    let (written, missing) = write(
+        lake,
+        &retrieval,
+        label.as_ref(),
+        &request.spine,
+        &request.options,
+        &id,
+        request.memory_bytes,
+        output,
+        progress,
+    )
+    .await?;
     let tables = retrieval.views.iter().chain(label.as_ref().map(|label| &label.view)).map(table_of).collect();
     let dataset = Dataset {
         id: id.clone(),
@@ -86,7 +95,12 @@ pub async fn make_training_set(
         service: retrieval.service_name(),
         features: retrieval.features(),
         label: label.as_ref().map(|label| DatasetLabel {
-            features: label.view.features.iter().map(|name| format!("{}@v{}:{name}", label.view.view.view.name, label.view.view.version)).collect(),
+            features: label
+                .view
+                .features
+                .iter()
+                .map(|name| format!("{}@v{}:{name}", label.view.view.view.name, label.view.view.version))
+                .collect(),
             horizon_s: label.horizon.as_secs(),
             is_open: label.known_until.is_none(),
         }),

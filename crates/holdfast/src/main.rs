@@ -18,8 +18,8 @@ use holdfast_lake::StoreOptions;
 use tracing::Instrument;
 
 use crate::commands::{
-    check, collect, contracts, demo, docs, features, fmt, generate, identity, ingest, lineage, maintain, plan, quarantine, run,
-    serve, sql, status, test, up, verify, why,
+    check, collect, contracts, demo, docs, features, fmt, generate, identity, ingest, lineage, maintain, plan,
+    quarantine, run, serve, sql, status, test, up, verify, why,
 };
 use crate::error::CliError;
 use crate::progress::Terminal;

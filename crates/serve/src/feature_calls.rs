@@ -40,7 +40,9 @@ pub(crate) async fn historical(
     settings: &ServeSettings,
 ) -> Result<Answer> {
     let first = next(&mut messages).await?.ok_or_else(|| {
-        ServeError::Request("nothing came: send GetHistoricalFeatures in the descriptor, and the spine behind it".to_owned())
+        ServeError::Request(
+            "nothing came: send GetHistoricalFeatures in the descriptor, and the spine behind it".to_owned(),
+        )
     })?;
     let command = first.flight_descriptor.as_ref().map(|descriptor| descriptor.cmd.clone()).unwrap_or_default();
     let command = historical_command(&command)?;
@@ -153,7 +155,8 @@ pub(crate) async fn datasets(lake: &Lake, id: &[u8]) -> Result<Bytes> {
 }
 
 fn as_json(value: &impl serde::Serialize) -> Result<Bytes> {
-    let body = serde_json::to_vec(value).map_err(|error| ServeError::Arrow(ArrowError::JsonError(error.to_string())))?;
+    let body =
+        serde_json::to_vec(value).map_err(|error| ServeError::Arrow(ArrowError::JsonError(error.to_string())))?;
     Ok(body.into())
 }
 
@@ -204,7 +207,11 @@ fn keys(columns: &[KeyColumn], store: &OnlineStore, asked: &Asked, rows_max: usi
     for key in &expected {
         let is_it = |column: &&KeyColumn| column.name == *key.name() || (column.name.is_empty() && expected.len() == 1);
         let Some(column) = columns.iter().find(is_it) else {
-            return Err(ServeError::Request(format!("there is no key column `{}`: the views have {}", key.name(), names())));
+            return Err(ServeError::Request(format!(
+                "there is no key column `{}`: the views have {}",
+                key.name(),
+                names()
+            )));
         };
         let array: ArrayRef = match key.data_type() {
             DataType::Int64 if column.texts.is_empty() => Arc::new(Int64Array::from(column.integers.clone())),
@@ -269,7 +276,10 @@ async fn spine(first: FlightData, mut messages: Streaming<FlightData>) -> Result
 }
 
 async fn next(messages: &mut Streaming<FlightData>) -> Result<Option<FlightData>> {
-    messages.message().await.map_err(|status| ServeError::Request(format!("the spine ended early: {}", status.message())))
+    messages
+        .message()
+        .await
+        .map_err(|status| ServeError::Request(format!("the spine ended early: {}", status.message())))
 }
 
 impl From<FeatureStoreError> for ServeError {

@@ -42,8 +42,8 @@ mod token;
 mod wire;
 
 pub use error::ServeError;
-pub use put::{PutSettings, Puts};
 pub use generated::v1::{GetHistoricalFeatures, GetOnlineFeatures, KeyColumn, StatusColumns};
+pub use put::{PutSettings, Puts};
 pub use question::{CommandMessage, FeaturesForCustomers, ScoresAbove};
 pub use server::{bind, serve};
 pub use settings::ServeSettings;

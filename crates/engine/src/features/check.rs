@@ -66,7 +66,8 @@ pub(crate) fn check_view(stage: &Stage, schema: &SchemaRef, unique: &[Vec<String
     }
     if view.features.is_empty() {
         let message = format!("{} has no column that is a feature", stage.name);
-        mistakes.push(stage.mistake("E0602", message, said.place).with_help("entity, event timestamp and labels are none"));
+        mistakes
+            .push(stage.mistake("E0602", message, said.place).with_help("entity, event timestamp and labels are none"));
     }
     if has_keys && !is_one_row_each(stage, &view, unique) {
         let keys = view.entity.join(", ");
@@ -95,7 +96,11 @@ fn is_one_row_each(stage: &Stage, view: &FeatureView, unique: &[Vec<String>]) ->
 }
 
 /// What is wrong between views, and with services.
-pub(crate) fn check_project(stages: &[Stage], inspection: &Inspection, services: Option<&ServiceFile>) -> Vec<Diagnostic> {
+pub(crate) fn check_project(
+    stages: &[Stage],
+    inspection: &Inspection,
+    services: Option<&ServiceFile>,
+) -> Vec<Diagnostic> {
     let mut mistakes = Vec::new();
     let mut views: BTreeMap<String, FeatureView> = BTreeMap::new();
     for inspected in &inspection.stages {
@@ -122,7 +127,8 @@ pub(crate) fn check_project(stages: &[Stage], inspection: &Inspection, services:
             let Some(view) = views.get(&reference.view) else {
                 // An old version can be of a view whose stage is gone: the lake knows.
                 if reference.version.is_none() && !unplanned.contains(&reference.view) {
-                    let message = format!("service `{}` names `{}`, which is no feature view", service.name, reference.view);
+                    let message =
+                        format!("service `{}` names `{}`, which is no feature view", service.name, reference.view);
                     let mistake = file.mistake(message, *place);
                     mistakes.push(match most_similar(&reference.view, views.keys().map(String::as_str)) {
                         Some(near) => mistake.with_help(format!("did you mean `{near}`?")),
@@ -134,7 +140,11 @@ pub(crate) fn check_project(stages: &[Stage], inspection: &Inspection, services:
             if view.is_label() {
                 let message = format!("service `{}` names the labels of {}", service.name, view.table);
                 let mistake = file.mistake(message, *place);
-                mistakes.push(mistake.with_help("a model would be trained on the answer: labels are joined by `training-set --label`"));
+                mistakes.push(
+                    mistake.with_help(
+                        "a model would be trained on the answer: labels are joined by `training-set --label`",
+                    ),
+                );
             }
             if let (Some(feature), None) = (&reference.feature, reference.version)
                 && view.feature(feature).is_none()

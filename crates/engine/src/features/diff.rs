@@ -67,7 +67,10 @@ pub async fn pending(project: &Project, inspection: &Inspection, registry: &Regi
             new_history: newest.is_none_or(|newest| newest.data_hash != data_hash),
         });
         if let Some(template) = newest.cloned().or_else(|| template(view)) {
-            next.insert(view.name.clone(), ViewVersion { version: number, hash, data_hash, view: view.clone(), ..template });
+            next.insert(
+                view.name.clone(),
+                ViewVersion { version: number, hash, data_hash, view: view.clone(), ..template },
+            );
         }
     }
     for gone in known.iter().filter(|version| views.iter().all(|view| view.name != version.view.name)) {

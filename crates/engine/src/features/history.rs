@@ -24,8 +24,7 @@ use holdfast_features::{
 };
 use holdfast_lake::{
     Change, ChangeKind, CommitOutcome, Lake, OWN_FILES, Position, StagedFile, Table, TableChanges, TableSpec,
-    is_missing_file,
-    to_delta_compatible,
+    is_missing_file, to_delta_compatible,
 };
 use holdfast_types::{CUSTOMER_BUCKET, CUSTOMER_ID};
 use serde::{Deserialize, Serialize};
@@ -209,9 +208,7 @@ impl Keeper {
             };
             let changes =
                 Changes { version: step + 1, known_at: pass.known_at, batches: &batches, zoneless: Zoneless::Utc };
-            files.extend(
-                write_changes(self.lake.store(), &folder, &schema, changes, &WriteSettings::default()).await?,
-            );
+            files.extend(write_changes(self.lake.store(), &folder, &schema, changes, &WriteSettings::default()).await?);
         }
         files.iter().map(|file| staged(history, file)).collect()
     }
@@ -470,7 +467,8 @@ fn spec(registered: &ViewVersion, table: &SchemaRef, buckets: u32) -> Result<Tab
     let schema = HistorySchema::new(&view.name, keys, features, buckets)?;
     let partition = if view.entity == [CUSTOMER_ID] { CUSTOMER_BUCKET } else { KEY_BUCKET };
     let bucket = Field::new(partition, DataType::Int32, true);
-    let fields: Vec<Field> = schema.file_schema().fields().iter().map(|field| field.as_ref().clone()).chain([bucket]).collect();
+    let fields: Vec<Field> =
+        schema.file_schema().fields().iter().map(|field| field.as_ref().clone()).chain([bucket]).collect();
     let properties = [
         (OWN_FILES.to_owned(), "true".to_owned()),
         (BUCKETS.to_owned(), buckets.to_string()),
@@ -514,9 +512,7 @@ fn rows(
         plan = plan.filter(ident(key).is_not_null())?;
     }
     let mut columns: Vec<Expr> = view.entity.iter().map(|key| ident(key).alias(key)).collect();
-    columns.extend(
-        view.event_timestamp.iter().map(|column| cast(ident(column), moment_type()).alias(EVENT_TIMESTAMP)),
-    );
+    columns.extend(view.event_timestamp.iter().map(|column| cast(ident(column), moment_type()).alias(EVENT_TIMESTAMP)));
     columns.extend(view.features.iter().map(|feature| ident(&feature.name).alias(&feature.name)));
     Ok(Arc::new(ViewTable::new(plan.project(columns)?.build()?, None)))
 }

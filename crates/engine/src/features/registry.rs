@@ -182,16 +182,21 @@ impl Registry {
     /// # Errors
     /// What the lake answers.
     pub async fn register_view(&self, view: &FeatureView) -> Result<Registered<ViewVersion>> {
-        let mut known: Option<Vec<ViewVersion>> = None;
-        self.register(&view.name, &view.hash(), |number, before: Vec<ViewVersion>| {
-            let versions = known.insert(before);
+        self.register(&view.name, &view.hash(), |number, versions: Vec<ViewVersion>| {
             let data_hash = view.data_hash();
             let history = match versions.iter().rev().find(|version| version.data_hash == data_hash) {
                 Some(same) => same.history.clone(),
                 None => history_name(&view.name, number)?,
             };
             let registered_at = self.lake.clock().now();
-            Ok(ViewVersion { version: number, hash: view.hash(), data_hash, history, registered_at, view: view.clone() })
+            Ok(ViewVersion {
+                version: number,
+                hash: view.hash(),
+                data_hash,
+                history,
+                registered_at,
+                view: view.clone(),
+            })
         })
         .await
     }

@@ -58,8 +58,7 @@ impl FeatureView {
     pub fn of(stage: &Stage, schema: &SchemaRef) -> Option<Self> {
         let said = stage.directives.feature.as_ref()?;
         let entity = said.entity.clone().unwrap_or_else(|| vec![CUSTOMER_ID.to_owned()]);
-        let is_moment =
-            |name: &str| schema.field_with_name(name).is_ok_and(|field| is_timestamp(field.data_type()));
+        let is_moment = |name: &str| schema.field_with_name(name).is_ok_and(|field| is_timestamp(field.data_type()));
         let event_timestamp =
             said.event_timestamp.clone().or_else(|| is_moment(EVENT_TIMESTAMP).then(|| EVENT_TIMESTAMP.to_owned()));
         let is_label_view = LABELS.contains(&stage.name.schema());

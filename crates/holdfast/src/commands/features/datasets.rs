@@ -128,7 +128,15 @@ fn described(dataset: &Dataset) -> String {
     if let Some(service) = &dataset.service {
         line("service", service.clone());
     }
-    line("spine", format!("{} rows of {}, blake3 {}", grouped(dataset.spine.rows), dataset.spine.format.extension(), dataset.spine.blake3));
+    line(
+        "spine",
+        format!(
+            "{} rows of {}, blake3 {}",
+            grouped(dataset.spine.rows),
+            dataset.spine.format.extension(),
+            dataset.spine.blake3
+        ),
+    );
     let options = &dataset.options;
     line(
         "moments",

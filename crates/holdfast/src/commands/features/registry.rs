@@ -144,7 +144,9 @@ fn told(differences: &[FeatureDifference]) -> String {
         // Writing to a string cannot fail.
         let _ = match (version, next) {
             (None, _) => writeln!(text, "{kind} {name}: a run registers it as v1"),
-            (Some(version), None) => writeln!(text, "{kind} {name}@v{version}: the files no longer have it; it stays readable"),
+            (Some(version), None) => {
+                writeln!(text, "{kind} {name}@v{version}: the files no longer have it; it stays readable")
+            }
             (Some(version), Some(next)) => {
                 let history = if *new_history { ", whose history begins anew" } else { "" };
                 writeln!(text, "{kind} {name}@v{version}: a run registers v{next}{history}")
@@ -159,7 +161,9 @@ fn told(differences: &[FeatureDifference]) -> String {
 
 async fn history_rows(lake: &Lake, version: &ViewVersion) -> Result<String, CliError> {
     let table = lake.table(&version.history).await?;
-    Ok(table.and_then(|table| table.row_count()).map_or_else(|| "-".to_owned(), |rows| format!("{} rows", grouped(rows))))
+    Ok(table
+        .and_then(|table| table.row_count())
+        .map_or_else(|| "-".to_owned(), |rows| format!("{} rows", grouped(rows))))
 }
 
 async fn view_text(lake: &Lake, shown: &ViewVersion, versions: &[ViewVersion]) -> Result<String, CliError> {
@@ -202,7 +206,9 @@ async fn view_text(lake: &Lake, shown: &ViewVersion, versions: &[ViewVersion]) -
 
 fn service_text(shown: &ServiceVersion, versions: &[ServiceVersion]) -> String {
     let mut text = format!("feature service {}@v{}\n", shown.service.name, shown.version);
-    for (what, value) in [("owner", shown.service.owner.clone().unwrap_or_default()), ("description", shown.service.description.clone())] {
+    for (what, value) in
+        [("owner", shown.service.owner.clone().unwrap_or_default()), ("description", shown.service.description.clone())]
+    {
         if !value.is_empty() {
             let _ = writeln!(text, "  {what:16} {value}");
         }

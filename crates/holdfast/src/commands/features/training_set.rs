@@ -117,8 +117,13 @@ pub(crate) async fn run(project: &Project, args: &TrainingSetArgs, terminal: &Ar
     let Made { dataset, was_known, missing } = &made;
     terminal.finish("training set", &summary(dataset, &args.out, seconds));
     for (view, not_found, too_old) in missing {
-        let (rows, old) = (grouped(*not_found), grouped(*too_old));
-        terminal.note(&format!("     Note {view}: nothing was known for {rows} rows, and what was for {old} is older than its ttl"));
+        let told = [
+            (*not_found, "have nothing that was known at their moment"),
+            (*too_old, "have only what is older than the ttl"),
+        ];
+        let told =
+            told.into_iter().filter(|(rows, _)| *rows > 0).map(|(rows, what)| format!("{} rows {what}", grouped(rows)));
+        terminal.note(&format!("     Note {view}: {}", told.collect::<Vec<_>>().join(", ")));
     }
     if args.json {
         return print_json(&Report { dataset, was_known: *was_known, file: &args.out, seconds });
@@ -149,11 +154,17 @@ pub(super) struct Output {
 
 impl Output {
     pub(super) fn create(path: &Path) -> Result<Self, CliError> {
-        let path = std::path::absolute(path)
-            .map_err(|source| CliError::File { what: "cannot resolve", path: path.to_owned(), source })?;
+        let path = std::path::absolute(path).map_err(|source| CliError::File {
+            what: "cannot resolve",
+            path: path.to_owned(),
+            source,
+        })?;
         let folder = path.parent().unwrap_or(Path::new("."));
-        let file = NamedTempFile::new_in(folder)
-            .map_err(|source| CliError::File { what: "cannot write in", path: folder.to_owned(), source })?;
+        let file = NamedTempFile::new_in(folder).map_err(|source| CliError::File {
+            what: "cannot write in",
+            path: folder.to_owned(),
+            source,
+        })?;
         Ok(Self { path, file: BufWriter::new(file) })
     }
 
