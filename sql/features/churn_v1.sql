@@ -5,6 +5,7 @@
 -- in the spend), sensitive traits (gender, age, place), and the scores of this pack. One such state remains: orders that
 -- were cancelled in the end are no purchases at any moment, since the order system does not say when.
 -- @stage      incremental key(customer_id)
+-- @feature    online
 -- @owner      data science
 -- @expect     fail        has_customer:       customer_id is not null
 -- @expect     fail        unique_customer:    count(*) = count(distinct customer_id)

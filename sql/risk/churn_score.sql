@@ -9,6 +9,7 @@
 -- 0.70, medium from 0.40, low below.
 -- docs/churn_pack.md lists every rule with its source; a change of points is a new model_version.
 -- @stage      incremental key(customer_id)
+-- @feature    online
 -- @owner      retention
 -- @expect     fail        has_customer:     customer_id is not null
 -- @expect     fail        unique_customer:  count(*) = count(distinct customer_id)

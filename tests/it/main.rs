@@ -21,6 +21,7 @@ mod commit_rule;
 mod commit_times;
 mod contracts;
 mod environments;
+mod features;
 mod feeds;
 mod folder;
 mod identity;

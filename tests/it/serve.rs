@@ -543,7 +543,18 @@ async fn what_is_not_offered_is_refused_and_what_is_broken_is_explained() {
 
     let actions: Vec<_> = client.list_actions().await.unwrap().try_collect().await.unwrap();
     let names: Vec<String> = actions.into_iter().map(|action| action.r#type).collect();
-    assert_eq!(names, ["health", "refresh", "CreatePreparedStatement", "ClosePreparedStatement"]);
+    assert_eq!(
+        names,
+        [
+            "health",
+            "list_features",
+            "describe_features",
+            "get_dataset",
+            "refresh",
+            "CreatePreparedStatement",
+            "ClosePreparedStatement"
+        ]
+    );
     let health = service.action("health").await;
     assert_eq!((health["run_id"].clone(), health["tables"].clone()), ("run-1".into(), 2.into()));
     service.shut_down().await;

@@ -432,7 +432,7 @@ fn used_columns(planned: &Planned) -> Result<HashMap<String, BTreeSet<usize>>, D
 
 /// The changed rows without those that came as often as they went, as far as the query can tell: in the columns that it reads. The others have the value of one of
 /// such rows.
-fn differing(
+pub(crate) fn differing(
     removed: &Arc<dyn TableProvider>,
     added: &Arc<dyn TableProvider>,
     used: Option<&BTreeSet<usize>>,

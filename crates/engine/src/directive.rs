@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use chrono::TimeDelta;
-use holdfast_types::PII_KEY;
+use holdfast_types::{PII_KEY, TableName};
 use serde::Serialize;
 
 use crate::diagnostic::{Diagnostic, most_similar};
@@ -76,6 +76,8 @@ pub struct Directives {
     pub kind: StageKind,
     /// Where `@stage` says more than its name: line, column and width. `None` where the file does not say it.
     pub kind_place: Option<(usize, usize, usize)>,
+    /// `@feature`: the table is a feature view.
+    pub feature: Option<FeatureDirective>,
     /// `@expect`, in order.
     pub expectations: Vec<Expectation>,
     /// `@tag`: tag and columns; without columns it is the stage's.
@@ -94,6 +96,23 @@ pub struct Directives {
     pub description: String,
 }
 
+/// What makes a stage a feature view. What is not said is `None`, and filled from the columns.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FeatureDirective {
+    /// `view(name)`: what references call it; the table's name without its schema otherwise.
+    pub view: Option<String>,
+    /// `entity(column, …)`: whose features a row has, one row for each.
+    pub entity: Option<Vec<String>>,
+    /// `event_timestamp(column)`: when a row became true.
+    pub event_timestamp: Option<String>,
+    /// `ttl(90d)`: how old a row may be to be seen.
+    pub ttl: Option<TimeDelta>,
+    /// `online`: it is served from memory.
+    pub online: bool,
+    /// What stands behind `@feature`, or the whole line where nothing does: line, column and width.
+    pub place: (usize, usize, usize),
+}
+
 /// A warning that the author looked at and wants to keep.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allowed {
@@ -110,13 +129,14 @@ pub struct Allowed {
 /// Tags that say nothing without columns.
 const TAGS_OF_COLUMNS: [&str; 2] = [PII_KEY, "label"];
 
-const KNOWN: [&str; 5] = ["stage", "expect", "tag", "owner", "source"];
+const KNOWN: [&str; 6] = ["stage", "expect", "feature", "tag", "owner", "source"];
 
 /// Reads the directives of a stage file. Every mistake is reported, not only the first.
 pub(crate) fn parse(file: &Path, text: &str) -> (Directives, Vec<Diagnostic>) {
     let mut directives = Directives {
         kind: StageKind::Full,
         kind_place: None,
+        feature: None,
         expectations: Vec::new(),
         tags: Vec::new(),
         default_tags: Vec::new(),
@@ -202,6 +222,10 @@ fn directive(directives: &mut Directives, place: &Place<'_>, body: &str) -> Resu
             directives.kind_place = Some((place.line, place.column_of(rest), rest.trim_end().chars().count()));
             directives.kind = stage_kind(place, rest)?;
         }
+        "feature" => {
+            once(place, name, directives.feature.is_some())?;
+            directives.feature = Some(feature(place, rest.trim_end())?);
+        }
         "expect" => {
             let expectation = expectation(place, rest)?;
             if directives.expectations.iter().any(|other| other.name == expectation.name) {
@@ -235,7 +259,9 @@ fn directive(directives: &mut Directives, place: &Place<'_>, body: &str) -> Resu
             let mistake = place.mistake("E0101", format!("unknown directive `@{name}`"), name);
             return Err(Box::new(match most_similar(name, KNOWN) {
                 Some(known) => mistake.with_help(format!("did you mean `@{known}`?")),
-                None => mistake.with_help("known are @stage, @expect, @tag, @owner, @source and @x.<your own>"),
+                None => {
+                    mistake.with_help("known are @stage, @expect, @feature, @tag, @owner, @source and @x.<your own>")
+                }
             }));
         }
     }
@@ -314,6 +340,86 @@ fn stage_kind(place: &Place<'_>, rest: &str) -> Result<StageKind, Box<Diagnostic
     }
 }
 
+/// The parts of `@feature`, in any order, each once.
+fn feature(place: &Place<'_>, rest: &str) -> Result<FeatureDirective, Box<Diagnostic>> {
+    const PARTS: [&str; 5] = ["entity", "event_timestamp", "ttl", "online", "view"];
+    let malformed = |message: String, part: &str| {
+        let mistake = place.mistake("E0102", message, if part.is_empty() { place.raw } else { part });
+        Box::new(mistake.with_help(
+            "write `@feature entity(customer_id) event_timestamp(seen_at) ttl(90d) online`; each part may be left out",
+        ))
+    };
+    let whole = if rest.is_empty() { place.raw.trim() } else { rest };
+    let mut found = FeatureDirective {
+        place: (place.line, place.column_of(whole), whole.chars().count()),
+        ..FeatureDirective::default()
+    };
+    let mut open = rest;
+    let mut seen = Vec::new();
+    while !open.is_empty() {
+        let word = open.find(|c: char| c.is_whitespace() || c == '(').unwrap_or(open.len());
+        let has_arguments = open[word..].trim_start().starts_with('(');
+        let end = match (has_arguments, open.find(')')) {
+            (true, Some(end)) => end + 1,
+            (true, None) => return Err(malformed("a bracket is not closed".to_owned(), open)),
+            (false, _) => word,
+        };
+        let (part, behind) = open.split_at(end);
+        open = behind.trim_start();
+        let name = part[..word].trim();
+        if !PARTS.contains(&name) {
+            let mistake = place.mistake("E0102", format!("`{name}` is no part of @feature"), part);
+            return Err(Box::new(match most_similar(name, PARTS) {
+                Some(near) => mistake.with_help(format!("did you mean `{near}`?")),
+                None => mistake.with_help(format!("its parts are {}", PARTS.join(", "))),
+            }));
+        }
+        if seen.contains(&name) {
+            return Err(malformed(format!("`{name}` is there twice"), part));
+        }
+        seen.push(name);
+        let arguments = call(part, name).unwrap_or_default();
+        let one = |of: &[String]| match of {
+            [only] => Ok(only.clone()),
+            _ => Err(malformed(format!("`{name}` takes one name in brackets"), part)),
+        };
+        match name {
+            "online" if has_arguments => return Err(malformed("`online` takes nothing".to_owned(), part)),
+            "online" => found.online = true,
+            "entity" if arguments.is_empty() => {
+                return Err(malformed("`entity` takes the columns that name it, in brackets".to_owned(), part));
+            }
+            "entity" => found.entity = Some(arguments),
+            "event_timestamp" => found.event_timestamp = Some(one(&arguments)?),
+            "ttl" => {
+                let ttl = duration(&one(&arguments)?);
+                found.ttl = Some(ttl.ok_or_else(|| malformed("a ttl is 15m, 24h or 90d".to_owned(), part))?);
+            }
+            _ => {
+                let view = one(&arguments)?;
+                if TableName::new("features", &view).is_err() {
+                    let message = "the name of a view has lowercase letters, digits and underscores".to_owned();
+                    return Err(malformed(message, part));
+                }
+                found.view = Some(view);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// `15m`, `24h`, `90d`.
+fn duration(text: &str) -> Option<TimeDelta> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: i64 = number.trim().parse().ok().filter(|number| (1..=1_000_000).contains(number))?;
+    match unit {
+        "m" => Some(TimeDelta::minutes(number)),
+        "h" => Some(TimeDelta::hours(number)),
+        "d" => Some(TimeDelta::days(number)),
+        _ => None,
+    }
+}
+
 fn expectation(place: &Place<'_>, rest: &str) -> Result<Expectation, Box<Diagnostic>> {
     let malformed = |message: &str, part: &str| {
         let mistake = place.mistake("E0102", message, if part.is_empty() { place.raw } else { part });
@@ -365,7 +471,7 @@ fn tag(place: &Place<'_>, rest: &str) -> Result<(String, Vec<String>), Box<Diagn
 /// `grain(15m)`, `grain(1h)`, `grain(1d)`: a whole part of a day, or whole days.
 fn grain(text: &str) -> Option<TimeDelta> {
     let [amount] = call(text, "grain")?.try_into().ok()?;
-    let (number, unit) = amount.split_at(amount.len().checked_sub(1)?);
+    let (number, unit) = amount.split_at_checked(amount.len().checked_sub(1)?)?;
     let number: i64 = number.trim().parse().ok().filter(|number| (1..=366).contains(number))?;
     let grain = match unit {
         "m" => TimeDelta::minutes(number),

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use datafusion::error::DataFusionError;
+use holdfast_features::FeatureError;
 use holdfast_lake::LakeError;
 use holdfast_types::{BrokenPromise, ErrorKind, TableName};
 
@@ -82,6 +83,28 @@ pub enum EngineError {
     /// There is no published run yet.
     #[error("the lake at {0} has no published run yet: use `holdfast run` first")]
     NothingPublished(String),
+    /// A view, feature, service or version that is not there.
+    #[error("{0}")]
+    NoFeature(String),
+    /// Others registered versions again and again.
+    #[error("the {what} `{name}` was registered by others each time it was tried: run again")]
+    Registering {
+        /// View or service.
+        what: &'static str,
+        /// Which.
+        name: String,
+    },
+    /// Rows that a feature view cannot have.
+    #[error("feature view {table}: {reason}")]
+    FeatureRows {
+        /// The view's table.
+        table: TableName,
+        /// What is wrong with them, and what to do.
+        reason: String,
+    },
+    /// History could not be kept or read.
+    #[error(transparent)]
+    Feature(#[from] FeatureError),
     /// The lake refused.
     #[error(transparent)]
     Lake(#[from] LakeError),
@@ -100,7 +123,10 @@ impl EngineError {
             Self::Elsewhere { source, .. } => source.kind(),
             Self::Expectation { .. } => ErrorKind::Quarantine,
             Self::Concurrent { .. } => ErrorKind::Conflict,
-            Self::NoStage { .. } | Self::NoTag { .. } | Self::NothingPublished(_) => ErrorKind::NotFound,
+            Self::NoStage { .. } | Self::NoTag { .. } | Self::NothingPublished(_) | Self::NoFeature(_) => ErrorKind::NotFound,
+            Self::Registering { .. } => ErrorKind::Conflict,
+            Self::FeatureRows { .. } => ErrorKind::InvalidInput,
+            Self::Feature(error) => error.kind(),
             Self::Lake(error) => error.kind(),
             Self::Promise(_) => ErrorKind::Bug,
         }

@@ -26,7 +26,7 @@ use crate::session::{SessionSettings, add_table, session_with};
 use crate::side_by_side::side_by_side;
 use crate::stage::Stage;
 use crate::unique::{self, TableKeys};
-use crate::{cases, expectation, planning};
+use crate::{cases, expectation, features, planning};
 
 /// What a look at a project found.
 #[derive(Debug, Clone, Default)]
@@ -124,6 +124,8 @@ impl Project {
             let is_ready = |stage: &&Stage| stage.inputs.keys().all(|input| known.contains(input));
             let (ready, rest): (Vec<&Stage>, Vec<&Stage>) = waiting.into_iter().partition(is_ready);
             if ready.is_empty() {
+                let findings = features::check_project(self.stages(), &inspection, self.service_file());
+                inspection.findings.extend(findings);
                 return Ok(inspection);
             }
             let look = |stage: &&Stage| {
@@ -185,6 +187,7 @@ impl Project {
         let mut findings = check_directives(stage, &schema, state);
         findings.extend(lint::lint(&lint::Subject { inspected: &inspected, plan: &plan, known, before }));
         let mut unique = unique;
+        findings.extend(features::check_view(stage, &schema, &unique));
         // What a contract says of its key is checked when the table is made.
         unique.extend(stage.contract.as_ref().map(|contract| contract.key.clone()));
         (Some((inspected, unique)), findings)

@@ -26,6 +26,7 @@ mod error;
 mod executor;
 mod expectation;
 mod explain;
+mod features;
 mod format;
 mod functions;
 mod increment;
@@ -58,11 +59,16 @@ pub use cases::{CaseFailure, CaseReport, case_names, run_cases};
 pub use contract::{Contract, ContractColumn, KnownAt, Migration, UNIT_CURRENCY};
 pub use decide::Cause;
 pub use diagnostic::{Diagnostic, Diagnostics};
-pub use directive::{Allowed, Directives, Expectation, Severity, StageKind};
+pub use directive::{Allowed, Directives, Expectation, FeatureDirective, Severity, StageKind};
 pub use error::{EngineError, without_quoted};
 pub use executor::{Answer, Executor, ExecutorError, OwnFunction, Place, Work, built_in_function};
 pub use expectation::ExpectationResult;
 pub use explain::{codes, explain};
+pub use features::{
+    Feature, FeatureDifference, FeatureReference, FeatureService, FeatureView, HistoryMerged, Pending, Registered,
+    Registry, ServiceFeature, ServiceSpec, ServiceVersion, ViewVersion, compact_history, followed, history_of,
+    is_history, known_until, named, pending,
+};
 pub use format::format_directives;
 pub use functions::customer_bucket_of;
 pub use inspect::{InspectedStage, Inspection};

@@ -7,13 +7,15 @@ use holdfast_types::TableName;
 
 use crate::Result;
 use crate::build::{NOTE_COMMITS_MAX, STAGE_NOTE, quarantine_name};
+use crate::features::HISTORY_SCHEMA;
 use crate::project::Project;
 use crate::run::{RunOptions, Runner, pin_all};
 
 impl Project {
     /// Whether a table can be one of a stage whose file is gone: nobody that this project knows of writes it.
     pub(crate) fn may_be_orphan(&self, name: &TableName) -> bool {
-        self.stage(name).is_none() && !self.declared().contains_key(name) && name.schema() != "quarantine"
+        let is_beside_another = ["quarantine", HISTORY_SCHEMA].contains(&name.schema());
+        self.stage(name).is_none() && !self.declared().contains_key(name) && !is_beside_another
     }
 }
 

@@ -12,6 +12,7 @@ use crate::contract::Contract;
 use crate::defaults::Defaults;
 use crate::diagnostic::{Diagnostic, Diagnostics, most_similar};
 use crate::error::EngineError;
+use crate::features::{HISTORY_SCHEMA, ServiceFile, ServiceSpec};
 use crate::lineage::Lineage;
 use crate::session::SessionSettings;
 use crate::side_by_side::side_by_side;
@@ -38,6 +39,7 @@ pub struct Project {
     stages: Vec<Stage>,
     declared: BTreeMap<TableName, SchemaRef>,
     identifiers: BTreeMap<TableName, Vec<String>>,
+    services: Option<ServiceFile>,
 }
 
 /// A stage whose query was planned against the columns of its inputs.
@@ -116,11 +118,11 @@ impl Draft {
             if let Some(defaults) = defaults {
                 defaults.fill(&mut stage);
             }
-            if declared.contains_key(&name) {
+            if declared.contains_key(&name) || name.schema() == HISTORY_SCHEMA {
                 let message = format!("`{name}` is a table that no stage makes");
                 let mistake = Diagnostic::of_file("E0210", message, &stage.file);
                 mistakes.push(
-                    mistake.with_help("it is written by ingestion or identity: give the stage another folder or name"),
+                    mistake.with_help("it is written by ingestion, identity or as the history of a view: give the stage another folder or name"),
                 );
                 continue;
             }
@@ -129,8 +131,17 @@ impl Draft {
         let known: BTreeSet<&TableName> = stages.keys().chain(declared.keys()).chain(&unread).collect();
         mistakes.extend(stages.values().flat_map(|stage| unknown_inputs(stage, &known)));
         let stages = in_order(stages, &mut mistakes);
-        let project = Project { root: root.to_owned(), stages, declared, identifiers };
+        let project = Project { root: root.to_owned(), stages, declared, identifiers, services: None };
         Ok(Self { project, mistakes })
+    }
+
+    /// The same stages with the feature services of a file; without any where it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be read. Mistakes in it are among the draft's.
+    pub fn with_services(mut self, file: &Path) -> Result<Self> {
+        self.project.services = ServiceFile::read(file, &mut self.mistakes)?;
+        Ok(self)
     }
 
     /// The stages that could be read, inputs first.
@@ -187,6 +198,15 @@ impl Project {
     /// The tables that stages may read and that none of them makes.
     pub fn declared(&self) -> &BTreeMap<TableName, SchemaRef> {
         &self.declared
+    }
+
+    /// The feature services, in the order of their file.
+    pub fn services(&self) -> &[ServiceSpec] {
+        self.services.as_ref().map_or(&[], |file| file.services.as_slice())
+    }
+
+    pub(crate) fn service_file(&self) -> Option<&ServiceFile> {
+        self.services.as_ref()
     }
 
     /// The stages that `selection` means, inputs first.
@@ -307,6 +327,10 @@ impl Project {
             part(&settings.salt);
             settings.functions.iter().for_each(|function| part(&format!("{:?}", function.signature())));
             stage.files().for_each(&mut part);
+            // Services are registered by the run that makes a view: a run has something to do when they changed.
+            if let (Some(_), Some(services)) = (&stage.directives.feature, &self.services) {
+                part(services.text());
+            }
             for input in stage.inputs.keys() {
                 part(&input.to_string());
                 match (contents.get(input), self.declared.get(input)) {

@@ -207,6 +207,11 @@ impl LakeReader {
         Ok(Published::over(lake, settings, &runtime, &manifest, tables))
     }
 
+    /// The lake.
+    pub fn lake(&self) -> &Lake {
+        &self.lake
+    }
+
     /// The run that readers see now.
     pub fn current(&self) -> Arc<Published> {
         // A poisoned lock still holds a whole run: writers only ever swap the pointer.

@@ -20,6 +20,7 @@ use crate::directive::Severity;
 use crate::error::EngineError;
 use crate::executor::Place;
 use crate::expectation::ExpectationResult;
+use crate::features::{Keeper, Kept, Registered, Registry, ViewVersion, resolve};
 use crate::orphans::orphans;
 use crate::project::{CheckedStage, Project, Selection};
 use crate::range;
@@ -221,6 +222,9 @@ impl Runner {
                 orphans: orphans(&self.lake, &self.project, pinned.values()).await?,
                 seconds: 0.0,
             };
+            if report.succeeded() {
+                self.register_services(progress).await?;
+            }
             if options.publish && report.succeeded() {
                 report.published = self.publish(options, &pinned).await?;
             }
@@ -290,6 +294,13 @@ impl Runner {
         let schemas = self.schemas(&checked);
         let mut queue = Queue::new(checked.into_iter().filter(|stage| selected.contains(&stage.stage.name)));
         let mut reports: BTreeMap<TableName, StageReport> = BTreeMap::new();
+        let keeper = Keeper {
+            lake: self.lake.clone(),
+            settings: self.settings.clone(),
+            runtime: Arc::clone(runtime),
+            // Everything that is read has arrived by now.
+            known_at: self.lake.clock().now(),
+        };
         let mut tasks = tokio::task::JoinSet::new();
         loop {
             for (stage, by) in queue.blocked() {
@@ -304,10 +315,11 @@ impl Runner {
                 let work = self.work(stage, allowance, options, &schemas, pinned, runtime);
                 let name = work.name().clone();
                 let span = tracing::info_span!("stage", stage = %name);
+                let keeper = keeper.clone();
                 tasks.spawn(
                     async move {
                         let started = Instant::now();
-                        let result = work.build().await;
+                        let result = built_and_kept(work, &keeper).await;
                         (name, result, started.elapsed().as_secs_f64())
                     }
                     .instrument(span),
@@ -317,8 +329,8 @@ impl Runner {
             let (name, result, seconds) = done.map_err(|error| {
                 EngineError::execution("a stage")(datafusion::error::DataFusionError::External(Box::new(error)))
             })?;
-            let built = match result {
-                Ok(built) => built,
+            let (built, kept) = match result {
+                Ok(built_and_kept) => built_and_kept,
                 Err(error) => {
                     if error.is_out_of_memory()
                         && let Some(allowance) = queue.again_with_more(&name)
@@ -328,7 +340,7 @@ impl Runner {
                         progress.note(&format!("  Waiting {name}  did not fit into memory, is built again {how}"));
                         continue;
                     }
-                    Built::of_no_rows(StageOutcome::Failed { error: error.to_string(), kind: error.kind() })
+                    (Built::of_no_rows(StageOutcome::Failed { error: error.to_string(), kind: error.kind() }), None)
                 }
             };
             record(&name, &built, seconds);
@@ -347,6 +359,14 @@ impl Runner {
             }
             if let Some(Place::Here { reason }) = &built.place {
                 progress.note(&format!("     Here {name}  {reason}"));
+            }
+            if let Some(kept) = kept {
+                if kept.rows > 0 || kept.is_new {
+                    let (table, rows, version) = (kept.table.name(), kept.rows, kept.table.version());
+                    let begins = if kept.is_new { ", its beginning" } else { "" };
+                    progress.note(&format!("     Kept {table}  {rows} rows of history{begins}  v{version}"));
+                }
+                pinned.insert(kept.table.name().clone(), kept.table);
             }
             for failed in
                 built.expectations.iter().filter(|result| result.failed_rows > 0 && result.severity == Severity::Warn)
@@ -448,6 +468,29 @@ impl Runner {
         declared.chain(made).collect()
     }
 
+    /// Makes the pipeline's feature services what their file says of the views as they are. One that names what no run has made waits, and is told.
+    async fn register_services(&self, progress: &dyn Progress) -> Result<()> {
+        if self.project.services().is_empty() {
+            return Ok(());
+        }
+        let registry = Registry::new(&self.lake);
+        let newest: BTreeMap<String, ViewVersion> =
+            registry.views().await?.into_iter().map(|version| (version.view.name.clone(), version)).collect();
+        for spec in self.project.services() {
+            match resolve(spec, &newest, &registry).await? {
+                Ok(service) => {
+                    let Registered { version, is_new } = registry.register_service(&service).await?;
+                    if is_new {
+                        let (name, features) = (&service.name, service.features.len());
+                        progress.note(&format!(" Registered service {name}@v{}, {features} features", version.version));
+                    }
+                }
+                Err(reason) => progress.note(&format!("  Waiting service {}: {reason}", spec.name)),
+            }
+        }
+        Ok(())
+    }
+
     /// Publishes the versions that are pinned now, unless readers see exactly these already.
     pub(crate) async fn publish(
         &self,
@@ -477,6 +520,18 @@ impl Runner {
         };
         Ok(Some(self.lake.publish(manifest).await?.sequence))
     }
+}
+
+/// Builds a stage. Where it is a feature view, its history is brought to the rows that its table has then, whoever made them.
+async fn built_and_kept(work: StageWork, keeper: &Keeper) -> Result<(Built, Option<Kept>)> {
+    let (checked, current) = (work.checked.clone(), work.current.clone());
+    let built = work.build().await?;
+    let made = built.tables.iter().find(|table| *table.name() == checked.stage.name).cloned();
+    let kept = match made.or(current) {
+        Some(table) => keeper.keep(&checked, &table).await?,
+        None => None,
+    };
+    Ok((built, kept))
 }
 
 /// What will become of tables that were made under another contract, a line each.

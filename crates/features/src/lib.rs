@@ -33,6 +33,7 @@ pub use compact::compact;
 pub use error::FeatureError;
 pub use history::{DELETED, EVENT_TIMESTAMP, History, HistoryFile, HistorySchema, KNOWN_AT, VERSION};
 pub use moment::Zoneless;
+pub use open::read_history_file;
 pub use point_in_time::{FeatureStream, point_in_time};
 pub use request::{FeatureView, Options, StatusColumns};
 pub use status::{Status, status_type};

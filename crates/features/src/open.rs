@@ -220,6 +220,19 @@ impl OpenFile {
     }
 }
 
+/// All rows of a file of history, in its order: by key, event time, known time and version.
+///
+/// # Errors
+/// A file that is not what it is listed as; what the store says, also later, as an item of the stream.
+pub async fn read_history_file(
+    store: &Arc<dyn ObjectStore>,
+    schema: &HistorySchema,
+    file: &HistoryFile,
+    batch_rows: usize,
+) -> Result<BoxStream<'static, Result<RecordBatch>>> {
+    OpenFile::open(store, schema, file).await?.read_all(store, schema, batch_rows)
+}
+
 /// A column that [`OpenFile::check`] has seen.
 pub(crate) fn column<'a>(batch: &'a RecordBatch, path: &Path, name: &str) -> Result<&'a ArrayRef> {
     batch

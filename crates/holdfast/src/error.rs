@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use holdfast_cluster::ClusterError;
 use holdfast_collect::CollectError;
 use holdfast_engine::EngineError;
+use holdfast_feature_store::FeatureStoreError;
 use holdfast_feeds::FeedError;
 use holdfast_identity::IdentityError;
 use holdfast_ingest::IngestError;
@@ -72,6 +73,8 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Collect(#[from] CollectError),
     #[error(transparent)]
+    Features(#[from] FeatureStoreError),
+    #[error(transparent)]
     Feed(#[from] FeedError),
     #[error(transparent)]
     Ingest(#[from] IngestError),
@@ -106,6 +109,7 @@ impl CliError {
             Self::Engine(error) => error.kind(),
             Self::Cluster(error) => error.kind(),
             Self::Collect(error) => error.kind(),
+            Self::Features(error) => error.kind(),
             Self::Feed(error) => error.kind(),
             Self::Ingest(error) => error.kind(),
             Self::Identity(error) => error.kind(),

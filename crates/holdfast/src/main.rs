@@ -19,7 +19,7 @@ use holdfast_lake::StoreOptions;
 use tracing::Instrument;
 
 use crate::commands::{
-    check, cluster, collect, contracts, demo, docs, environments, fmt, generate, identity, ingest, lineage, maintain,
+    check, cluster, collect, contracts, demo, docs, environments, features, fmt, generate, identity, ingest, lineage, maintain,
     models as model_versions, plan, quarantine, run, score, serve, sql, status, test, train, up, verify, why,
 };
 use crate::error::CliError;
@@ -56,6 +56,7 @@ enum Command {
     Docs(docs::DocsArgs),
     #[command(visible_alias = "env")]
     Environments(environments::EnvironmentsArgs),
+    Features(features::FeaturesArgs),
     Fmt(fmt::FmtArgs),
     Generate(generate::GenerateArgs),
     Identity(identity::IdentityArgs),
@@ -88,6 +89,7 @@ impl Command {
             Self::Demo(_) => "demo",
             Self::Docs(_) => "docs",
             Self::Environments(_) => "environments",
+            Self::Features(_) => "features",
             Self::Fmt(_) => "fmt",
             Self::Generate(_) => "generate",
             Self::Identity(_) => "identity",
@@ -184,6 +186,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Demo(args) => demo::run(project, args, terminal).await,
         Command::Docs(args) => docs::run(&project, args, terminal).await,
         Command::Environments(args) => environments::run(&project, args, terminal).await,
+        Command::Features(args) => features::run(&project, args, terminal).await,
         Command::Fmt(args) => fmt::run(&project, args, terminal),
         Command::Cluster(_) | Command::Generate(_) => Ok(()),
         Command::Identity(args) => identity::run(&project, args, terminal).await,

@@ -461,7 +461,8 @@ impl Project {
         }
         declared.extend(crate::models::registry::declared()?);
         declared.extend(crate::models::score::declared(self)?);
-        Ok(Draft::read(&self.stage_folder()?, declared)?)
+        let services = self.pipeline_folder()?.join("feature_services.toml");
+        Ok(Draft::read(&self.stage_folder()?, declared)?.with_services(&services)?)
     }
 
     /// The pipeline's way to make tokens in this lake. Makes a key where the lake has none yet, and refuses one that is not the lake's.

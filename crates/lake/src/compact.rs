@@ -27,7 +27,7 @@ use crate::lease::Fence;
 use crate::order::{ASCENDING, sort_columns};
 use crate::provider::LakeTableProvider;
 use crate::statistics::record_count;
-use crate::table::{StagedFile, Table};
+use crate::table::{OWN_FILES, StagedFile, Table};
 use crate::writer::{TableWriter, WriterSettings};
 
 /// How many sorted files are open at the same time.
@@ -79,8 +79,11 @@ impl Rewrite {
 
 impl Table {
     /// Which of its files should be one: those below half of `target_bytes`, as many at a time as make about that, in the order in which they came. Empty
-    /// when nothing is to be gained.
+    /// when nothing is to be gained, and for tables of [`OWN_FILES`].
     pub fn merges(&self, target_bytes: u64) -> Vec<Merge> {
+        if self.property(OWN_FILES).is_some() {
+            return Vec::new();
+        }
         let mut partitions: BTreeMap<Vec<(String, Option<String>)>, Vec<Add>> = BTreeMap::new();
         for add in self.files() {
             if size(&add) < target_bytes / 2 && add.deletion_vector.is_none() {

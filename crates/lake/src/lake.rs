@@ -55,7 +55,8 @@ impl Default for LakeSettings {
 pub struct TableSpec {
     /// Its name.
     pub name: TableName,
-    /// Its columns, partition columns last. Metadata keys `comment` and `pii` are kept in the Delta schema.
+    /// Its columns, partition columns last. Metadata keys `comment` and `pii` of columns are kept in the Delta schema. What the schema itself has as metadata becomes properties of
+    /// a table that is created.
     pub schema: SchemaRef,
     /// The names of the columns it is partitioned by.
     pub partition_by: Vec<String>,
@@ -459,14 +460,18 @@ impl Lake {
     async fn create_table(&self, spec: &TableSpec) -> Result<Table> {
         let schema = kernel_schema(&spec.name, &spec.schema)?;
         let table = self.builder(&spec.name)?.build().map_err(LakeError::delta(&spec.name))?;
+        // Logs are cleaned by maintenance: left to a commit, every commit lists the whole log folder.
+        let cleanup = ("delta.enableExpiredLogCleanup".to_owned(), Some("false".to_owned()));
+        let own = spec.schema.metadata().iter().map(|(key, value)| (key.clone(), Some(value.clone())));
+        let properties: Vec<(String, Option<String>)> = own.chain([cleanup]).collect();
         let created = CreateBuilder::new()
             .with_log_store(table.log_store())
             .with_table_name(spec.name.to_string())
             .with_comment(spec.comment.clone())
             .with_columns(schema.fields().cloned())
             .with_partition_columns(spec.partition_by.clone())
-            // Logs are cleaned by maintenance: left to a commit, every commit lists the whole log folder.
-            .with_configuration([("delta.enableExpiredLogCleanup".to_owned(), Some("false".to_owned()))])
+            .with_raise_if_key_not_exists(false)
+            .with_configuration(properties)
             .with_commit_properties(CommitProperties::default().with_cleanup_expired_logs(Some(false)))
             .await;
         match created {

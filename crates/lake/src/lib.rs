@@ -14,6 +14,7 @@ mod cache;
 mod changes;
 mod commit;
 mod compact;
+mod documents;
 mod drop;
 mod environment;
 mod error;
@@ -52,7 +53,7 @@ pub use provider::LakeTableProvider;
 pub use replace::{Replacement, RowChanges};
 pub use schema::{delta_compatible, to_delta_compatible};
 pub use store::{ObjectLocation, StoreOptions, describe_store_error, open_store};
-pub use table::{StagedFile, Table};
+pub use table::{DataFile, OWN_FILES, StagedFile, Table};
 pub use writer::{TableWriter, WriterSettings};
 
 /// A result of this crate.

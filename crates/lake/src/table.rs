@@ -21,9 +21,13 @@ use crate::error::LakeError;
 use crate::head::CommitHead;
 use crate::order::SORTED_BY_TAG;
 use crate::provider::LakeTableProvider;
+use crate::statistics::record_count;
 
 /// The key of [`Table::data_version`] in the commits of merges.
 pub(crate) const DATA_VERSION: &str = "holdfast.data_version";
+
+/// The property of tables whose files are merged by who writes them, since they are more than their rows: [`Table::merges`] has none for these.
+pub const OWN_FILES: &str = "holdfast.own_files";
 
 /// Commits that are read at the same time in search of a note.
 const NOTES_AT_ONCE: usize = 16;
@@ -36,6 +40,23 @@ pub struct StagedFile {
     pub rows: u64,
     /// Its size.
     pub bytes: u64,
+}
+
+/// A data file of a table, as the log has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataFile {
+    /// Within the table, as changes name it.
+    pub path: String,
+    /// From the root of the store.
+    pub location: Path,
+    /// Its size.
+    pub bytes: u64,
+    /// Its rows, when the log knows.
+    pub rows: Option<u64>,
+    /// The values of its partition columns.
+    pub partition_values: HashMap<String, Option<String>>,
+    /// What its writer said of it.
+    pub tags: HashMap<String, String>,
 }
 
 /// One version of one table. Cheap to clone; does not change when the table does.
@@ -160,6 +181,56 @@ impl Table {
         self.inner.delta.snapshot().map_or(0, |snapshot| snapshot.log_data().num_files())
     }
 
+    /// What tells it apart from another table of its name, before or after it.
+    pub fn id(&self) -> Option<String> {
+        let metadata = serde_json::to_value(self.inner.delta.snapshot().ok()?.metadata()).ok()?;
+        metadata.get("id")?.as_str().map(str::to_owned)
+    }
+
+    /// Its data files, in no order.
+    pub fn listed_files(&self) -> Vec<DataFile> {
+        let file = |add: Add| DataFile {
+            location: add.path.split('/').fold(self.inner.prefix.clone(), |path, part| path.join(part)),
+            bytes: u64::try_from(add.size).unwrap_or(0),
+            rows: record_count(add.stats.as_deref()),
+            partition_values: add.partition_values,
+            tags: add.tags.unwrap_or_default().into_iter().filter_map(|(key, value)| Some((key, value?))).collect(),
+            path: add.path,
+        };
+        self.files().into_iter().map(file).collect()
+    }
+
+    /// A file below [`Table::prefix`] that somebody else wrote, to be committed as one of the table's. It must have the table's columns but those that the table is partitioned
+    /// by, whose values are given.
+    ///
+    /// # Errors
+    /// When it is elsewhere.
+    pub fn written_elsewhere(
+        &self,
+        location: &Path,
+        (rows, bytes): (u64, u64),
+        partition_values: HashMap<String, Option<String>>,
+        tags: HashMap<String, String>,
+    ) -> Result<StagedFile> {
+        let outside =
+            || LakeError::Schema { table: self.name().to_string(), reason: format!("{location} is not in its folder") };
+        let parts = location.prefix_match(&self.inner.prefix).ok_or_else(outside)?;
+        let add = Add {
+            path: parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/"),
+            size: i64::try_from(bytes).unwrap_or(i64::MAX),
+            modification_time: self.inner.clock.now().timestamp_millis(),
+            data_change: true,
+            partition_values,
+            stats: Some(serde_json::json!({ "numRecords": rows }).to_string()),
+            tags: Some(tags.into_iter().map(|(key, value)| (key, Some(value))).collect()),
+            deletion_vector: None,
+            base_row_id: None,
+            default_row_commit_version: None,
+            clustering_provider: None,
+        };
+        Ok(StagedFile { add, rows, bytes })
+    }
+
     /// Which of its files have their rows in a proven order: path within the table, and the names of the columns, each ascending with nulls first. Proven is what the
     /// writer of the file compared row by row, which the log keeps as a tag.
     pub fn file_orders(&self) -> Vec<(String, Option<Vec<String>>)> {
@@ -259,7 +330,7 @@ impl Table {
     }
 
     /// Where its files are, from the root of the store.
-    pub(crate) fn prefix(&self) -> &Path {
+    pub fn prefix(&self) -> &Path {
         &self.inner.prefix
     }
 

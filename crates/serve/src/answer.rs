@@ -38,6 +38,7 @@ enum Body {
     Query(Box<DataFrame>),
     Features(Box<FeatureLookup>),
     Ready(RecordBatch),
+    Batches(BoxStream<'static, Result<RecordBatch>>),
 }
 
 impl Answer {
@@ -63,6 +64,8 @@ impl Answer {
                     body: Body::Features(Box::new(lookup)),
                 })
             }
+            // Answered from memory, of whatever run is there.
+            Question::Online(_) => Err(ServeError::Unsupported("online features are no part of a run".to_owned())),
             Question::Scores(command) => scores_above(&command, run).await.map(Self::query),
             Question::Statement(sql) => statement(&sql, run, settings).await.map(Self::query),
             Question::Catalogs(command) => Self::ready(metadata::catalogs(command)),
@@ -83,6 +86,7 @@ impl Answer {
             Body::Query(query) => query.execute_stream().await?.map_err(ServeError::from).boxed(),
             Body::Features(lookup) => once(lookup.run().await?),
             Body::Ready(batch) => once(batch),
+            Body::Batches(batches) => batches,
         };
         let pieces = batches.map_ok(move |batch| {
             let cut = to_wire(&batch, &schema).map(|batch| pieces(&batch, max_rows, max_bytes));
@@ -94,6 +98,11 @@ impl Answer {
         Ok(pieces.try_flatten().boxed())
     }
 
+    /// What comes as it is worked out, in the schema that is promised.
+    pub(crate) fn batches(schema: SchemaRef, batches: BoxStream<'static, Result<RecordBatch>>) -> Self {
+        Self { schema, rows: None, bytes: None, body: Body::Batches(batches) }
+    }
+
     fn query(query: DataFrame) -> Self {
         let schema = wire_schema(query.schema().as_arrow());
         Self { schema, rows: None, bytes: None, body: Body::Query(Box::new(query)) }
@@ -103,7 +112,7 @@ impl Answer {
         batch.map(Self::ready_batch)
     }
 
-    fn ready_batch(batch: RecordBatch) -> Self {
+    pub(crate) fn ready_batch(batch: RecordBatch) -> Self {
         Self { schema: batch.schema(), rows: Some(batch.num_rows() as u64), bytes: None, body: Body::Ready(batch) }
     }
 }

@@ -5,6 +5,7 @@ use arrow::error::ArrowError;
 use arrow_flight::error::FlightError;
 use datafusion::error::DataFusionError;
 use holdfast_engine::EngineError;
+use holdfast_feature_store::FeatureStoreError;
 use holdfast_ingest::IngestError;
 use holdfast_types::{ErrorKind, TableName};
 use tonic::{Code, Status};
@@ -126,6 +127,9 @@ pub enum ServeError {
     /// A batch cannot be taken, or not now.
     #[error(transparent)]
     Ingest(#[from] IngestError),
+    /// The feature store refused or failed.
+    #[error(transparent)]
+    Features(Box<FeatureStoreError>),
     /// The engine refused or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -164,6 +168,7 @@ impl ServeError {
             | Self::Deadline(_)
             | Self::Stopping => ErrorKind::Retry,
             Self::Ingest(error) => error.kind(),
+            Self::Features(error) => error.kind(),
             Self::Engine(error) => error.kind(),
             Self::Query(error) => query_kind(error),
             Self::Arrow(_) | Self::Encode(_) => ErrorKind::Bug,

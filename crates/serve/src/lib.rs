@@ -2,7 +2,8 @@
 //!
 //! [`serve`] answers three kinds of question with the same few steps (understand it, pin a run, plan, stream):
 //!
-//! - feature calls, protobuf commands from `proto/holdfast/v1/flight.proto`;
+//! - feature calls, protobuf commands from `proto/holdfast/v1/flight.proto`; features as of the moments of a spine are an exchange,
+//!   features from memory are answered without a plan;
 //! - whole tables, by the path `["schema", "table"]`;
 //! - Flight SQL: statements, prepared statements without parameters, and the metadata that drivers ask for.
 //!
@@ -19,6 +20,7 @@
 
 mod answer;
 mod error;
+mod feature_calls;
 mod features;
 #[expect(unreachable_pub, reason = "generated from proto/, and checked against it by a test")]
 mod generated {
@@ -40,6 +42,7 @@ mod token;
 mod wire;
 
 pub use error::ServeError;
+pub use generated::v1::{GetHistoricalFeatures, GetOnlineFeatures, KeyColumn, StatusColumns};
 pub use put::{PutSettings, Puts};
 pub use question::{CommandMessage, FeaturesForCustomers, ScoresAbove};
 pub use server::{bind, serve};

@@ -8,7 +8,7 @@
 //! the batches that are being stored. A stream whose batch finds no room waits, and its client with it; after a while it is
 //! told to come back.
 
-mod decode;
+pub(crate) mod decode;
 mod request;
 
 use std::collections::{BTreeMap, HashMap};

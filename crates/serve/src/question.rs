@@ -10,6 +10,7 @@ use holdfast_types::TableName;
 use prost::Message;
 
 pub use crate::generated::v1::{FeaturesForCustomers, ScoresAbove};
+use crate::generated::v1::{GetHistoricalFeatures, GetOnlineFeatures};
 use crate::generated::v1::{PreparedStatement, Ticket};
 use crate::metadata::KeysOf;
 use crate::{Result, ServeError};
@@ -28,6 +29,8 @@ pub trait CommandMessage: Message + prost::Name + Sized {
 
 impl CommandMessage for FeaturesForCustomers {}
 impl CommandMessage for ScoresAbove {}
+impl CommandMessage for GetHistoricalFeatures {}
+impl CommandMessage for GetOnlineFeatures {}
 impl CommandMessage for Ticket {}
 
 /// Everything that can be asked for with `GetFlightInfo`, `GetSchema` and `DoGet`.
@@ -35,6 +38,7 @@ impl CommandMessage for Ticket {}
 pub(crate) enum Question {
     Table(TableName),
     Features(FeaturesForCustomers),
+    Online(GetOnlineFeatures),
     Scores(ScoresAbove),
     Statement(String),
     Catalogs(CommandGetCatalogs),
@@ -60,7 +64,7 @@ impl Question {
 
     /// The question in a ticket, and the run it must be answered from; `None` is the newest.
     pub(crate) fn from_ticket(ticket: &[u8]) -> Result<(Self, Option<u64>)> {
-        let any = decode_any(ticket)?;
+        let any = unwrapped(ticket)?;
         if message_name(&any) != <Ticket as prost::Name>::full_name() {
             return Ok((Self::from_any(any)?, None));
         }
@@ -85,7 +89,7 @@ impl Question {
     }
 
     fn from_command(command: &[u8]) -> Result<Self> {
-        Self::from_any(decode_any(command)?)
+        Self::from_any(unwrapped(command)?)
     }
 
     fn from_any(any: Any) -> Result<Self> {
@@ -96,6 +100,17 @@ impl Question {
         }
         if message_name(&any) == <ScoresAbove as prost::Name>::full_name() {
             return ScoresAbove::decode(any.value).map(Self::Scores).map_err(|_| not_understood("ScoresAbove"));
+        }
+        if message_name(&any) == <GetOnlineFeatures as prost::Name>::full_name() {
+            return GetOnlineFeatures::decode(any.value)
+                .map(Self::Online)
+                .map_err(|_| not_understood("GetOnlineFeatures"));
+        }
+        if message_name(&any) == <GetHistoricalFeatures as prost::Name>::full_name() {
+            return Err(ServeError::Unsupported(
+                "GetHistoricalFeatures is an exchange: send it in the descriptor of DoExchange, and the spine behind it"
+                    .to_owned(),
+            ));
         }
         match Command::try_from(any).map_err(|_| not_understood("Flight SQL command"))? {
             Command::CommandStatementQuery(command) => Ok(Self::Statement(command.query)),
@@ -127,6 +142,7 @@ impl Question {
         match self {
             Self::Table(_) => "table",
             Self::Features(_) => "features_for_customers",
+            Self::Online(_) => "get_online_features",
             Self::Scores(_) => "scores_above",
             Self::Statement(_) => "statement",
             Self::Catalogs(_) => "catalogs",
@@ -150,7 +166,7 @@ pub(crate) fn prepared_query(handle: &[u8]) -> Result<String> {
     PreparedStatement::decode(handle).map(|statement| statement.query).map_err(|_| not_understood("prepared statement"))
 }
 
-fn decode_any(bytes: &[u8]) -> Result<Any> {
+pub(crate) fn unwrapped(bytes: &[u8]) -> Result<Any> {
     match Any::decode(bytes) {
         Ok(any) if any.type_url.contains('/') => Ok(any),
         _ => Err(ServeError::Request(
@@ -162,7 +178,7 @@ fn decode_any(bytes: &[u8]) -> Result<Any> {
 }
 
 /// The full name of the message inside; the part of the URL before it carries no meaning.
-fn message_name(any: &Any) -> &str {
+pub(crate) fn message_name(any: &Any) -> &str {
     any.type_url.rsplit('/').next().unwrap_or_default()
 }
 

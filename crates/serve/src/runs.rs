@@ -3,6 +3,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use holdfast_engine::{LakeReader, Published};
+use holdfast_feature_store::OnlineStore;
+use holdfast_lake::Lake;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Result, ServeError};
@@ -11,6 +13,8 @@ use crate::{Result, ServeError};
 #[derive(Debug)]
 pub(crate) struct Runs {
     reader: Arc<LakeReader>,
+    /// Online features of the newest run, once somebody has looked for one.
+    online: OnlineStore,
     /// Newest last.
     recent: Mutex<VecDeque<Arc<Published>>>,
     kept: usize,
@@ -18,7 +22,8 @@ pub(crate) struct Runs {
 
 impl Runs {
     pub(crate) fn new(reader: Arc<LakeReader>, kept: usize) -> Self {
-        let runs = Self { reader, recent: Mutex::new(VecDeque::with_capacity(kept + 1)), kept };
+        let online = OnlineStore::new(reader.lake());
+        let runs = Self { reader, online, recent: Mutex::new(VecDeque::with_capacity(kept + 1)), kept };
         runs.newest();
         runs
     }
@@ -50,15 +55,31 @@ impl Runs {
         held.ok_or_else(|| ServeError::RunGone { sequence, newest: newest.sequence() })
     }
 
-    /// Looks for a newer run; whether there was one.
+    /// The lake.
+    pub(crate) fn lake(&self) -> &Lake {
+        self.reader.lake()
+    }
+
+    /// Features in memory.
+    pub(crate) fn online(&self) -> &OnlineStore {
+        &self.online
+    }
+
+    /// Looks for a newer run, also for the features in memory; whether there was one.
     pub(crate) async fn refresh(&self) -> Result<bool> {
         let swapped = self.reader.refresh().await?;
-        self.newest();
+        if self.online.run() < self.newest().sequence() {
+            self.online.refresh().await?;
+        }
         Ok(swapped)
     }
 
     /// Follows the lake until stopped. A look that fails leaves the run that is served as it is.
     pub(crate) async fn follow(&self, interval: Duration, stop: CancellationToken) {
+        // Nobody waits for it: who asks first meanwhile takes them there.
+        if let Err(error) = self.online.refresh().await {
+            tracing::warn!(%error, "online features cannot be taken into memory yet");
+        }
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,

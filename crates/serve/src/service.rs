@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span};
 
 use crate::answer::Answer;
+use crate::feature_calls;
 use crate::put::Puts;
 use crate::question::{Question, prepared_handle, prepared_query};
 use crate::rights::Rights;
@@ -36,6 +37,12 @@ const CREATE_PREPARED_STATEMENT: &str = "CreatePreparedStatement";
 const CLOSE_PREPARED_STATEMENT: &str = "ClosePreparedStatement";
 const HEALTH: &str = "health";
 const REFRESH: &str = "refresh";
+const LIST_FEATURES: &str = "list_features";
+const DESCRIBE_FEATURES: &str = "describe_features";
+const DATASETS: &str = "get_dataset";
+
+/// The kind of question that an exchange is.
+const HISTORICAL: &str = "get_historical_features";
 
 /// The messages of an answer.
 type Messages = BoxStream<'static, Result<FlightData, Status>>;
@@ -74,6 +81,9 @@ impl HoldfastFlight {
     }
 
     async fn plan(&self, question: Question, run: &Published) -> Result<Answer> {
+        if let Question::Online(command) = &question {
+            return feature_calls::online(self.runs.online(), command, &self.settings).await.map(Answer::ready_batch);
+        }
         Answer::plan(question, run, &self.settings, self.puts.is_some()).await
     }
 
@@ -102,6 +112,21 @@ impl HoldfastFlight {
         Span::current().record("run", run.sequence());
         let answer = self.plan(question, &run).await?;
         Ok(ReceiverStream::new(self.streams.start(answer, place, deadline, call, command)).boxed())
+    }
+
+    /// Reads the beginning of a spine and starts to answer it.
+    async fn begin_exchange(
+        &self,
+        rights: Rights,
+        messages: Streaming<FlightData>,
+        deadline: Instant,
+        call: Call,
+    ) -> Result<Messages> {
+        rights.to_read()?;
+        Span::current().record("command", HISTORICAL);
+        let place = self.streams.admit().await?;
+        let answer = feature_calls::historical(self.runs.lake(), messages, &self.settings).await?;
+        Ok(ReceiverStream::new(self.streams.start(answer, place, deadline, call, HISTORICAL)).boxed())
     }
 
     /// The published tables whose name is, or begins with, what the criteria say; all of them without criteria.
@@ -134,6 +159,9 @@ impl HoldfastFlight {
                 prepared_query(&request.prepared_statement_handle)?;
                 Ok(None)
             }
+            LIST_FEATURES => feature_calls::list(self.runs.lake(), self.runs.online()).await.map(Some),
+            DESCRIBE_FEATURES => feature_calls::describe(self.runs.lake(), &action.body).await.map(Some),
+            DATASETS => feature_calls::datasets(self.runs.lake(), &action.body).await.map(Some),
             HEALTH => Ok(Some(self.health(None))),
             REFRESH => {
                 let swapped = self.runs.refresh().await?;
@@ -249,10 +277,22 @@ impl FlightService for HoldfastFlight {
 
     async fn do_exchange(
         &self,
-        _request: Request<Streaming<FlightData>>,
+        request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoExchangeStream>, Status> {
-        let refusal = "DoExchange is not offered: ask with GetFlightInfo and DoGet";
-        self.call("DoExchange", async { Err(ServeError::Unsupported(refusal.to_owned())) }).await
+        let call = Call::begin("DoExchange");
+        let timeout = self.settings.query_timeout;
+        let deadline = Instant::now() + timeout;
+        let rights = Rights::of(request.extensions());
+        let begin = self.begin_exchange(rights, request.into_inner(), deadline, call.clone());
+        let begun = tokio::time::timeout_at(deadline, begin.boxed())
+            .instrument(call.span.clone())
+            .await
+            .unwrap_or(Err(ServeError::Deadline(timeout)));
+        // Once begun, the stream reports its own end.
+        if begun.is_err() {
+            call.end("", Sent::default(), outcome(&begun));
+        }
+        begun.map(Response::new).map_err(|error| error.status())
     }
 
     async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
@@ -266,6 +306,9 @@ impl FlightService for HoldfastFlight {
             |name: &str, description: &str| ActionType { r#type: name.to_owned(), description: description.to_owned() };
         Ok(Response::new(all([
             action(HEALTH, "The run that is served and since when, as JSON."),
+            action(LIST_FEATURES, "The feature views and services, as JSON."),
+            action(DESCRIBE_FEATURES, "A feature view or service, NAME or NAME@v3 in UTF-8, as JSON."),
+            action(DATASETS, "The training sets of the lake, as JSON; with an id in UTF-8, that one."),
             action(REFRESH, "Looks for a newer run at once; answers as `health` does, with `swapped`."),
             action(
                 CREATE_PREPARED_STATEMENT,

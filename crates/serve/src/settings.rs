@@ -29,6 +29,8 @@ pub struct ServeSettings {
     pub max_waiting_queries: usize,
     /// Customer ids of one feature call. 1 to 1,000,000.
     pub max_customer_ids: usize,
+    /// What a part of a spine with its features may hold in memory, for each exchange. 16 MiB to 64 GiB.
+    pub feature_memory_bytes: usize,
     /// Length of one SQL statement. 1 KiB to 64 MiB.
     pub max_statement_bytes: usize,
     /// Size of one request message. 4 MiB to 1 GiB.
@@ -50,6 +52,7 @@ impl Default for ServeSettings {
             max_concurrent_queries: 16,
             max_waiting_queries: 256,
             max_customer_ids: 10_000,
+            feature_memory_bytes: 128 << 20,
             max_statement_bytes: 1 << 20,
             max_request_bytes: 64 << 20,
             drain_timeout: Duration::from_secs(10),
@@ -73,6 +76,7 @@ impl ServeSettings {
         within("max_concurrent_queries", self.max_concurrent_queries, 1, 10_000)?;
         within("max_waiting_queries", self.max_waiting_queries, 0, 100_000)?;
         within("max_customer_ids", self.max_customer_ids, 1, 1_000_000)?;
+        within("feature_memory_bytes", self.feature_memory_bytes, 16 << 20, 1 << 36)?;
         within("max_statement_bytes", self.max_statement_bytes, 1 << 10, 64 << 20)?;
         within("max_request_bytes", self.max_request_bytes, 4 << 20, 1 << 30)?;
         within("drain_timeout", self.drain_timeout, Duration::ZERO, HOUR)

@@ -23,6 +23,10 @@ pub enum Promise {
     Pit1,
     /// One output row for each spine row, in its order.
     Pit2,
+    /// The online value equals the offline value at the same moment.
+    Pit3,
+    /// A training set's id gives the same bytes back later.
+    Pit4,
 }
 
 impl Promise {
@@ -40,6 +44,8 @@ impl Promise {
             Self::Stg4 => "STG-4",
             Self::Pit1 => "PIT-1",
             Self::Pit2 => "PIT-2",
+            Self::Pit3 => "PIT-3",
+            Self::Pit4 => "PIT-4",
         }
     }
 
@@ -57,6 +63,8 @@ impl Promise {
             Self::Stg4 => "all tables of a run can be read as of that run, together",
             Self::Pit1 => "a training row sees nothing that was not known at its timestamp",
             Self::Pit2 => "one output row for each spine row, in its order",
+            Self::Pit3 => "the online value equals the offline value at the same moment",
+            Self::Pit4 => "a training set's id gives the same bytes back later",
         }
     }
 

@@ -7,18 +7,16 @@ use holdfast_types::TableName;
 
 use super::Subject;
 use crate::diagnostic::Diagnostic;
+use crate::features::{LABEL_TAG, LABELS};
 use crate::stage::CLOCK_FUNCTIONS;
 
 /// The schema of stages that models are trained on.
 const FEATURES: &str = "features";
-/// Schemas whose tables say what became of customers later.
-const LABELS: [&str; 2] = ["label", "labels"];
-/// The tag of a column that says what became of a customer later.
-const LABEL_TAG: &str = "label";
-
 /// What a model must not see: labels, and what happened after `now()`.
 pub(super) fn lint(subject: &Subject<'_>) -> Vec<Diagnostic> {
-    if subject.stage().name.schema() != FEATURES {
+    let stage = subject.stage();
+    let is_view = stage.name.schema() == FEATURES || stage.directives.feature.is_some();
+    if !is_view || LABELS.contains(&stage.name.schema()) {
         return Vec::new();
     }
     let mut found = labels(subject);

@@ -2,8 +2,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use globset::Glob;
+use holdfast_engine::{EngineError, HistoryMerged, compact_history, is_history};
+use holdfast_feature_store::Datasets;
 use holdfast_ingest::{Inbox, SourceSpec, SweepSettings, Swept, sweep_inbox};
-use holdfast_lake::{KeptRuns, Lake, LakeError, MaintainSettings, TableMaintenance};
+use holdfast_lake::{Fence, KeptRuns, Lake, LakeError, MaintainSettings, TableMaintenance};
 use holdfast_types::{Progress, TableName};
 use serde::Serialize;
 
@@ -76,7 +78,7 @@ pub(crate) async fn run(project: &Project, args: &MaintainArgs, terminal: &Arc<T
     };
     let lake = project.open_stages_to_write().await?;
     let tables = selected(&lake, &args.table).await?;
-    let kept = lake.maintain_runs(&settings).await?;
+    let kept = kept_versions(&lake, &settings).await?;
     let mut report = MaintainReport {
         dry_run: args.dry_run,
         runs_deleted: kept.deleted,
@@ -106,7 +108,7 @@ pub(crate) async fn run(project: &Project, args: &MaintainArgs, terminal: &Arc<T
             // The other tables have nothing to do with it.
             Err(error) => {
                 terminal.problem(&format!("   Failed {table}  {error}"));
-                failed = failed.or(Some(error.into()));
+                failed = failed.or(Some(error));
             }
         }
     }
@@ -191,23 +193,55 @@ pub(crate) async fn maintain(
     settings: &MaintainSettings,
     kept: &KeptRuns,
     duration: Duration,
-) -> Result<Option<TableMaintenance>, LakeError> {
+) -> Result<Option<TableMaintenance>, CliError> {
     if settings.is_dry_run {
-        return Box::pin(lake.maintain(table, settings, kept, None)).await.map(Some);
+        return Box::pin(maintain_one(lake, table, settings, kept, None)).await.map(Some);
     }
     let Some(mut lease) = lake.lease(&format!("maintain/{table}"), &super::worker_name(), duration).await? else {
         return Ok(None);
     };
     let fence = lease.fence();
-    let worked = lease.hold(Box::pin(lake.maintain(table, settings, kept, Some(fence)))).await;
+    let worked = lease.hold(Box::pin(maintain_one(lake, table, settings, kept, Some(fence)))).await;
     if let Err(error) = lease.release().await {
         tracing::debug!(%table, %error, "a lease was not given back: it ends by itself");
     }
     match worked? {
         Some(Ok(done)) => Ok(Some(done)),
-        Some(Err(LakeError::Superseded { .. } | LakeError::LeaseOver { .. })) | None => Ok(None),
+        Some(Err(CliError::Lake(LakeError::Superseded { .. } | LakeError::LeaseOver { .. }))) | None => Ok(None),
+        Some(Err(CliError::Engine(EngineError::Lake(LakeError::Superseded { .. } | LakeError::LeaseOver { .. })))) => {
+            Ok(None)
+        }
         Some(Err(error)) => Err(error),
     }
+}
+
+/// What stays readable: the versions of runs that are kept, and those that training sets were made from.
+pub(crate) async fn kept_versions(lake: &Lake, settings: &MaintainSettings) -> Result<KeptRuns, CliError> {
+    let mut kept = lake.maintain_runs(settings).await?;
+    Datasets::new(lake).keep(&mut kept).await?;
+    Ok(kept)
+}
+
+/// Files of kept history are merged as what they are; the rest is as for all tables.
+async fn maintain_one(
+    lake: &Lake,
+    table: &TableName,
+    settings: &MaintainSettings,
+    kept: &KeptRuns,
+    fence: Option<Fence>,
+) -> Result<TableMaintenance, CliError> {
+    let merged = match lake.table(table).await?.filter(is_history) {
+        Some(_) => compact_history(lake, table, fence.clone(), settings.is_dry_run).await?,
+        None => HistoryMerged::default(),
+    };
+    let mut done = lake.maintain(table, settings, kept, fence).await?;
+    done.files_merged += merged.files;
+    done.rows_merged += merged.rows;
+    done.conflicts += merged.conflicts;
+    if !settings.is_dry_run {
+        done.files_before = (done.files_before + merged.files).saturating_sub(merged.into);
+    }
+    Ok(done)
 }
 
 pub(crate) fn record(done: &TableMaintenance, seconds: f64) {

@@ -7,6 +7,7 @@ pub(crate) mod contracts;
 pub(crate) mod demo;
 pub(crate) mod docs;
 pub(crate) mod environments;
+pub(crate) mod features;
 pub(crate) mod feeds;
 pub(crate) mod fmt;
 pub(crate) mod generate;

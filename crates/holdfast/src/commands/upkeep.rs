@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use holdfast_engine::{compact_history, is_history};
 use holdfast_ingest::SourceSpec;
 use holdfast_lake::{Lake, MaintainSettings, Merge};
 use holdfast_types::{ErrorKind, Progress, TableName};
 
-use super::maintain::{line, maintain, record, sweep_inboxes};
+use super::maintain::{kept_versions, line, maintain, record, sweep_inboxes};
 use crate::error::CliError;
 use crate::progress::Terminal;
 use crate::project::{MaintenanceSection, Project};
@@ -88,7 +89,7 @@ impl Upkeep {
         if due.is_empty() {
             return Ok(());
         }
-        let kept = self.lake.maintain_runs(&self.settings).await?;
+        let kept = kept_versions(&self.lake, &self.settings).await?;
         for name in due {
             let began = Instant::now();
             if let Some(done) = maintain(&self.lake, &name, &self.settings, &kept, LEASE).await? {
@@ -111,6 +112,9 @@ impl Upkeep {
         let since = *self.since.entry(name.clone()).or_insert(table.version());
         if table.version().saturating_sub(since) >= self.when.commits_min.max(1) {
             return Ok(true);
+        }
+        if is_history(&table) {
+            return Ok(compact_history(&self.lake, name, None, true).await?.files > 0);
         }
         let small: usize = table.merges(self.settings.target_bytes).iter().map(Merge::file_count).sum();
         Ok(small >= self.when.small_files_min.max(2))

@@ -348,7 +348,13 @@ pub(crate) async fn publish(lake: &Lake, tables: &[TableName]) -> Result<Option<
         for name in tables {
             let Some(table) = lake.table(name).await? else { continue };
             entries.retain(|entry| entry.name != *name);
-            entries.push(ManifestEntry { name: name.clone(), version: table.version(), rows: table.row_count() });
+            entries.push(ManifestEntry {
+                name: name.clone(),
+                version: table.version(),
+                rows: table.row_count(),
+                is_of_production: false,
+                looked_at: std::collections::BTreeMap::new(),
+            });
         }
         entries.sort_by(|left, right| left.name.cmp(&right.name));
         if entries == latest.tables {

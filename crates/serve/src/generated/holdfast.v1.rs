@@ -48,6 +48,141 @@ impl ::prost::Name for ScoresAbove {
         "/holdfast.v1.ScoresAbove".into()
     }
 }
+/// Features as they were known: each row of a spine (keys and a moment) with what the views had for its key then, one row for
+/// each, in the spine's order. docs/features.md has the contract.
+///
+/// Asked with DoExchange: this command in the descriptor of the first message, the spine as record batches behind it, the
+/// answer as record batches the other way. Nothing of it is kept by the server. The answer begins before the whole spine was sent when that
+/// is big: a client should read while it writes.
+///
+/// Answer: the spine's columns, then of each view its features, <view>__status and, if asked for, <view>__event_timestamp. The schema's
+/// metadata says which service (holdfast.feature_service), features with the versions of their views (holdfast.features), tables
+/// (holdfast.tables, JSON) and run (holdfast.run) it is from.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetHistoricalFeatures {
+    /// "churn", or "churn@v3". Either this or features.
+    #[prost(string, tag = "1")]
+    pub feature_service: ::prost::alloc::string::String,
+    /// "view:feature", "view", "view@v3:feature".
+    #[prost(string, repeated, tag = "2")]
+    pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The spine's column with the moment of each row; "event_timestamp" when empty.
+    #[prost(string, tag = "3")]
+    pub timestamp: ::prost::alloc::string::String,
+    /// What happened exactly at the moment is not seen.
+    #[prost(bool, tag = "4")]
+    pub strict: bool,
+    /// What became known after the moment is seen, too.
+    #[prost(bool, tag = "5")]
+    pub ignore_known_at: bool,
+    /// Columns are called <view>__<feature>.
+    #[prost(bool, tag = "6")]
+    pub full_feature_names: bool,
+    #[prost(enumeration = "StatusColumns", tag = "7")]
+    pub status: i32,
+    /// Adds <view>__event_timestamp.
+    #[prost(bool, tag = "8")]
+    pub event_timestamps: bool,
+    /// Timestamps without a zone are in UTC; otherwise they are refused.
+    #[prost(bool, tag = "9")]
+    pub timestamps_are_utc: bool,
+}
+impl ::prost::Name for GetHistoricalFeatures {
+    const NAME: &'static str = "GetHistoricalFeatures";
+    const PACKAGE: &'static str = "holdfast.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "holdfast.v1.GetHistoricalFeatures".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/holdfast.v1.GetHistoricalFeatures".into()
+    }
+}
+/// Features from memory, as they are known now: one row for each key, in the order of the keys. Asked with GetFlightInfo and DoGet, or
+/// with DoGet alone. Only views with `@feature online` are in memory.
+///
+/// Answer: the key columns, then as of GetHistoricalFeatures.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetOnlineFeatures {
+    /// As of GetHistoricalFeatures.
+    #[prost(string, tag = "1")]
+    pub feature_service: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The columns that name whose features are asked for, all of one length. At most as many rows as the service allows in one request
+    /// (10,000 unless set otherwise).
+    #[prost(message, repeated, tag = "3")]
+    pub keys: ::prost::alloc::vec::Vec<KeyColumn>,
+    #[prost(bool, tag = "4")]
+    pub full_feature_names: bool,
+    #[prost(enumeration = "StatusColumns", tag = "5")]
+    pub status: i32,
+    #[prost(bool, tag = "6")]
+    pub event_timestamps: bool,
+}
+impl ::prost::Name for GetOnlineFeatures {
+    const NAME: &'static str = "GetOnlineFeatures";
+    const PACKAGE: &'static str = "holdfast.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "holdfast.v1.GetOnlineFeatures".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/holdfast.v1.GetOnlineFeatures".into()
+    }
+}
+/// A column of keys: texts, or integers.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyColumn {
+    /// Its name; may be empty where the views have one key column.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub texts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(int64, repeated, tag = "3")]
+    pub integers: ::prost::alloc::vec::Vec<i64>,
+}
+impl ::prost::Name for KeyColumn {
+    const NAME: &'static str = "KeyColumn";
+    const PACKAGE: &'static str = "holdfast.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "holdfast.v1.KeyColumn".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/holdfast.v1.KeyColumn".into()
+    }
+}
+/// Which columns say why a value is not there: PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum StatusColumns {
+    /// <view>__status.
+    View = 0,
+    /// <view>__status, and <feature>__status for each feature.
+    Value = 1,
+    /// None.
+    None = 2,
+}
+impl StatusColumns {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::View => "STATUS_COLUMNS_VIEW",
+            Self::Value => "STATUS_COLUMNS_VALUE",
+            Self::None => "STATUS_COLUMNS_NONE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "STATUS_COLUMNS_VIEW" => Some(Self::View),
+            "STATUS_COLUMNS_VALUE" => Some(Self::Value),
+            "STATUS_COLUMNS_NONE" => Some(Self::None),
+            _ => None,
+        }
+    }
+}
 /// A Flight ticket: what was asked, and the run it was answered from, so that DoGet reads what GetFlightInfo saw.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Ticket {

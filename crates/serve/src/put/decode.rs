@@ -20,7 +20,7 @@ const DICTIONARIES_MAX: usize = 1_024;
 
 /// What a message was.
 #[derive(Debug)]
-pub(super) enum Decoded {
+pub(crate) enum Decoded {
     Schema(SchemaRef),
     /// By its id.
     Dictionary(i64),
@@ -29,7 +29,7 @@ pub(super) enum Decoded {
 
 /// The messages so far, as far as the next ones need them.
 #[derive(Debug, Default)]
-pub(super) struct Decoder {
+pub(crate) struct Decoder {
     schema: Option<SchemaRef>,
     dictionaries: HashMap<i64, ArrayRef>,
     /// The size of the message that each dictionary came with.
@@ -39,7 +39,7 @@ pub(super) struct Decoder {
 
 impl Decoder {
     /// Keeps dictionaries of at most so many bytes together.
-    pub(super) fn new(dictionary_bytes_max: usize) -> Self {
+    pub(crate) fn new(dictionary_bytes_max: usize) -> Self {
         Self { dictionary_bytes_max, ..Self::default() }
     }
 
@@ -49,7 +49,7 @@ impl Decoder {
     /// # Errors
     /// [`ServeError::Request`] when the bytes are no message, one that is not taken, or not one that can come here. The
     /// stream is over then.
-    pub(super) async fn decode(self, header: Bytes, body: Bytes) -> Result<(Self, Decoded)> {
+    pub(crate) async fn decode(self, header: Bytes, body: Bytes) -> Result<(Self, Decoded)> {
         let decoding = spawn_blocking(move || {
             let mut decoder = self;
             decoder.take(&header, body).map(|decoded| (decoder, decoded))

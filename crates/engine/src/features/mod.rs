@@ -1,0 +1,29 @@
+//! Feature views and services: what stages and the pipeline say of them, their versions in the lake, and the history of views that runs keep.
+//!
+//! ```text
+//! @feature in a stage ──► FeatureView ──► Registry: view versions ──► history.<view>_v<n>, kept by each run
+//! feature_services.toml ──► services ───► Registry: service versions (which features of which view versions)
+//! ```
+
+mod check;
+mod compact;
+mod diff;
+mod history;
+mod reference;
+mod registry;
+mod service;
+mod view;
+
+pub use compact::{HistoryMerged, compact_history, is_history};
+pub use diff::{Difference as FeatureDifference, Pending, pending};
+pub use history::{followed, history_of, known_until};
+pub use reference::{FeatureReference, named};
+pub use registry::{FeatureService, Registered, Registry, ServiceFeature, ServiceVersion, ViewVersion};
+pub use service::ServiceSpec;
+pub use view::{Feature, FeatureView};
+
+pub(crate) use check::{check_project, check_view};
+pub(crate) use diff::resolve;
+pub(crate) use history::{HISTORY_SCHEMA, Keeper, Kept};
+pub(crate) use service::ServiceFile;
+pub(crate) use view::{LABEL_TAG, LABELS};

@@ -1,0 +1,163 @@
+//! `feature_services.toml` of a pipeline: which features a model takes, one section a service.
+
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::reference::FeatureReference;
+use crate::Result;
+use crate::diagnostic::{Diagnostic, line_and_column, most_similar};
+use crate::error::EngineError;
+
+const KEYS: [&str; 3] = ["description", "owner", "features"];
+
+type Place = (usize, usize, usize);
+type Item<'a> = Spanned<DeValue<'a>>;
+
+/// A service as its file says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceSpec {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub description: String,
+    /// Who answers for it.
+    pub owner: Option<String>,
+    /// Its features, in their order.
+    pub features: Vec<FeatureReference>,
+    pub(crate) place: Place,
+    /// Where each of the features is named.
+    pub(crate) places: Vec<Place>,
+}
+
+/// The services of a pipeline.
+#[derive(Debug, Clone)]
+pub(crate) struct ServiceFile {
+    file: PathBuf,
+    text: String,
+    pub(crate) services: Vec<ServiceSpec>,
+}
+
+impl ServiceFile {
+    /// The services in a file; none where there is no such file.
+    pub(crate) fn read(file: &Path, mistakes: &mut Vec<Diagnostic>) -> Result<Option<Self>> {
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(EngineError::Unreadable { path: file.to_owned(), source }),
+        };
+        let services = Reader { file, text: &text, mistakes }.services();
+        Ok(Some(Self { file: file.to_owned(), text, services }))
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(crate) fn mistake(&self, message: impl Into<String>, (line, column, width): Place) -> Diagnostic {
+        Diagnostic::at("E0605", message, &self.file, &self.text, line, column, width)
+    }
+}
+
+struct Reader<'a> {
+    file: &'a Path,
+    text: &'a str,
+    mistakes: &'a mut Vec<Diagnostic>,
+}
+
+impl Reader<'_> {
+    fn services(&mut self) -> Vec<ServiceSpec> {
+        let table = match DeTable::parse(self.text) {
+            Ok(table) => table,
+            Err(error) => {
+                self.mistake(error.message(), error.span().unwrap_or(0..0), None);
+                return Vec::new();
+            }
+        };
+        let mut services: Vec<ServiceSpec> = table
+            .get_ref()
+            .iter()
+            .filter_map(|(name, value)| self.service(name.get_ref(), name.span(), value))
+            .collect();
+        services.sort_by_key(|service| service.place);
+        services
+    }
+
+    fn service(&mut self, name: &str, span: std::ops::Range<usize>, value: &Item<'_>) -> Option<ServiceSpec> {
+        let Some(said) = value.get_ref().as_table() else {
+            let help = "a service is a section: [name], and below it features = [\"view:feature\"]".to_owned();
+            self.mistake(&format!("`{name}` is no service"), span, Some(help));
+            return None;
+        };
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') {
+            let help = "a service has lowercase letters, digits and underscores".to_owned();
+            self.mistake(&format!("`{name}` is no name of a service"), span, Some(help));
+            return None;
+        }
+        let place = self.place(span.clone());
+        for (key, _) in said.iter() {
+            let key_name = key.get_ref().as_ref();
+            if !KEYS.contains(&key_name) {
+                let help = match most_similar(key_name, KEYS) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("a service has {}", KEYS.join(", ")),
+                };
+                self.mistake(&format!("unknown key `{key_name}`"), key.span(), Some(help));
+            }
+        }
+        let description = said.get("description").and_then(|value| self.text_of(value)).unwrap_or_default();
+        let owner = said.get("owner").and_then(|value| self.text_of(value));
+        let (mut features, mut places) = (Vec::new(), Vec::new());
+        match said.get("features").map(|value| (value.get_ref(), value.span())) {
+            Some((DeValue::Array(items), _)) if !items.is_empty() => {
+                for item in items.iter() {
+                    let Some(text) = self.text_of(item) else { continue };
+                    match text.parse::<FeatureReference>() {
+                        Ok(reference) if features.contains(&reference) => {
+                            let help = Some("take one of the two out".to_owned());
+                            self.mistake(&format!("`{reference}` is there twice"), item.span(), help);
+                        }
+                        Ok(reference) => {
+                            features.push(reference);
+                            places.push(self.place(item.span()));
+                        }
+                        Err(message) => self.mistake(&message, item.span(), None),
+                    }
+                }
+            }
+            Some((_, span)) => {
+                let help = Some("write features = [\"view:feature\", \"view\"]".to_owned());
+                self.mistake("a list of features is expected here", span, help);
+            }
+            None => {
+                let help = Some("add features = [\"view:feature\", \"view\"]".to_owned());
+                self.mistake(&format!("service `{name}` names no features"), span, help);
+            }
+        }
+        Some(ServiceSpec { name: name.to_owned(), description, owner, features, place, places })
+    }
+
+    fn text_of(&mut self, value: &Item<'_>) -> Option<String> {
+        let text = value.get_ref().as_str().map(str::to_owned);
+        if text.is_none() {
+            self.mistake("a text in quotes is expected here", value.span(), None);
+        }
+        text
+    }
+
+    fn mistake(&mut self, message: &str, span: std::ops::Range<usize>, help: Option<String>) {
+        let (line, column, width) = self.place(span);
+        let mistake = Diagnostic::at("E0604", message, self.file, self.text, line, column, width);
+        self.mistakes.push(match help {
+            Some(help) => mistake.with_help(help),
+            None => mistake,
+        });
+    }
+
+    fn place(&self, span: std::ops::Range<usize>) -> Place {
+        let (line, column) = line_and_column(self.text, span.start);
+        let spanned = self.text.get(span).unwrap_or_default();
+        (line, column, spanned.lines().next().unwrap_or_default().chars().count().max(1))
+    }
+}

@@ -1,0 +1,87 @@
+"""The messages of proto/holdfast/v1/flight.proto, as their bytes: too few to ask for a protobuf library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+_PREFIX = "type.googleapis.com/holdfast.v1."
+_STATUSES = {"view": 0, "value": 1, "none": 2}
+
+
+def historical(
+    service: str,
+    features: Sequence[str],
+    timestamp: str,
+    strict: bool,
+    ignore_known_at: bool,
+    full_feature_names: bool,
+    status: str,
+    event_timestamps: bool,
+    timestamps_are_utc: bool,
+) -> bytes:
+    """A ``GetHistoricalFeatures`` in its wrapper."""
+    body = _text(1, service) + b"".join(_text(2, feature) for feature in features) + _text(3, timestamp)
+    body += _flag(4, strict) + _flag(5, ignore_known_at) + _flag(6, full_feature_names)
+    body += _number(7, _status(status)) + _flag(8, event_timestamps) + _flag(9, timestamps_are_utc)
+    return _wrapped("GetHistoricalFeatures", body)
+
+
+def online(
+    service: str,
+    features: Sequence[str],
+    keys: Mapping[str, Sequence[str] | Sequence[int]],
+    full_feature_names: bool,
+    status: str,
+    event_timestamps: bool,
+) -> bytes:
+    """A ``GetOnlineFeatures`` in its wrapper."""
+    body = _text(1, service) + b"".join(_text(2, feature) for feature in features)
+    for name, values in keys.items():
+        body += _bytes(3, _key_column(name, list(values)))
+    body += _flag(4, full_feature_names) + _number(5, _status(status)) + _flag(6, event_timestamps)
+    return _wrapped("GetOnlineFeatures", body)
+
+
+def _key_column(name: str, values: list) -> bytes:
+    body = _text(1, name)
+    if all(isinstance(value, str) for value in values):
+        # Of a list every value counts, an empty one as well.
+        return body + b"".join(_bytes(2, value.encode()) for value in values)
+    if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        return body + _bytes(3, b"".join(_varint(value & 0xFFFF_FFFF_FFFF_FFFF) for value in values))
+    raise ValueError(f"the keys of {name or 'the only column'} are neither all texts nor all integers")
+
+
+def _status(status: str) -> int:
+    if status not in _STATUSES:
+        raise ValueError(f"status is one of {', '.join(_STATUSES)}, not {status!r}")
+    return _STATUSES[status]
+
+
+def _wrapped(name: str, body: bytes) -> bytes:
+    return _text(1, _PREFIX + name) + _bytes(2, body)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _bytes(field: int, value: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(value)) + value
+
+
+def _text(field: int, value: str) -> bytes:
+    return _bytes(field, value.encode()) if value else b""
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value) if value else b""
+
+
+def _flag(field: int, value: bool) -> bytes:
+    return _number(field, int(bool(value)))

@@ -1,0 +1,268 @@
+"""The client: one class, and the answers it gives."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow
+import pyarrow.flight
+
+from holdfast import _messages
+
+#: Rows that are sent at a time.
+BATCH_ROWS = 65_536
+
+
+class FeatureError(Exception):
+    """The service refused, with what to do about it."""
+
+
+class Retrieval:
+    """Features that were asked for. They are read once, by whichever method is called."""
+
+    def __init__(self, schema: pyarrow.Schema, batches: Iterator[pyarrow.RecordBatch]):
+        #: The columns. Their metadata is in :attr:`provenance`.
+        self.schema = schema
+        self._batches = batches
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the answer is from: ``feature_service``, ``features`` with the versions of their views, ``tables`` with theirs, ``run``."""
+        found = {}
+        for key, value in (self.schema.metadata or {}).items():
+            name = key.decode()
+            if name.startswith("holdfast."):
+                found[name.removeprefix("holdfast.")] = value.decode()
+        if "tables" in found:
+            found["tables"] = json.loads(found["tables"])
+        if "features" in found:
+            found["features"] = found["features"].split(",")
+        if "run" in found:
+            found["run"] = int(found["run"])
+        return found
+
+    def to_batches(self) -> Iterator[pyarrow.RecordBatch]:
+        """The rows as they arrive. Memory holds a batch; who stops reading stops the work."""
+        return self._batches
+
+    def to_arrow(self) -> pyarrow.Table:
+        """All rows, as an Arrow table."""
+        return pyarrow.Table.from_batches(list(self._batches), self.schema)
+
+    def to_pandas(self, **options: Any) -> Any:
+        """All rows, as a pandas data frame."""
+        return self.to_arrow().to_pandas(**options)
+
+    def to_polars(self) -> Any:
+        """All rows, as a polars data frame."""
+        import polars
+
+        return polars.from_arrow(self.to_arrow())
+
+
+class Client:
+    """A connection to ``holdfast serve``.
+
+    ``token`` is the token that the service requires, if it does. ``timeout`` is the limit of one call in seconds.
+    """
+
+    def __init__(self, address: str = "grpc://127.0.0.1:8815", token: str | None = None, timeout: float | None = None):
+        if "://" not in address:
+            address = f"grpc://{address}"
+        self._client = pyarrow.flight.connect(address)
+        headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
+        self._options = pyarrow.flight.FlightCallOptions(timeout=timeout, headers=headers)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._client.close()
+
+    def get_historical_features(
+        self,
+        spine: Any,
+        features: Sequence[str] | None = None,
+        service: str | None = None,
+        *,
+        timestamp: str = "event_timestamp",
+        strict: bool = False,
+        ignore_known_at: bool = False,
+        full_feature_names: bool = False,
+        status: str = "view",
+        event_timestamps: bool = False,
+        timestamps_are_utc: bool = False,
+    ) -> Retrieval:
+        """Features as they were known: one row for each row of the spine, in its order.
+
+        ``spine`` is an Arrow table, a record batch reader, a pandas or polars data frame or a mapping of columns, with the
+        key columns and a moment in each row (the column ``timestamp``). Either ``service`` (``"churn"``, ``"churn@v3"``) or
+        ``features`` (``"view:feature"``, ``"view"``, ``"view@v3:feature"``) says what is wanted. ``strict`` leaves out what
+        happened exactly at the moment, ``ignore_known_at`` takes what became known later. ``status`` is ``"view"``,
+        ``"value"`` or ``"none"``. Timestamps without a zone are refused unless ``timestamps_are_utc``.
+
+        The spine is sent while the answer is read, so neither has to fit into memory.
+        """
+        rows = _reader(spine)
+        command = _messages.historical(
+            _service(service, features),
+            list(features or []),
+            timestamp,
+            strict,
+            ignore_known_at,
+            full_feature_names,
+            status,
+            event_timestamps,
+            timestamps_are_utc,
+        )
+        descriptor = pyarrow.flight.FlightDescriptor.for_command(command)
+        with _told():
+            writer, reader = self._client.do_exchange(descriptor, self._options)
+            writer.begin(rows.schema)
+        failed: list[BaseException] = []
+
+        def send() -> None:
+            try:
+                for batch in rows:
+                    # The service takes batches of limited size.
+                    for start in range(0, batch.num_rows, BATCH_ROWS):
+                        writer.write_batch(batch.slice(start, BATCH_ROWS))
+            except pyarrow.ArrowException:
+                # The service has refused: why, is what the answer says.
+                pass
+            except BaseException as error:  # noqa: BLE001 - the caller's own spine failed
+                failed.append(error)
+            finally:
+                try:
+                    writer.done_writing()
+                except pyarrow.ArrowException:
+                    pass
+
+        sender = threading.Thread(target=send, name="holdfast-spine", daemon=True)
+        sender.start()
+
+        def batches() -> Iterator[pyarrow.RecordBatch]:
+            try:
+                with _told():
+                    for chunk in reader:
+                        if chunk.data is not None:
+                            yield chunk.data
+                sender.join()
+                if failed:
+                    raise failed[0]
+            finally:
+                # Who stops reading early ends the call: the service stops its work, and the thread that sends ends.
+                if sender.is_alive():
+                    reader.cancel()
+                else:
+                    writer.close()
+
+        with _told():
+            schema = reader.schema
+        return Retrieval(schema, batches())
+
+    def get_online_features(
+        self,
+        keys: Mapping[str, Sequence[str] | Sequence[int]] | Sequence[str] | Sequence[int],
+        features: Sequence[str] | None = None,
+        service: str | None = None,
+        *,
+        full_feature_names: bool = False,
+        status: str = "view",
+        event_timestamps: bool = False,
+    ) -> Retrieval:
+        """Features from memory, as they are known now: one row for each key, in their order.
+
+        ``keys`` maps the key columns to their values; a list alone is the only key column. The rest is as in
+        :meth:`get_historical_features`.
+        """
+        columns = dict(keys) if isinstance(keys, Mapping) else {"": list(keys)}
+        command = _messages.online(
+            _service(service, features),
+            list(features or []),
+            columns,
+            full_feature_names,
+            status,
+            event_timestamps,
+        )
+        with _told():
+            reader = self._client.do_get(pyarrow.flight.Ticket(command), self._options)
+            schema = reader.schema
+
+        def batches() -> Iterator[pyarrow.RecordBatch]:
+            with _told():
+                for chunk in reader:
+                    if chunk.data is not None:
+                        yield chunk.data
+
+        return Retrieval(schema, batches())
+
+    def list_features(self) -> dict[str, Any]:
+        """The feature views and services: ``{"views": [...], "services": [...]}``."""
+        return self._ask("list_features", "")
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """A feature view or service, ``"churn"`` or ``"churn@v3"``."""
+        return self._ask("describe_features", name)
+
+    def training_set(self, dataset_id: str) -> dict[str, Any]:
+        """What a training set was made from. ``holdfast features datasets replay`` gives its rows again."""
+        if not dataset_id:
+            raise ValueError("name a training set: training_sets() lists them")
+        return self._ask("get_dataset", dataset_id)
+
+    def training_sets(self) -> list[dict[str, Any]]:
+        """The training sets of the lake, the oldest first."""
+        return self._ask("get_dataset", "")
+
+    def health(self) -> dict[str, Any]:
+        """The run that is served, and since when."""
+        return self._ask("health", "")
+
+    def _ask(self, action: str, body: str) -> Any:
+        with _told():
+            (result,) = self._client.do_action(pyarrow.flight.Action(action, body.encode()), self._options)
+        return json.loads(result.body.to_pybytes())
+
+
+def _service(service: str | None, features: Sequence[str] | None) -> str:
+    if bool(service) == bool(features):
+        raise ValueError("name either a service or features")
+    return service or ""
+
+
+def _reader(spine: Any) -> pyarrow.RecordBatchReader:
+    if isinstance(spine, pyarrow.RecordBatchReader):
+        return spine
+    if isinstance(spine, pyarrow.RecordBatch):
+        spine = pyarrow.Table.from_batches([spine])
+    elif hasattr(spine, "__arrow_c_stream__") and not isinstance(spine, pyarrow.Table):
+        return pyarrow.RecordBatchReader.from_stream(spine)
+    elif type(spine).__module__.split(".")[0] == "pandas":
+        spine = pyarrow.Table.from_pandas(spine, preserve_index=False)
+    elif not isinstance(spine, pyarrow.Table):
+        spine = pyarrow.table(spine)
+    return spine.to_reader(max_chunksize=BATCH_ROWS)
+
+
+class _told:
+    """Errors of the service in its own words, without those of gRPC around them."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> bool:
+        if error is None or not isinstance(error, (pyarrow.ArrowException, pyarrow.flight.FlightError)):
+            return False
+        text = str(error)
+        for marker in (". gRPC client debug context:", ". Detail: ", ". Client context:"):
+            text = text.split(marker)[0]
+        text = text.removeprefix("Flight error: ")
+        raise FeatureError(text.split("with message: ")[-1]) from error
