@@ -123,7 +123,9 @@ impl EngineError {
             Self::Elsewhere { source, .. } => source.kind(),
             Self::Expectation { .. } => ErrorKind::Quarantine,
             Self::Concurrent { .. } => ErrorKind::Conflict,
-            Self::NoStage { .. } | Self::NoTag { .. } | Self::NothingPublished(_) | Self::NoFeature(_) => ErrorKind::NotFound,
+            Self::NoStage { .. } | Self::NoTag { .. } | Self::NothingPublished(_) | Self::NoFeature(_) => {
+                ErrorKind::NotFound
+            }
             Self::Registering { .. } => ErrorKind::Conflict,
             Self::FeatureRows { .. } => ErrorKind::InvalidInput,
             Self::Feature(error) => error.kind(),

@@ -19,8 +19,8 @@ use holdfast_lake::StoreOptions;
 use tracing::Instrument;
 
 use crate::commands::{
-    check, cluster, collect, contracts, demo, docs, environments, features, fmt, generate, identity, ingest, lineage, maintain,
-    models as model_versions, plan, quarantine, run, score, serve, sql, status, test, train, up, verify, why,
+    check, cluster, collect, contracts, demo, docs, environments, features, fmt, generate, identity, ingest, lineage,
+    maintain, models as model_versions, plan, quarantine, run, score, serve, sql, status, test, train, up, verify, why,
 };
 use crate::error::CliError;
 use crate::progress::Terminal;
