@@ -44,11 +44,14 @@ fn made(report: &Value) -> Vec<&str> {
     stages.filter(|stage| stage["outcome"] == "built").map(|stage| stage["stage"].as_str().unwrap()).collect()
 }
 
-fn total(shop: &Shop, environment: &[&str]) -> f64 {
+/// In cents.
+fn total(shop: &Shop, environment: &[&str]) -> i64 {
     let mut arguments = vec!["sql", "select total from metric.total", "--output", "json", "--published"];
     arguments.extend(environment);
     let rows: Value = serde_json::from_slice(&succeed(&mut shop.command(&arguments)).stdout).unwrap();
-    rows[0]["total"].as_f64().unwrap()
+    #[expect(clippy::cast_possible_truncation, reason = "a few yuan")]
+    let cents = (rows[0]["total"].as_f64().unwrap() * 100.0).round() as i64;
+    cents
 }
 
 /// Commits outside of environments.
@@ -64,7 +67,7 @@ fn an_environment_makes_what_differs_and_what_rests_on_it_and_production_sees_no
     let before = of_production(&shop);
     let run = json(&shop, &["run", "--env", "dev"]);
     assert_eq!(made(&run), [""; 0], "what is as in production is read there: {run}");
-    assert_eq!(total(&shop, &DEV), 14.0);
+    assert_eq!(total(&shop, &DEV), 1400);
 
     shop.write("sql/profile/spend.sql", &SPEND.replace("sum(amount)", "2 * sum(amount)"));
     let plan = json(&shop, &["plan", "--env", "dev"]);
@@ -72,7 +75,7 @@ fn an_environment_makes_what_differs_and_what_rests_on_it_and_production_sees_no
     assert_eq!(actions.iter().filter(|action| **action == "full").count(), 2, "{plan}");
     let run = json(&shop, &["run", "--env", "dev"]);
     assert_eq!(made(&run), ["profile.spend", "metric.total"], "{run}");
-    assert_eq!((total(&shop, &DEV), total(&shop, &[])), (28.0, 14.0));
+    assert_eq!((total(&shop, &DEV), total(&shop, &[])), (2800, 1400));
     assert_eq!(of_production(&shop), before);
     // With nothing new nothing is committed there, either.
     let all = commits(shop.path());
@@ -84,11 +87,11 @@ fn an_environment_makes_what_differs_and_what_rests_on_it_and_production_sees_no
     shop.orders("b", "o3,M1,2025-06-02T00:00:00Z,5.00\n");
     shop.run();
     shop.write("sql/profile/spend.sql", &SPEND.replace("sum(amount)", "2 * sum(amount)"));
-    assert_eq!((total(&shop, &DEV), total(&shop, &[])), (28.0, 19.0));
+    assert_eq!((total(&shop, &DEV), total(&shop, &[])), (2800, 1900));
     let run = json(&shop, &["run", "--env", "dev"]);
     let spend = run["stages"].as_array().unwrap().iter().find(|stage| stage["stage"] == "profile.spend").unwrap();
     assert_eq!((&spend["refresh"]["kind"], &spend["refresh"]["keys"]), (&"keys".into(), &1.into()), "{run}");
-    assert_eq!((total(&shop, &DEV), total(&shop, &[])), (38.0, 19.0));
+    assert_eq!((total(&shop, &DEV), total(&shop, &[])), (3800, 1900));
     let verified = json(&shop, &["verify", "--env", "dev", "--sample", "100%"]);
     assert!(verified["stages"].as_array().unwrap().iter().all(|stage| stage["differing"] != 1), "{verified}");
 
@@ -119,11 +122,11 @@ fn what_was_tried_is_promoted_as_it_was_tried_or_not_at_all() {
         plan["stages"].as_array().unwrap().iter().map(|stage| stage["stage"].as_str().unwrap()).collect();
     assert_eq!(planned, ["profile.spend", "metric.total"], "{plan}");
     assert_eq!(commits(shop.path()), before);
-    assert_eq!(total(&shop, &[]), 14.0);
+    assert_eq!(total(&shop, &[]), 1400);
 
     let report = json(&shop, &["promote", "dev", "--yes", "--as-of", AS_OF]);
     assert_eq!(made(&report), ["profile.spend", "metric.total"]);
-    assert_eq!(total(&shop, &[]), 28.0);
+    assert_eq!(total(&shop, &[]), 2800);
     let again = of_production(&shop);
     assert_eq!(made(&json(&shop, &["promote", "dev", "--yes", "--as-of", AS_OF])), [""; 0]);
     assert_eq!(of_production(&shop), again);
@@ -131,7 +134,7 @@ fn what_was_tried_is_promoted_as_it_was_tried_or_not_at_all() {
     succeed(&mut shop.command(&["env", "drop", "dev", "--yes"]));
     assert_eq!(json(&shop, &["env", "list"]), Value::Array(Vec::new()));
     assert!(!shop.path().join("lake/_holdfast/environments/dev").exists());
-    assert_eq!(total(&shop, &[]), 28.0);
+    assert_eq!(total(&shop, &[]), 2800);
 }
 
 #[test]

@@ -192,8 +192,10 @@ fn orders(wanted: impl Fn(NaiveDate) -> bool) -> String {
         while day < 546 {
             if day < leaves {
                 let date = first + Days::new(day);
-                let refund =
-                    random.chance(8).then(|| format!("{}T09:00:00Z", date + Days::new(20))).unwrap_or_default();
+                let refund = match random.chance(8) {
+                    true => format!("{}T09:00:00Z", date + Days::new(20)),
+                    false => String::new(),
+                };
                 let status = if random.chance(95) { "completed" } else { "cancelled" };
                 let amount = 20 + random.below(60);
                 if wanted(date) {

@@ -319,7 +319,7 @@ impl Runner {
                 tasks.spawn(
                     async move {
                         let started = Instant::now();
-                        let result = built_and_kept(work, &keeper).await;
+                        let result = Box::pin(built_and_kept(work, &keeper)).await;
                         (name, result, started.elapsed().as_secs_f64())
                     }
                     .instrument(span),
@@ -525,7 +525,7 @@ impl Runner {
 /// Builds a stage. Where it is a feature view, its history is brought to the rows that its table has then, whoever made them.
 async fn built_and_kept(work: StageWork, keeper: &Keeper) -> Result<(Built, Option<Kept>)> {
     let (checked, current) = (work.checked.clone(), work.current.clone());
-    let built = work.build().await?;
+    let built = Box::pin(work.build()).await?;
     let made = built.tables.iter().find(|table| *table.name() == checked.stage.name).cloned();
     let kept = match made.or(current) {
         Some(table) => keeper.keep(&checked, &table).await?,

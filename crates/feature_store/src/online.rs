@@ -251,8 +251,8 @@ impl OnlineStore {
             let is_last = |row: usize| row + 1 == batch.num_rows() || keys.row(row) != keys.row(row + 1);
             let mut last: Option<usize> = None;
             let mut kept = Vec::new();
-            for row in 0..batch.num_rows() {
-                if versions[row] > since {
+            for (row, &version) in versions.iter().enumerate() {
+                if version > since {
                     last = Some(row);
                 }
                 if is_last(row) {
@@ -267,10 +267,19 @@ impl OnlineStore {
     }
 }
 
+/// A view, and the features of it that are meant.
+type Wanted = (ViewVersion, Vec<String>);
+
+/// A key as bytes.
+type Key = Box<[u8]>;
+
+/// A batch and a row in it.
+type RowPlace = (usize, usize);
+
 impl State {
     /// The views and features that are meant.
-    fn wanted(&self, asked: &Asked) -> Result<(Option<&ServiceVersion>, Vec<(ViewVersion, Vec<String>)>)> {
-        let mut wanted: Vec<(ViewVersion, Vec<String>)> = Vec::new();
+    fn wanted(&self, asked: &Asked) -> Result<(Option<&ServiceVersion>, Vec<Wanted>)> {
+        let mut wanted: Vec<Wanted> = Vec::new();
         let mut add = |view: &ViewVersion, feature: &str| {
             if view.view.feature(feature).is_none() {
                 let known =
@@ -353,7 +362,7 @@ type Place = (i64, i64, i64);
 impl Layer {
     /// The latest row of each key; nothing when there are no rows. Rows that agree in all of their place: the last one.
     fn of(schema: &HistorySchema, rows: &[RecordBatch]) -> Result<Option<Self>> {
-        let mut best: HashMap<Box<[u8]>, (Place, (usize, usize))> = HashMap::new();
+        let mut best: HashMap<Key, (Place, RowPlace)> = HashMap::new();
         for (at, batch) in rows.iter().enumerate() {
             let keys = key_rows(schema, &batch.columns()[..schema.keys().len()])?;
             let (events, knowns) = (moment_column(batch, EVENT_TIMESTAMP)?, moment_column(batch, KNOWN_AT)?);
@@ -369,7 +378,7 @@ impl Layer {
         if best.is_empty() {
             return Ok(None);
         }
-        let mut chosen: Vec<(Box<[u8]>, (usize, usize))> = best.into_iter().map(|(key, (_, row))| (key, row)).collect();
+        let mut chosen: Vec<(Key, RowPlace)> = best.into_iter().map(|(key, (_, row))| (key, row)).collect();
         chosen.sort_unstable_by_key(|(_, row)| *row);
         let batches: Vec<&RecordBatch> = rows.iter().collect();
         let mut pieces = Vec::new();

@@ -190,7 +190,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Fmt(args) => fmt::run(&project, args, terminal),
         Command::Cluster(_) | Command::Generate(_) => Ok(()),
         Command::Identity(args) => identity::run(&project, args, terminal).await,
-        Command::Ingest(args) => ingest::run(&project, args, terminal).await,
+        Command::Ingest(args) => Box::pin(ingest::run(&project, args, terminal)).await,
         Command::Lineage(args) => lineage::run(&project, args).await,
         Command::Plan(args) => plan::run(&project, args, terminal).await,
         Command::Promote(args) => environments::promote(&project, args, terminal).await,

@@ -12,6 +12,7 @@ use hessboost::training::Trainer;
 
 use crate::artefact::Format;
 use crate::boost::{Booster, Engine, Parameters, TrainingSet};
+use crate::siblings;
 use crate::{FeatureKind, Matrix, ModelError, Result, Signature};
 
 /// Trains with `hessboost`. Equal data, parameters and seed give the same trees on any number of threads.
@@ -59,6 +60,9 @@ impl Engine for Hessboost {
             Some(best) => model.slice(..=best, 1).map_err(refused)?,
             None => model,
         };
+        let document = model.encode(ModelFormat::XgboostJson).map_err(refused)?;
+        let model =
+            BoostedModel::decode(&siblings::breadth_first(&document)?, ModelFormat::XgboostJson).map_err(refused)?;
         Ok(Box::new(Trees(model)))
     }
 

@@ -19,6 +19,7 @@ pub mod lifetime;
 mod measure;
 pub mod sentiment;
 pub mod sequence;
+mod siblings;
 mod signature;
 #[cfg(test)]
 mod testing;

@@ -97,10 +97,10 @@ impl CustomOp3 for Cell {
                 let mut of_gates = vec![0.0; 4 * size];
                 let mut of_state = vec![0.0; 2 * size];
                 for unit in 0..self.hidden {
-                    for row in 0..batch {
+                    for (row, &is_present) in present.iter().enumerate() {
                         let at = unit * batch + row;
                         let (of_h, of_c) = (gradient[at], gradient[size + at]);
-                        if present[row] < 0.5 {
+                        if is_present < 0.5 {
                             of_state[at] = of_h;
                             of_state[size + at] = of_c;
                             continue;

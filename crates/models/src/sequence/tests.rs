@@ -299,7 +299,10 @@ fn layout(gaps: Gaps) -> SequenceLayout {
     SequenceLayout { keys: vec!["customer_id".to_owned()], step: "week".to_owned(), channels, steps: 4, gaps }
 }
 
-fn history(rows: &[(&str, Option<i32>, Option<i64>, Option<f64>)]) -> RecordBatch {
+/// Key, week, orders and spend.
+type Week<'a> = (&'a str, Option<i32>, Option<i64>, Option<f64>);
+
+fn history(rows: &[Week<'_>]) -> RecordBatch {
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("week", Arc::new(rows.iter().map(|row| row.1).collect::<Int32Array>())),
         ("customer_id", Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.0)))),
