@@ -1,9 +1,10 @@
 //! What the three programs of a cluster agree on.
 
+use std::any::Any;
+
 use ballista_core::extension::SessionConfigExt;
 use ballista_core::registry::BallistaFunctionRegistry;
-use datafusion::common::config::ConfigExtension;
-use datafusion::common::extensions_options;
+use datafusion::common::config::{ConfigEntry, ConfigExtension, ExtensionOptions};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::prelude::SessionConfig;
@@ -17,11 +18,38 @@ pub(crate) const MESSAGE_BYTES_MAX: u32 = 64 << 20;
 /// What a refusal because of versions begins with, so that it is known for one wherever it comes out.
 pub(crate) const VERSIONS_DIFFER: &str = "versions differ:";
 
-extensions_options! {
-    /// Travels with every plan.
-    pub(crate) struct HoldfastOptions {
-        /// The version of the driver; empty of a client that is none of ours.
-        pub version: String, default = String::new()
+/// Travels with every plan.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HoldfastOptions {
+    /// The version of the driver; empty of a client that is none of ours.
+    pub(crate) version: String,
+}
+
+// By hand: what the library's macro makes tells its keys without their prefix, and Ballista sends them as they are told.
+impl ExtensionOptions for HoldfastOptions {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn cloned(&self) -> Box<dyn ExtensionOptions> {
+        Box::new(self.clone())
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), DataFusionError> {
+        match key {
+            "version" => value.clone_into(&mut self.version),
+            _ => return Err(DataFusionError::Configuration(format!("there is no setting holdfast.{key}"))),
+        }
+        Ok(())
+    }
+
+    fn entries(&self) -> Vec<ConfigEntry> {
+        let value = Some(self.version.clone());
+        vec![ConfigEntry { key: "holdfast.version".to_owned(), value, description: "The version of the driver" }]
     }
 }
 

@@ -241,10 +241,10 @@ async fn stages_of_the_churn_pack() {
 
 #[tokio::test]
 async fn stages_of_the_online_retail_pipeline() {
-    check("uci_online_retail", "sql/uci_online_retail", 5).await;
+    check("uci_online_retail", "sql/uci_online_retail", 6).await;
 }
 
 #[tokio::test]
 async fn stages_of_the_complete_journey_pipeline() {
-    check("complete_journey", "sql/complete_journey", 9).await;
+    check("complete_journey", "sql/complete_journey", 10).await;
 }
