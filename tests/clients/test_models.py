@@ -143,7 +143,9 @@ def test_xgboost_reads_what_we_write(models, customers, tmp_path, ending):
 
 @pytest.mark.parametrize("ending", ["json", "ubj"])
 def test_we_read_what_xgboost_writes(models, customers, tmp_path, ending):
-    train, test = customers
+    train, _ = customers
+    # Explaining deep trees takes its time.
+    test = Customers(1_000, 3)
     parameters = {**THEIRS, "max_depth": 6, "subsample": 0.7, "colsample_bytree": 0.7, "seed": 7}
     booster = xgboost.train(parameters, train.matrix(train.weight), ROUNDS)
     model = tmp_path / f"model.{ending}"
@@ -191,7 +193,7 @@ def test_data_for_other_features_is_refused(models, customers, tmp_path):
         models("predict", "--data", tmp_path / "test.arrow", "--model", tmp_path / "model.ubj", "--out", tmp_path / "scores.arrow")
     bytes_of_model = (tmp_path / "model.ubj").read_bytes()
     (tmp_path / "cut.ubj").write_bytes(bytes_of_model[: len(bytes_of_model) // 2])
-    with pytest.raises(AssertionError, match="cannot be read"):
+    with pytest.raises(AssertionError, match="needs 8 bytes, only|model format error"):
         models("predict", "--data", tmp_path / "test.arrow", "--model", tmp_path / "cut.ubj", "--out", tmp_path / "scores.arrow")
 
 
