@@ -21,8 +21,13 @@ const FIRST: &str = "-- One row a customer: the first order.\n-- @stage incremen
     select customer_id, min(ordered_at) as first_ordered_at\nfrom core.orders\n\
     where customer_id is not null\ngroup by customer_id\n";
 
+/// A feature view: production keeps its history.
+const ORDERED: &str = "-- Orders of a customer.\n-- @stage incremental key(customer_id)\n-- @feature entity(customer_id)\n\
+    select customer_id, count(*) as orders\nfrom core.orders\nwhere customer_id is not null\ngroup by customer_id\n";
+
 fn shop() -> Shop {
     let shop = Shop::new(&[
+        ("sql/features/ordered.sql", ORDERED),
         ("sql/profile/spend.sql", SPEND),
         ("sql/profile/first_order.sql", FIRST),
         ("sql/metric/total.sql", TOTAL),
@@ -101,7 +106,9 @@ fn an_environment_makes_what_differs_and_what_rests_on_it_and_production_sees_no
     assert_eq!(own.iter().filter(|table| !table.as_str().unwrap().starts_with("quarantine")).count(), 2, "{listed}");
     let status = json(&shop, &["status", "--env", "dev"]);
     let of_production = status["stages"].as_array().unwrap().iter().filter(|stage| stage["is_of_production"] == true);
-    assert_eq!(of_production.count(), 2, "{status}");
+    assert_eq!(of_production.count(), 3, "{status}");
+    let views = json(&shop, &["features", "list", "--env", "dev"]);
+    assert_eq!(views, json(&shop, &["features", "list"]), "what views there are is production's to say");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use holdfast_testkit::{FaultStore, Moment};
 use holdfast_types::{FixedClock, NoProgress, TableName};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
+use crate::increments::copy;
 use crate::stages::Shop;
 use crate::{commits, succeed};
 
@@ -522,20 +523,6 @@ async fn merging_history_changes_no_answer_and_the_command_does_it() {
     let idle = succeed(&mut shop.command(&["maintain", "--table", "history.*", "--json"]));
     let idle: serde_json::Value = serde_json::from_slice(&idle.stdout).unwrap();
     assert_eq!(idle["tables"][0]["files_merged"], 0, "{idle}");
-}
-
-/// A lake in a copy of a folder, and the project's stages on it.
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), &target).unwrap();
-        }
-    }
 }
 
 async fn try_run(lake: &Lake, project: &Project) -> Result<RunReport, holdfast_engine::EngineError> {

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use holdfast_types::PII_KEY;
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeValue;
 
 use crate::Result;
-use crate::diagnostic::{Diagnostic, line_and_column};
+use crate::diagnostic::Diagnostic;
 use crate::directive::{StageKind, parse_kind};
 use crate::error::EngineError;
 use crate::stage::Stage;
+use crate::toml_file::{Item, Place, TomlFile};
 
 const FILE: &str = "defaults.toml";
 const KEYS: [&str; 3] = ["owner", "stage", "tags"];
@@ -34,9 +34,6 @@ pub(crate) struct DefaultTag {
     pub(crate) columns: Vec<(String, Place)>,
 }
 
-type Place = (usize, usize, usize);
-type Item<'a> = Spanned<DeValue<'a>>;
-
 impl Defaults {
     /// The defaults of a folder, if it has any.
     pub(crate) fn of_folder(folder: &Path, mistakes: &mut Vec<Diagnostic>) -> Result<Option<Arc<Self>>> {
@@ -46,7 +43,7 @@ impl Defaults {
         }
         let text =
             std::fs::read_to_string(&file).map_err(|source| EngineError::Unreadable { path: file.clone(), source })?;
-        let mut reader = Reader { file: &file, text: &text, mistakes };
+        let mut reader = TomlFile { file: &file, text: &text, code: "E0109", mistakes };
         Ok(reader.defaults().map(Arc::new))
     }
 
@@ -94,38 +91,18 @@ impl Defaults {
     }
 }
 
-struct Reader<'a> {
-    file: &'a Path,
-    text: &'a str,
-    mistakes: &'a mut Vec<Diagnostic>,
-}
-
-impl Reader<'_> {
+impl TomlFile<'_> {
     fn defaults(&mut self) -> Option<Defaults> {
-        let table = match DeTable::parse(self.text) {
-            Ok(table) => table,
-            Err(error) => {
-                self.mistake(error.message(), error.span().unwrap_or(0..0), None);
-                return None;
-            }
-        };
+        let table = self.table()?;
         let table = table.get_ref();
-        for (key, _) in table.iter() {
-            let name = key.get_ref().as_ref();
-            if !KEYS.contains(&name) {
-                let help = match crate::diagnostic::most_similar(name, KEYS) {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None => format!("defaults are {}", KEYS.join(", ")),
-                };
-                self.mistake(&format!("unknown key `{name}`"), key.span(), Some(help));
-            }
-        }
+        self.check_keys(table, &KEYS, "defaults are");
         let owner = table.get("owner").and_then(|value| self.text_of(value));
         let kind = table.get("stage").and_then(|value| {
             let said = self.text_of(value)?;
             let kind = parse_kind(&said);
             if kind.is_none() {
-                let help = "write \"full\" or \"incremental key(customer_id)\", as behind `@stage`".to_owned();
+                let help =
+                    "write \"full\", \"append\" or \"incremental key(customer_id)\", as behind `@stage`".to_owned();
                 self.mistake("malformed kind of stage", value.span(), Some(help));
             }
             Some((kind?, self.place(value.span())))
@@ -151,28 +128,5 @@ impl Reader<'_> {
         }
         tags.sort_by(|left, right| left.name.cmp(&right.name));
         tags
-    }
-
-    fn text_of(&mut self, value: &Item<'_>) -> Option<String> {
-        let text = value.get_ref().as_str().map(str::to_owned);
-        if text.is_none() {
-            self.mistake("a text in quotes is expected here", value.span(), None);
-        }
-        text
-    }
-
-    fn mistake(&mut self, message: &str, span: std::ops::Range<usize>, help: Option<String>) {
-        let (line, column, width) = self.place(span);
-        let mistake = Diagnostic::at("E0109", message, self.file, self.text, line, column, width);
-        self.mistakes.push(match help {
-            Some(help) => mistake.with_help(help),
-            None => mistake,
-        });
-    }
-
-    fn place(&self, span: std::ops::Range<usize>) -> Place {
-        let (line, column) = line_and_column(self.text, span.start);
-        let spanned = self.text.get(span).unwrap_or_default();
-        (line, column, spanned.lines().next().unwrap_or_default().chars().count().max(1))
     }
 }

@@ -50,6 +50,7 @@ mod session;
 mod side_by_side;
 mod stage;
 mod status;
+mod toml_file;
 mod tried;
 mod unique;
 mod verify;

@@ -35,12 +35,13 @@ impl Runner {
     /// # Errors
     /// What the lake answers, and a selection that names nothing.
     pub(crate) async fn nothing_new(&self, options: &RunOptions) -> Result<Option<RunReport>> {
-        if options.full || options.range.is_some() {
-            return Ok(None);
-        }
         let selected = self.project.select(&options.selection)?;
         let (manifest, names) = tokio::try_join!(self.lake.latest_manifest(), self.lake.tables())?;
         let Some(manifest) = manifest else { return Ok(None) };
+        self.remember(&manifest);
+        if options.full || options.range.is_some() {
+            return Ok(None);
+        }
         let published: BTreeSet<&TableName> = manifest.tables.iter().map(|entry| &entry.name).collect();
         if published != names.iter().collect() {
             return Ok(None);

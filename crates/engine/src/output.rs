@@ -7,7 +7,7 @@ use arrow::compute::SortOptions;
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::error::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
-use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder, ident};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, ident};
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
 use datafusion::physical_plan::repartition::RepartitionExec;
@@ -103,6 +103,31 @@ pub(crate) fn with_bucket(plan: LogicalPlan, buckets: u32) -> Result<LogicalPlan
     let text = datafusion::logical_expr::cast(key, DataType::Utf8);
     let bucket = customer_bucket_function(buckets).call(vec![text]).alias(CUSTOMER_BUCKET);
     LogicalPlanBuilder::from(plan).project(columns.into_iter().chain([bucket]))?.build()
+}
+
+/// The rows of a query as they stand in a table of these columns, without those that a rule sends to quarantine.
+pub(crate) fn as_table(
+    plan: LogicalPlan,
+    schema: &SchemaRef,
+    buckets: u32,
+    rules: Vec<Expr>,
+) -> Result<LogicalPlan, DataFusionError> {
+    let plan = match schema.field_with_name(CUSTOMER_BUCKET) {
+        Ok(_) => with_bucket(plan, buckets)?,
+        Err(_) => plan,
+    };
+    let mut columns = Vec::with_capacity(schema.fields().len());
+    for field in schema.fields() {
+        let column = plan.schema().columns().into_iter().find(|column| column.name == *field.name());
+        let column = column
+            .ok_or_else(|| DataFusionError::Plan(format!("the stage does not make the column {}", field.name())))?;
+        columns.push(cast(Expr::Column(column), field.data_type().clone()).alias(field.name()));
+    }
+    let mut rows = LogicalPlanBuilder::from(plan).project(columns)?;
+    for rule in rules {
+        rows = rows.filter(Expr::IsNotFalse(Box::new(rule)))?;
+    }
+    rows.build()
 }
 
 /// The plan of a query whose rows go to a table with these columns, in the groups and the order that [`stage_rows`] tells of.

@@ -27,7 +27,7 @@ use datafusion::prelude::{DataFrame, SessionContext};
 use datafusion::scalar::ScalarValue;
 use futures::TryStreamExt;
 use holdfast_lake::{Lake, Table};
-use holdfast_types::{CUSTOMER_BUCKET, TableName};
+use holdfast_types::TableName;
 
 use crate::Result;
 use crate::build::{moment, salt};
@@ -36,7 +36,7 @@ use crate::diagnostic::most_similar;
 use crate::error::EngineError;
 use crate::expectation;
 use crate::lineage::{ColumnName, Origins};
-use crate::output::with_bucket;
+use crate::output::as_table;
 use crate::project::CheckedStage;
 use crate::run::Runner;
 use crate::session::{SessionSettings, add_table, plan_as_of, session_with};
@@ -351,29 +351,4 @@ fn moment_as(at: DateTime<Utc>, kind: &DataType) -> Result<ScalarValue, DataFusi
         return Ok(ScalarValue::Date32(i32::try_from(days).ok()));
     }
     ScalarValue::TimestampMicrosecond(Some(at.timestamp_micros()), Some(Arc::from("UTC"))).cast_to(kind)
-}
-
-/// The rows of a query as they would stand in a table of these columns.
-fn as_table(
-    plan: LogicalPlan,
-    schema: &SchemaRef,
-    buckets: u32,
-    rules: Vec<Expr>,
-) -> Result<LogicalPlan, DataFusionError> {
-    let plan = match schema.field_with_name(CUSTOMER_BUCKET) {
-        Ok(_) => with_bucket(plan, buckets)?,
-        Err(_) => plan,
-    };
-    let mut columns = Vec::with_capacity(schema.fields().len());
-    for field in schema.fields() {
-        let column = plan.schema().columns().into_iter().find(|column| column.name == *field.name());
-        let column = column
-            .ok_or_else(|| DataFusionError::Plan(format!("the stage does not make the column {}", field.name())))?;
-        columns.push(cast(Expr::Column(column), field.data_type().clone()).alias(field.name()));
-    }
-    let mut rows = LogicalPlanBuilder::from(plan).project(columns)?;
-    for rule in rules {
-        rows = rows.filter(Expr::IsNotFalse(Box::new(rule)))?;
-    }
-    rows.build()
 }

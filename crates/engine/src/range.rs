@@ -30,14 +30,14 @@ pub(crate) fn check(checked: &[CheckedStage], selected: &BTreeSet<TableName>) ->
         .filter(|stage| selected.contains(&stage.name) && !is_by_time(&stage.directives.kind))
         .map(|stage| stage.name.to_string())
         .collect();
-    if others.is_empty() {
-        return Ok(());
-    }
+    let told = match others.as_slice() {
+        [] => return Ok(()),
+        [one] => format!("{one} is none"),
+        [first, rest @ ..] => format!("{first} and {} others that are selected are none", rest.len()),
+    };
     Err(EngineError::Query {
         message: format!(
-            "a range can be worked out anew of stages with `@stage incremental time(column)` alone, and {} {} none: choose others with --select",
-            others.join(", "),
-            if others.len() == 1 { "is" } else { "are" }
+            "a range can be worked out anew of stages with `@stage incremental time(column)` alone, and {told}: choose them with --select"
         ),
     })
 }

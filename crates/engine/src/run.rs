@@ -222,7 +222,7 @@ impl Runner {
                 orphans: orphans(&self.lake, &self.project, pinned.values()).await?,
                 seconds: 0.0,
             };
-            if report.succeeded() {
+            if report.succeeded() && selected.iter().any(|stage| self.makes_a_view(stage)) {
                 self.register_services(progress).await?;
             }
             if options.publish && report.succeeded() {
@@ -246,8 +246,11 @@ impl Runner {
             range::check(&checked, &selected)?;
         }
         let pinned = pin_all(&self.lake).await?;
-        for manifest in [self.lake.latest_manifest().await?, self.manifest_below().await?].into_iter().flatten() {
-            self.remember(manifest);
+        // An environment reads production's tables, of which production's newest run knows.
+        if self.lake.environment_name().is_some()
+            && let Some(below) = self.lake.production().latest_manifest().await?
+        {
+            self.remember(&below);
         }
         for told in changed_contracts(&checked, &selected, &pinned)? {
             progress.note(&told);
@@ -255,24 +258,20 @@ impl Runner {
         Ok(Prepared { checked, selected, pinned })
     }
 
-    /// In an environment what production's newest run found out about the tables that are read of it.
-    async fn manifest_below(&self) -> Result<Option<Manifest>> {
-        match self.lake.environment_name() {
-            Some(_) => Ok(self.lake.production().latest_manifest().await?),
-            None => Ok(None),
+    /// Takes over what an earlier run found out, unless this process knows more.
+    pub(crate) fn remember(&self, manifest: &Manifest) {
+        let is_environment = self.lake.environment_name().is_some();
+        let mut known = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        for entry in manifest.tables.iter().filter(|entry| !entry.looked_at.is_empty()) {
+            // What a run of production says is about production's tables.
+            if !is_environment || entry.is_of_production || !self.lake.owns(&entry.name) {
+                known.entry(entry.name.clone()).or_insert_with(|| (entry.version, entry.looked_at.clone()));
+            }
         }
     }
 
-    /// Takes over what an earlier run found out, unless this process knows more.
-    fn remember(&self, manifest: Manifest) {
-        let is_environment = self.lake.environment_name().is_some();
-        let mut known = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
-        for entry in manifest.tables.into_iter().filter(|entry| !entry.looked_at.is_empty()) {
-            // What a run of production says is about production's tables.
-            if !is_environment || entry.is_of_production || !self.lake.owns(&entry.name) {
-                known.entry(entry.name).or_insert((entry.version, entry.looked_at));
-            }
-        }
+    fn makes_a_view(&self, stage: &TableName) -> bool {
+        self.project.stage(stage).is_some_and(|stage| stage.directives.feature.is_some())
     }
 
     /// Up to which versions of its inputs nothing concerned this version of a table.
@@ -470,7 +469,8 @@ impl Runner {
 
     /// Makes the pipeline's feature services what their file says of the views as they are. One that names what no run has made waits, and is told.
     async fn register_services(&self, progress: &dyn Progress) -> Result<()> {
-        if self.project.services().is_empty() {
+        // An environment keeps no history of views, and no version of them is registered there.
+        if self.project.services().is_empty() || self.lake.environment_name().is_some() {
             return Ok(());
         }
         let registry = Registry::new(&self.lake);

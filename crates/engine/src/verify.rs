@@ -21,7 +21,7 @@ use datafusion::execution::SessionState;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::functions::string::expr_fn::concat;
 use datafusion::functions_aggregate::expr_fn::sum;
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, ident, lit};
+use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder, cast, ident, lit};
 use datafusion::prelude::DataFrame;
 use futures::TryStreamExt;
 use holdfast_lake::Table;
@@ -34,7 +34,7 @@ use crate::build::{NOTE_COMMITS_MAX, Planned, STAGE_NOTE, StageNote, StageWork, 
 use crate::error::EngineError;
 use crate::expectation;
 use crate::functions::customer_bucket_function;
-use crate::output::with_bucket;
+use crate::output::as_table;
 use crate::project::{CheckedStage, Selection};
 use crate::rows::{json_rows, masked, pii_columns};
 use crate::run::Runner;
@@ -209,27 +209,12 @@ impl Runner {
 impl StageWork {
     /// The rows that the query gives and that its expectations let pass, with the columns of the table.
     fn recomputed(&self, planned: &Planned, schema: &SchemaRef) -> Result<LogicalPlan, DataFusionError> {
-        let plan = match self.checked.schema.field_with_name(CUSTOMER_BUCKET) {
-            Ok(_) => with_bucket(planned.plan.clone(), self.buckets())?,
-            Err(_) => planned.plan.clone(),
-        };
-        let mut columns = Vec::with_capacity(schema.fields().len());
-        for field in schema.fields() {
-            let column = plan.schema().columns().into_iter().find(|column| column.name == *field.name());
-            let column = column
-                .ok_or_else(|| DataFusionError::Plan(format!("the stage does not make the column {}", field.name())))?;
-            columns.push(cast(Expr::Column(column), field.data_type().clone()).alias(field.name()));
-        }
-        let mut rows = LogicalPlanBuilder::from(plan).project(columns)?;
         let rules = expectation::quarantine_rules(
             &self.checked.stage.directives.expectations,
             &self.checked.schema,
             &planned.state,
         );
-        for rule in rules.map_err(DataFusionError::Plan)? {
-            rows = rows.filter(Expr::IsNotFalse(Box::new(rule)))?;
-        }
-        rows.build()
+        as_table(planned.plan.clone(), schema, self.buckets(), rules.map_err(DataFusionError::Plan)?)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use holdfast_cluster::{Address, ClusterExecutor, ClusterSettings};
@@ -185,6 +185,8 @@ pub(crate) struct Project {
     key_file: PathBuf,
     /// What is in that file, once it is known to be the lake's.
     key: Arc<OnceCell<IdentityKey>>,
+    /// The pipeline's identity rules, once they were read.
+    rules: Arc<OnceLock<IdentityRules>>,
     options: StoreOptions,
     environment: Option<EnvironmentName>,
     cluster: Option<ClusterSettings>,
@@ -235,6 +237,7 @@ impl Project {
             lake_base,
             key_file,
             key: Arc::default(),
+            rules: Arc::default(),
             options,
             environment: args.env.clone(),
             cluster,
@@ -352,7 +355,7 @@ impl Project {
     fn is_of_production(&self) -> Result<(), CliError> {
         match &self.environment {
             Some(name) => Err(CliError::Argument(format!(
-                "this works on production alone, and --env {name} names an environment: run, plan, verify, why, status, sql, serve and maintain know environments"
+                "this works on production alone, and --env {name} names an environment: run, plan, verify, why, status, sql, serve, maintain and features list know environments"
             ))),
             None => Ok(()),
         }
@@ -535,7 +538,11 @@ impl Project {
 
     /// The pipeline's identity rules.
     pub(crate) fn identity_rules(&self) -> Result<IdentityRules, CliError> {
-        Ok(IdentityRules::load(&self.pipeline_folder()?.join("identity.toml"))?)
+        if let Some(rules) = self.rules.get() {
+            return Ok(rules.clone());
+        }
+        let rules = IdentityRules::load(&self.pipeline_folder()?.join("identity.toml"))?;
+        Ok(self.rules.get_or_init(|| rules).clone())
     }
 
     /// Sessions in which stages are planned and nothing runs: they need neither rules nor a key, and make none.

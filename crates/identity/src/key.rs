@@ -9,8 +9,8 @@ use crate::error::IdentityError;
 use crate::resolve::Note;
 use crate::tables;
 
-/// Under what the lake keeps the fingerprint of its key.
-const FACT: &str = "identity_key";
+/// The document in which the lake keeps the fingerprint of its key.
+const DOCUMENT: &str = "facts/identity_key";
 
 /// The secret that identifiers are hashed with. Whoever has it can test guesses against tokens, so it lives outside the lake.
 #[derive(Clone, PartialEq, Eq)]
@@ -70,7 +70,12 @@ impl LakeKey {
     /// # Errors
     /// What the lake answers.
     pub async fn of(lake: &Lake) -> Result<Self> {
-        if let Some(fingerprint) = lake.fact(FACT).await? {
+        if let Some(document) = lake.read_document(DOCUMENT).await? {
+            let fingerprint = String::from_utf8_lossy(&document).into_owned();
+            if fingerprint.is_empty() {
+                // Every key would begin so.
+                return Err(IdentityError::Damaged(format!("_holdfast/{DOCUMENT} is empty")));
+            }
             return Ok(Self { fingerprint: Some(fingerprint), is_settled: true });
         }
         // Lakes of earlier versions: what resolved identity last has noted the beginning of it.
@@ -108,6 +113,9 @@ pub(crate) async fn settle(lake: &Lake, fingerprint: &str) -> Result<()> {
     if known.is_settled {
         return Ok(());
     }
-    let settled = lake.settle_fact(FACT, fingerprint).await?;
-    LakeKey { fingerprint: Some(settled), is_settled: true }.check(lake, fingerprint)
+    if lake.create_document(DOCUMENT, fingerprint.to_owned().into()).await? {
+        return Ok(());
+    }
+    // Somebody else was first.
+    LakeKey::of(lake).await?.check(lake, fingerprint)
 }

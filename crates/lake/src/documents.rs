@@ -1,4 +1,5 @@
-//! Small documents of the lake's own, in its system folder: each is created once, on the condition that it is not there, and does not change.
+//! Small documents of the lake's own, in its system folder: each is created once, on the condition that it is not there, and does not change. They are about the lake as a whole: an
+//! environment reads production's.
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -7,7 +8,7 @@ use object_store::{ObjectStoreExt, PutMode, PutOptions};
 
 use crate::Result;
 use crate::error::LakeError;
-use crate::lake::Lake;
+use crate::lake::{LOOK_AGAIN_AFTER, LOOKS_MAX, Lake};
 
 /// Documents that are read at the same time.
 const READ_AT_ONCE: usize = 16;
@@ -69,11 +70,18 @@ impl Lake {
     pub async fn create_document(&self, name: &str, body: Bytes) -> Result<bool> {
         let path = self.document(name);
         let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        let Err(error) = self.store().put_opts(&path, body.clone().into(), create).await else { return Ok(true) };
-        // The PUT may have landed although its answer was an error: look.
-        match self.read_document(name).await? {
-            Some(found) => Ok(found == body),
-            None => Err(LakeError::store(format!("cannot create {path}"))(error)),
+        let mut looks = 1;
+        loop {
+            let put = self.store().put_opts(&path, body.clone().into(), create.clone()).await;
+            let Err(error) = put else { return Ok(true) };
+            // The PUT may have landed although its answer was an error: look.
+            match self.read_document(name).await? {
+                Some(found) => return Ok(found == body),
+                // S3 says that an object is there (409) also while somebody is still writing it.
+                None if looks < LOOKS_MAX && is_there(&error) => tokio::time::sleep(LOOK_AGAIN_AFTER).await,
+                None => return Err(LakeError::store(format!("cannot create {path}"))(error)),
+            }
+            looks += 1;
         }
     }
 
@@ -91,6 +99,43 @@ impl Lake {
 
     /// Where a document is, from the root of the store.
     pub fn document(&self, name: &str) -> Path {
-        name.split('/').fold(self.system_folder().path, |path, part| path.join(part))
+        name.split('/').fold(self.production().system_folder().path, |path, part| path.join(part))
+    }
+}
+
+fn is_there(error: &object_store::Error) -> bool {
+    matches!(error, object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures::stream::FuturesUnordered;
+    use holdfast_types::FixedClock;
+
+    use super::*;
+    use crate::{LakeSettings, StoreOptions};
+
+    #[tokio::test]
+    async fn of_several_who_create_a_document_one_does_and_all_read_its() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = folder.path().display().to_string();
+        let clock = Arc::new(FixedClock(chrono::DateTime::UNIX_EPOCH));
+        let settings = LakeSettings::default();
+        let lake = Lake::create_or_open(&place, folder.path(), &StoreOptions::new(), settings, clock).await?;
+        assert_eq!(lake.read_document("facts/colour").await?, None);
+        let created: Vec<bool> = ["red", "green", "blue"]
+            .map(|colour| lake.create_document("facts/colour", colour.into()))
+            .into_iter()
+            .collect::<FuturesUnordered<_>>()
+            .try_collect()
+            .await?;
+        assert_eq!(created.iter().filter(|created| **created).count(), 1, "{created:?}");
+        let kept = lake.read_document("facts/colour").await?.expect("it is there");
+        assert!(lake.create_document("facts/colour", kept.clone()).await?, "an earlier try of the same");
+        assert!(!lake.create_document("facts/colour", "other".into()).await?);
+        assert_eq!(lake.read_document("facts/colour").await?, Some(kept));
+        Ok(())
     }
 }

@@ -30,11 +30,7 @@ impl Lake {
         let objects: Vec<_> = self.store().list(Some(&folder)).try_collect().await.map_err(failed)?;
         let paths = objects.into_iter().map(|object| object.location);
         let (mut log, data): (Vec<Path>, Vec<Path>) = paths.partition(|path| path.as_ref().contains("/_delta_log/"));
-        futures::stream::iter(data)
-            .map(|path| async move { self.delete(&path).await })
-            .buffer_unordered(DELETES_AT_ONCE)
-            .try_collect::<()>()
-            .await?;
+        self.delete_all(data).await?;
         // `_last_checkpoint` sorts behind the numbers: it goes before what it names.
         log.sort_by(|left, right| right.cmp(left));
         for path in &log {
@@ -56,7 +52,15 @@ impl Lake {
         Ok(())
     }
 
-    pub(crate) async fn delete(&self, path: &Path) -> Result<()> {
+    pub(crate) async fn delete_all(&self, paths: Vec<Path>) -> Result<()> {
+        futures::stream::iter(paths)
+            .map(|path| async move { self.delete(&path).await })
+            .buffer_unordered(DELETES_AT_ONCE)
+            .try_collect()
+            .await
+    }
+
+    async fn delete(&self, path: &Path) -> Result<()> {
         match self.store().delete(path).await {
             // Somebody else deleted it.
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),

@@ -13,7 +13,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use holdfast_types::TableName;
 use serde::{Deserialize, Serialize};
 
@@ -25,9 +25,6 @@ use crate::manifest::{self, Manifest, ManifestEntry};
 use crate::table::Table;
 
 const FOLDER: &str = "environments";
-
-/// Objects that are deleted at the same time.
-const DELETES_AT_ONCE: usize = 8;
 
 /// The name of an environment: a lower-case letter, then at most 39 lower-case letters, digits, underscores or hyphens.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -165,11 +162,7 @@ impl Lake {
         let folder = environment.root().clone();
         let failed = LakeError::store(format!("cannot list {folder}"));
         let left: Vec<_> = self.store().list(Some(&folder)).try_collect().await.map_err(failed)?;
-        futures::stream::iter(left)
-            .map(|object| async move { self.delete(&object.location).await })
-            .buffer_unordered(DELETES_AT_ONCE)
-            .try_collect::<()>()
-            .await?;
+        self.delete_all(left.into_iter().map(|object| object.location).collect()).await?;
         if let (true, Ok(folder)) = (self.url().scheme() == "file", environment.url().to_file_path()) {
             // Folders are the store's own affair elsewhere; here empty ones would stay, and be taken for an environment.
             match std::fs::remove_dir_all(&folder) {

@@ -18,7 +18,6 @@ mod documents;
 mod drop;
 mod environment;
 mod error;
-mod fact;
 mod foreign;
 pub mod grammar;
 mod head;

@@ -3,10 +3,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use deltalake_core::checkpoints::create_checkpoint;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use holdfast_types::TableName;
+use object_store::ObjectMeta;
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStoreExt};
 use serde::Serialize;
 
 use crate::Result;
@@ -284,7 +284,7 @@ impl Lake {
             .map(|(_, object)| object.location.clone())
             .collect();
         done.log_files_deleted = expired.len() as u64;
-        self.delete_all(expired, settings).await
+        self.delete_unless_dry(expired, settings).await
     }
 
     /// Deletes data files that neither the table nor `versions` name, and that are too old to be committed or read any more.
@@ -318,24 +318,14 @@ impl Lake {
             .map_err(LakeError::store(format!("cannot list {}", table.prefix())))?;
         done.files_vacuumed = expired.len() as u64;
         done.bytes_vacuumed = expired.iter().map(|object| object.size).sum();
-        self.delete_all(expired.into_iter().map(|object| object.location).collect(), settings).await
+        self.delete_unless_dry(expired.into_iter().map(|object| object.location).collect(), settings).await
     }
 
-    async fn delete_all(&self, paths: Vec<Path>, settings: &MaintainSettings) -> Result<()> {
-        if settings.is_dry_run {
-            return Ok(());
+    async fn delete_unless_dry(&self, paths: Vec<Path>, settings: &MaintainSettings) -> Result<()> {
+        match settings.is_dry_run {
+            true => Ok(()),
+            false => self.delete_all(paths).await,
         }
-        futures::stream::iter(paths)
-            .map(|path| async move {
-                match self.store().delete(&path).await {
-                    // Somebody else deleted it.
-                    Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-                    Err(error) => Err(LakeError::store(format!("cannot delete {path}"))(error)),
-                }
-            })
-            .buffer_unordered(8)
-            .try_collect()
-            .await
     }
 
     async fn log(&self, table: &Table) -> Result<Log> {

@@ -80,6 +80,29 @@ impl HoldfastFlight {
         result.map_err(|error| error.status())
     }
 
+    /// When a call that begins at this moment must have sent its last message.
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.settings.query_timeout
+    }
+
+    /// One call that is answered by a stream: begun in its span, within the time a query may take.
+    async fn begun(
+        &self,
+        deadline: Instant,
+        call: Call,
+        begin: impl Future<Output = Result<Messages>> + Send,
+    ) -> Result<Response<Messages>, Status> {
+        let begun = tokio::time::timeout_at(deadline, begin.boxed())
+            .instrument(call.span.clone())
+            .await
+            .unwrap_or(Err(ServeError::Deadline(self.settings.query_timeout)));
+        // Once begun, the stream reports its own end.
+        if begun.is_err() {
+            call.end("", Sent::default(), outcome(&begun));
+        }
+        begun.map(Response::new).map_err(|error| error.status())
+    }
+
     async fn plan(&self, question: Question, run: &Published) -> Result<Answer> {
         if let Question::Online(command) = &question {
             return feature_calls::online(self.runs.online(), command, &self.settings).await.map(Answer::ready_batch);
@@ -244,19 +267,10 @@ impl FlightService for HoldfastFlight {
 
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
         let call = Call::begin("DoGet");
-        let timeout = self.settings.query_timeout;
-        let deadline = Instant::now() + timeout;
         let rights = Rights::of(request.extensions());
+        let deadline = self.deadline();
         let begin = self.begin_stream(rights, request.into_inner(), deadline, call.clone());
-        let begun = tokio::time::timeout_at(deadline, begin.boxed())
-            .instrument(call.span.clone())
-            .await
-            .unwrap_or(Err(ServeError::Deadline(timeout)));
-        // Once begun, the stream reports its own end.
-        if begun.is_err() {
-            call.end("", Sent::default(), outcome(&begun));
-        }
-        begun.map(Response::new).map_err(|error| error.status())
+        self.begun(deadline, call, begin).await
     }
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
@@ -280,19 +294,10 @@ impl FlightService for HoldfastFlight {
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoExchangeStream>, Status> {
         let call = Call::begin("DoExchange");
-        let timeout = self.settings.query_timeout;
-        let deadline = Instant::now() + timeout;
         let rights = Rights::of(request.extensions());
+        let deadline = self.deadline();
         let begin = self.begin_exchange(rights, request.into_inner(), deadline, call.clone());
-        let begun = tokio::time::timeout_at(deadline, begin.boxed())
-            .instrument(call.span.clone())
-            .await
-            .unwrap_or(Err(ServeError::Deadline(timeout)));
-        // Once begun, the stream reports its own end.
-        if begun.is_err() {
-            call.end("", Sent::default(), outcome(&begun));
-        }
-        begun.map(Response::new).map_err(|error| error.status())
+        self.begun(deadline, call, begin).await
     }
 
     async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {

@@ -110,12 +110,16 @@ struct Pass<'a> {
 }
 
 impl Keeper {
-    /// Brings the history of the view that a stage makes to the rows of this version of its table; nothing when the stage makes none.
+    /// Brings the history of the view that a stage makes to the rows of this version of its table; nothing when the stage makes none, and in an environment.
     ///
     /// # Errors
     /// Two rows of one key, a null event timestamp, what the lake and the engine answer. May be repeated.
     pub(crate) async fn keep(&self, checked: &CheckedStage, table: &Table) -> Result<Option<Kept>> {
         let Some(view) = FeatureView::of(&checked.stage, &checked.schema) else { return Ok(None) };
+        // What is tried in an environment was never known in production, and what is not tried there is not copied.
+        if self.lake.environment_name().is_some() {
+            return Ok(None);
+        }
         let registered = Registry::new(&self.lake).register_view(&view).await?.version;
         let history = self.lake.ensure_table(&spec(&registered, &checked.schema, self.buckets())?).await?;
         let step = history.position(APP_ID).await?.unwrap_or(0);

@@ -2,18 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeValue;
 
 use super::reference::FeatureReference;
 use crate::Result;
-use crate::diagnostic::{Diagnostic, line_and_column, most_similar};
+use crate::diagnostic::Diagnostic;
 use crate::error::EngineError;
+use crate::toml_file::{Item, Place, TomlFile};
 
 const KEYS: [&str; 3] = ["description", "owner", "features"];
-
-type Place = (usize, usize, usize);
-type Item<'a> = Spanned<DeValue<'a>>;
 
 /// A service as its file says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +44,7 @@ impl ServiceFile {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(EngineError::Unreadable { path: file.to_owned(), source }),
         };
-        let services = Reader { file, text: &text, mistakes }.services();
+        let services = TomlFile { file, text: &text, code: "E0604", mistakes }.services();
         Ok(Some(Self { file: file.to_owned(), text, services }))
     }
 
@@ -60,21 +57,9 @@ impl ServiceFile {
     }
 }
 
-struct Reader<'a> {
-    file: &'a Path,
-    text: &'a str,
-    mistakes: &'a mut Vec<Diagnostic>,
-}
-
-impl Reader<'_> {
+impl TomlFile<'_> {
     fn services(&mut self) -> Vec<ServiceSpec> {
-        let table = match DeTable::parse(self.text) {
-            Ok(table) => table,
-            Err(error) => {
-                self.mistake(error.message(), error.span().unwrap_or(0..0), None);
-                return Vec::new();
-            }
-        };
+        let Some(table) = self.table() else { return Vec::new() };
         let mut services: Vec<ServiceSpec> = table
             .get_ref()
             .iter()
@@ -96,16 +81,7 @@ impl Reader<'_> {
             return None;
         }
         let place = self.place(span.clone());
-        for (key, _) in said.iter() {
-            let key_name = key.get_ref().as_ref();
-            if !KEYS.contains(&key_name) {
-                let help = match most_similar(key_name, KEYS) {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None => format!("a service has {}", KEYS.join(", ")),
-                };
-                self.mistake(&format!("unknown key `{key_name}`"), key.span(), Some(help));
-            }
-        }
+        self.check_keys(said, &KEYS, "a service has");
         let description = said.get("description").and_then(|value| self.text_of(value)).unwrap_or_default();
         let owner = said.get("owner").and_then(|value| self.text_of(value));
         let (mut features, mut places) = (Vec::new(), Vec::new());
@@ -136,28 +112,5 @@ impl Reader<'_> {
             }
         }
         Some(ServiceSpec { name: name.to_owned(), description, owner, features, place, places })
-    }
-
-    fn text_of(&mut self, value: &Item<'_>) -> Option<String> {
-        let text = value.get_ref().as_str().map(str::to_owned);
-        if text.is_none() {
-            self.mistake("a text in quotes is expected here", value.span(), None);
-        }
-        text
-    }
-
-    fn mistake(&mut self, message: &str, span: std::ops::Range<usize>, help: Option<String>) {
-        let (line, column, width) = self.place(span);
-        let mistake = Diagnostic::at("E0604", message, self.file, self.text, line, column, width);
-        self.mistakes.push(match help {
-            Some(help) => mistake.with_help(help),
-            None => mistake,
-        });
-    }
-
-    fn place(&self, span: std::ops::Range<usize>) -> Place {
-        let (line, column) = line_and_column(self.text, span.start);
-        let spanned = self.text.get(span).unwrap_or_default();
-        (line, column, spanned.lines().next().unwrap_or_default().chars().count().max(1))
     }
 }

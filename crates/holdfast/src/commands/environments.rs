@@ -1,4 +1,3 @@
-use std::io::{BufRead, IsTerminal};
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -7,7 +6,7 @@ use holdfast_lake::EnvironmentName;
 use holdfast_types::Progress;
 use serde::Serialize;
 
-use super::{print, print_json};
+use super::{confirm, print, print_json};
 use crate::error::CliError;
 use crate::progress::Terminal;
 use crate::project::Project;
@@ -120,7 +119,7 @@ async fn drop_one(project: &Project, args: &DropArgs, terminal: &Arc<Terminal>) 
         lake.environment_as_run(&args.name).await?;
     }
     let question = format!("Delete environment {} with all its tables, for good?", args.name);
-    if !args.yes && !ask(&question, terminal)? {
+    if !args.yes && !confirm(&question, terminal)? {
         return Ok(());
     }
     lake.drop_environment(&args.name).await?;
@@ -162,7 +161,7 @@ pub(crate) async fn promote(project: &Project, args: &PromoteArgs, terminal: &Ar
     }
     page.lines().for_each(|line| terminal.note(line));
     let is_new = plan.stages.iter().any(|stage| stage.action != Action::Fresh);
-    if is_new && !args.yes && !ask("Run this in production?", terminal)? {
+    if is_new && !args.yes && !confirm("Run this in production?", terminal)? {
         return Ok(());
     }
     let options = RunOptions { as_of: plan.as_of, ..options };
@@ -172,16 +171,4 @@ pub(crate) async fn promote(project: &Project, args: &PromoteArgs, terminal: &Ar
         print_json(&report)?;
     }
     super::run::judge(&report)
-}
-
-/// Asks for a yes on the terminal.
-fn ask(question: &str, terminal: &Arc<Terminal>) -> Result<bool, CliError> {
-    if !std::io::stdin().is_terminal() {
-        return Err(CliError::Argument("this asks first, and nobody is there to answer: say --yes".to_owned()));
-    }
-    terminal.problem(&format!("{question} [y/N]"));
-    let mut answer = String::new();
-    let read = std::io::stdin().lock().read_line(&mut answer);
-    read.map_err(|error| CliError::Argument(format!("cannot read the answer: {error}")))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

@@ -33,9 +33,12 @@ pub(crate) mod upkeep;
 pub(crate) mod verify;
 pub(crate) mod why;
 
-use std::io::Write;
+use std::io::{BufRead, IsTerminal, Write};
+
+use holdfast_types::Progress;
 
 use crate::error::CliError;
+use crate::progress::Terminal;
 
 /// Writes to standard output. A reader that went away (`| head`) is no error.
 pub(crate) fn print(text: &str) -> Result<(), CliError> {
@@ -49,6 +52,18 @@ pub(crate) fn print(text: &str) -> Result<(), CliError> {
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value).map_err(|error| CliError::Argument(error.to_string()))?;
     print(&format!("{text}\n"))
+}
+
+/// Asks for a yes on the terminal. Where nobody is there to answer, that is an error.
+pub(crate) fn confirm(question: &str, terminal: &Terminal) -> Result<bool, CliError> {
+    if !std::io::stdin().is_terminal() {
+        return Err(CliError::Argument("this asks first, and nobody is there to answer: say --yes".to_owned()));
+    }
+    terminal.problem(&format!("{question} [y/N]"));
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    read.map_err(|error| CliError::Argument(format!("cannot read the answer: {error}")))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// This process, for those who wonder who holds a lease.

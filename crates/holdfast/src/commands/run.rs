@@ -1,4 +1,4 @@
-use std::io::{BufRead, IsTerminal};
+use std::io::IsTerminal;
 use std::sync::Arc;
 
 use chrono::{DateTime, NaiveDate, Utc};
@@ -7,7 +7,7 @@ use holdfast_engine::{RunOptions, RunReport, Runner, Selection, StageOutcome, Ti
 use holdfast_lake::Lake;
 use holdfast_types::{ErrorKind, Progress, TableName};
 
-use super::print_json;
+use super::{confirm, print_json};
 use crate::error::CliError;
 use crate::progress::Terminal;
 use crate::project::Project;
@@ -145,11 +145,7 @@ fn orphan_line(orphan: &TableName) -> String {
 
 fn ask(orphans: &[TableName], terminal: &Arc<Terminal>) -> Result<bool, CliError> {
     let names: Vec<String> = orphans.iter().map(ToString::to_string).collect();
-    terminal.problem(&format!("Delete {} with all versions, for good? [y/N]", names.join(", ")));
-    let mut answer = String::new();
-    let read = std::io::stdin().lock().read_line(&mut answer);
-    read.map_err(|error| CliError::Argument(format!("cannot read the answer: {error}")))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    confirm(&format!("Delete {} with all versions, for good?", names.join(", ")), terminal)
 }
 
 pub(crate) fn summarise(report: &RunReport, terminal: &Arc<Terminal>) {

@@ -1,0 +1,74 @@
+//! Reading TOML of the project's so that every mistake in it is told with its place.
+
+use std::ops::Range;
+use std::path::Path;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::diagnostic::{Diagnostic, line_and_column, most_similar};
+
+/// Line, column and width, from 1.
+pub(crate) type Place = (usize, usize, usize);
+/// A value with its place in the text.
+pub(crate) type Item<'a> = Spanned<DeValue<'a>>;
+
+/// A file that is being read, and what was found wrong with it.
+pub(crate) struct TomlFile<'a> {
+    pub(crate) file: &'a Path,
+    pub(crate) text: &'a str,
+    /// Of every mistake.
+    pub(crate) code: &'static str,
+    pub(crate) mistakes: &'a mut Vec<Diagnostic>,
+}
+
+impl<'a> TomlFile<'a> {
+    /// The file as a table; `None` when it is no TOML, which is told.
+    pub(crate) fn table(&mut self) -> Option<Spanned<DeTable<'a>>> {
+        match DeTable::parse(self.text) {
+            Ok(table) => Some(table),
+            Err(error) => {
+                self.mistake(error.message(), error.span().unwrap_or(0..0), None);
+                None
+            }
+        }
+    }
+
+    /// Tells of keys that are not among `known`; `what` says what has these.
+    pub(crate) fn check_keys(&mut self, table: &DeTable<'_>, known: &[&str], what: &str) {
+        for (key, _) in table.iter() {
+            let name = key.get_ref().as_ref();
+            if !known.contains(&name) {
+                let help = match most_similar(name, known.iter().copied()) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("{what} {}", known.join(", ")),
+                };
+                self.mistake(&format!("unknown key `{name}`"), key.span(), Some(help));
+            }
+        }
+    }
+
+    /// The text that a value is; `None` when it is none, which is told.
+    pub(crate) fn text_of(&mut self, value: &Item<'_>) -> Option<String> {
+        let text = value.get_ref().as_str().map(str::to_owned);
+        if text.is_none() {
+            self.mistake("a text in quotes is expected here", value.span(), None);
+        }
+        text
+    }
+
+    pub(crate) fn mistake(&mut self, message: &str, span: Range<usize>, help: Option<String>) {
+        let (line, column, width) = self.place(span);
+        let mistake = Diagnostic::at(self.code, message, self.file, self.text, line, column, width);
+        self.mistakes.push(match help {
+            Some(help) => mistake.with_help(help),
+            None => mistake,
+        });
+    }
+
+    pub(crate) fn place(&self, span: Range<usize>) -> Place {
+        let (line, column) = line_and_column(self.text, span.start);
+        let spanned = self.text.get(span).unwrap_or_default();
+        (line, column, spanned.lines().next().unwrap_or_default().chars().count().max(1))
+    }
+}
