@@ -15,7 +15,7 @@ use crate::stages::Shop;
 use crate::{holdfast, holdfast_binary, succeed};
 
 const AS_OF: &str = "2026-01-01T00:00:00Z";
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A process that goes on until it is told to stop; killed when the test is over.
 struct Program {
@@ -81,8 +81,8 @@ impl Cluster {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new(holdfast_binary());
-        // An executor that is killed is given up soon.
-        command.args(["cluster", "scheduler", "--listen", "127.0.0.1:0", "--executor-timeout-s", "10"]);
+        // An executor that is killed is given up soon, and one that is slow on a busy machine is not.
+        command.args(["cluster", "scheduler", "--listen", "127.0.0.1:0", "--executor-timeout-s", "20"]);
         let mut scheduler = Program::start(command.current_dir(folder.path()), folder.path().join("scheduler.log"));
         scheduler.says("Ctrl-C stops");
         let said = scheduler.said();
@@ -207,8 +207,6 @@ async fn the_shipped_stages_have_the_same_rows_on_a_cluster() {
     assert_eq!(left, 0, "rows on their way are left behind");
 }
 
-/// On a busy machine executors are given up that only were slow, and the run fails with it: by itself, `cargo test --workspace --test it cluster::whoever_dies -- --ignored`.
-#[ignore = "depends on how busy the machine is"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_dies_over_a_run_leaves_nothing_by_half() {
     let shop = Ingested::new(200);

@@ -106,7 +106,7 @@ impl IdentifierTokens {
     pub(crate) fn blocked_tokens(&self) -> impl Iterator<Item = (u8, String)> {
         self.rules.blocked.iter().flat_map(|(name, blocked)| {
             let known = self.rules.rank(name).zip(self.key(name));
-            blocked.values.iter().filter_map(move |value| known.map(|(rank, key)| (rank, hashed(key, value))))
+            blocked.values().iter().filter_map(move |value| known.map(|(rank, key)| (rank, hashed(key, value))))
         })
     }
 
@@ -149,12 +149,18 @@ fn hashed(key: &[u8; 32], normalised: &str) -> String {
 /// Phones become E.164 (country default by rule), e-mails lowercase with the provider's own aliases undone, member ids uppercase without separators; the others
 /// are opaque and only trimmed.
 pub fn normalise(rules: &IdentityRules, identifier_type: &str, value: &str) -> Option<String> {
+    let country = rules.types.get(identifier_type).and_then(|rule| rule.country.as_deref());
+    normalise_in(country, identifier_type, value)
+}
+
+/// The same, with the country of phone numbers without a country code.
+pub(crate) fn normalise_in(country: Option<&str>, identifier_type: &str, value: &str) -> Option<String> {
     let value = value.trim();
     if value.is_empty() {
         return None;
     }
     match identifier_type {
-        "phone" => phone(rules.types.get("phone").and_then(|rule| rule.country.as_deref()), value),
+        "phone" => phone(country, value),
         "email" => email(value),
         "member_id" => {
             let id: String =

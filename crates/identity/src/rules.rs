@@ -1,5 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Debug, Formatter};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use holdfast_graph::{Limit, Rules, TypeRule as GraphRule};
 use holdfast_lake::grammar::suggest;
@@ -9,7 +11,7 @@ use toml::Spanned;
 
 use crate::Result;
 use crate::error::IdentityError;
-use crate::identifier::normalise;
+use crate::identifier::normalise_in;
 use crate::matching::{Matching, MatchingText, line_and_column};
 
 /// Ranks are counted in a byte, and one is for types that the rules do not know.
@@ -43,27 +45,47 @@ pub struct TypeRule {
     pub country: Option<String>,
 }
 
-/// Values that are nobody's.
-#[derive(Debug, Clone, Default)]
+/// Values of a type that are nobody's.
+#[derive(Clone)]
 pub struct Blocked {
-    /// Normalised values.
-    pub values: BTreeSet<String>,
+    identifier_type: String,
+    /// That of the type's numbers without a country code.
+    country: Option<String>,
+    /// Values as the rules have them.
+    entries: BTreeSet<String>,
+    /// The same normalised, once somebody asks: what telephone numbers look like in all countries takes longer to read than a run with nothing to do.
+    values: OnceLock<BTreeSet<String>>,
     /// What matches a value as it came, or as it is normalised.
-    pub patterns: Vec<Regex>,
+    patterns: Vec<Regex>,
 }
 
 impl Blocked {
     /// Whether a value is among them.
     pub fn holds(&self, as_it_came: &str, normalised: &str) -> bool {
-        self.values.contains(normalised)
+        self.values().contains(normalised)
             || self.patterns.iter().any(|pattern| pattern.is_match(as_it_came) || pattern.is_match(normalised))
+    }
+
+    /// Normalised values. What is no identifier in any case is not among them.
+    pub fn values(&self) -> &BTreeSet<String> {
+        let normalised = |entry: &String| normalise_in(self.country.as_deref(), &self.identifier_type, entry);
+        self.values.get_or_init(|| self.entries.iter().filter_map(normalised).collect())
+    }
+}
+
+/// What the rules say, whether or not it was normalised meanwhile.
+impl Debug for Blocked {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        let Self { identifier_type: _, country: _, entries, values: _, patterns } = self;
+        formatter.debug_struct("Blocked").field("values", entries).field("patterns", patterns).finish()
     }
 }
 
 impl PartialEq for Blocked {
     fn eq(&self, other: &Self) -> bool {
         let texts = |blocked: &Self| -> Vec<String> { blocked.patterns.iter().map(Regex::to_string).collect() };
-        self.values == other.values && texts(self) == texts(other)
+        let written = |blocked: &Self| (blocked.country.clone(), blocked.entries.clone());
+        (written(self) == written(other) || self.values() == other.values()) && texts(self) == texts(other)
     }
 }
 
@@ -150,7 +172,14 @@ impl IdentityRules {
             rules.types.insert(name.into_inner(), rule);
         }
         for (name, entries) in file.blocked {
-            let mut blocked = Blocked::default();
+            let country = rules.types.get(name.as_ref()).and_then(|rule| rule.country.clone());
+            let mut blocked = Blocked {
+                identifier_type: name.as_ref().clone(),
+                country,
+                entries: BTreeSet::new(),
+                values: OnceLock::new(),
+                patterns: Vec::new(),
+            };
             for entry in entries {
                 match expression(entry.as_ref()) {
                     Some(expression) => {
@@ -161,8 +190,9 @@ impl IdentityRules {
                         })?;
                         blocked.patterns.push(pattern);
                     }
-                    // What is no identifier in any case need not be blocked.
-                    None => blocked.values.extend(normalise(&rules, name.as_ref(), entry.as_ref())),
+                    None => {
+                        blocked.entries.insert(entry.into_inner());
+                    }
                 }
             }
             rules.blocked.insert(name.into_inner(), blocked);
