@@ -26,10 +26,11 @@ const NAMES_MAX: usize = 50;
 /// # Errors
 /// All mistakes that were found, each once.
 pub(crate) async fn plan(stage: &Stage, state: &SessionState) -> Result<LogicalPlan, Vec<Diagnostic>> {
-    let mut statement = stage.statement.clone();
+    let mut mended = None;
     let mut mistakes: Vec<Diagnostic> = Vec::new();
     for _ in 0..NAMES_MAX {
-        let error = match state.statement_to_plan(statement.clone()).await {
+        let statement = mended.as_ref().unwrap_or(&stage.statement).clone();
+        let error = match state.statement_to_plan(statement).await {
             Ok(plan) if mistakes.is_empty() => return analysed(stage, plan, state),
             Ok(_) => break,
             Err(error) => error,
@@ -48,7 +49,7 @@ pub(crate) async fn plan(stage: &Stage, state: &SessionState) -> Result<LogicalP
             if let Some(wrong) = &wrong
                 && let Some(place) = wrong.place
             {
-                replaced |= put_null(&mut statement, place);
+                replaced |= put_null(mended.get_or_insert_with(|| stage.statement.clone()), place);
             }
             if !mistakes.contains(&mistake) {
                 mistakes.push(mistake);

@@ -23,7 +23,7 @@ use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData};
 use tracing::{Level, Metadata, Span};
 use tracing_opentelemetry::{MetricsLayer, OpenTelemetrySpanExt};
 use tracing_subscriber::field::MakeExt;
-use tracing_subscriber::filter::{EnvFilter, FilterExt, ParseError, filter_fn};
+use tracing_subscriber::filter::{EnvFilter, FilterExt, LevelFilter, ParseError, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format;
 use tracing_subscriber::layer::SubscriberExt;
@@ -213,6 +213,8 @@ impl Telemetry {
         let filter = EnvFilter::builder().parse(&settings.log_filter)?;
         let printed = settings.log_printed_errors;
         let told = filter_fn(move |metadata| printed || metadata.fields().field(PRINTED_ERRORS).is_none());
+        // Without it, libraries build every debug line before it is found that nobody wants it.
+        let told = told.with_max_level_hint(filter.max_level_hint().unwrap_or(LevelFilter::TRACE));
         let mut layers = vec![log_layer(&settings).with_filter(filter.and(told)).boxed()];
         let export = match settings.otlp_endpoint {
             Some(endpoint) => {
