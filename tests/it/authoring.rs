@@ -469,3 +469,58 @@ fn the_site_of_the_shipped_pack_has_a_page_for_every_stage() {
     let page = std::fs::read_to_string(folder.path().join("core.orders.html")).unwrap();
     assert!(page.contains("personal data") && page.contains("Contract") && page.contains("raw.orders.paid_amount"));
 }
+
+/// Customers with their names, which are personal data, and a stage that reads both.
+const NAMED: &str = "-- @stage incremental key(customer_id)\n\
+    -- @tag pii(name)\n\
+    select customer_id, concat('Dear ', min(member)) as name, sum(spend) as spend, count(*) as days\n\
+    from profile.days where day <= now() group by customer_id\n";
+
+#[test]
+fn a_case_that_is_recorded_passes_and_tells_no_personal_data() {
+    let shop = Shop::new(&[
+        (
+            "sql/profile/days.sql",
+            "-- @tag pii(member)\n\
+             select o.customer_id, concat('Member-', o.customer_id) as member, date_trunc('day', o.ordered_at) as day, sum(o.amount) as spend\n\
+             from core.orders o where o.customer_id is not null group by o.customer_id, date_trunc('day', o.ordered_at)\n",
+        ),
+        ("sql/profile/named.sql", NAMED),
+    ]);
+    shop.orders(
+        "a",
+        "o1,Ada,2025-06-01T00:00:00Z,10.00\no2,Ada,2025-06-02T01:00:00Z,5.00\no3,Bob,2025-06-03T00:00:00Z,1.00\n",
+    );
+    shop.run();
+    let output = succeed(&mut shop.command(&["test", "--record", "profile.named"]));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("Given profile.days: 3 rows") && said.contains("2 expected rows"), "{said}");
+    assert!(!said.contains("not as in the lake"), "{said}");
+    let file = shop.path().join("sql/profile/named.cases.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("member_1") && text.contains("Dear member_1") && text.contains("c1 "), "{text}");
+    let customers = shop.query("select customer_id from profile.named");
+    for customer in &customers {
+        assert!(!text.contains(customer["customer_id"].as_str().unwrap()), "{text}");
+    }
+    let output = succeed(&mut shop.command(&["test", "--select", "profile.named"]));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("Tested 1 stages, 1 of 1 cases passed"));
+
+    // Another one goes behind it, under another name.
+    let (code, said) = shop.fails(&["test", "--record", "profile.named"]);
+    assert!(code == Some(2) && said.contains("has a case `as_recorded` already"), "{code:?} {said}");
+    let ada = customers[0]["customer_id"].as_str().unwrap();
+    succeed(&mut shop.command(&["test", "--record", "profile.named", "--name", "one", "--customer", ada]));
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with(&text));
+
+    // A case that no longer holds says so.
+    shop.write("sql/profile/named.sql", &NAMED.replace("sum(spend)", "max(spend)"));
+    let (_, said) = shop.fails(&["test"]);
+    assert!(said.contains("Failed profile.named case as_recorded"), "{said}");
+    let (_, said) = shop.fails(&["test", "--record", "profile.named", "--name", "two"]);
+    assert!(said.contains("another query than the one that its table was made by"), "{said}");
+    let (_, said) = shop.fails(&["test", "--record", "core.orders"]);
+    assert!(said.contains("identifier_token()"), "{said}");
+    let (_, said) = shop.fails(&["test", "--record", "profile.names"]);
+    assert!(said.contains("profile.named"), "{said}");
+}

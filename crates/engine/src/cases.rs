@@ -19,7 +19,7 @@ use serde::Deserialize;
 use crate::Result;
 use crate::diagnostic::{Diagnostic, Diagnostics, line_and_column};
 use crate::error::{EngineError, describe};
-use crate::project::{CheckedStage, Project};
+use crate::project::{CheckedStage, Project, Selection};
 use crate::session::{SessionSettings, plan_as_of, session_with};
 use crate::stage::Stage;
 
@@ -148,7 +148,7 @@ pub(crate) fn mistakes(
     Ok(found)
 }
 
-/// Runs the cases of every stage: `<table>.cases.toml` beside `<table>.sql`.
+/// Runs the cases of the selected stages: `<table>.cases.toml` beside `<table>.sql`.
 ///
 /// # Errors
 /// Mistakes in stages or case files. Rows that differ are in the report.
@@ -157,7 +157,9 @@ pub async fn run_cases(
     project: &Project,
     settings: &SessionSettings,
     as_of: DateTime<Utc>,
+    selection: &Selection,
 ) -> Result<CaseReport> {
+    let selected = project.select(selection)?;
     let checked = project.check(lake, settings, as_of).await?;
     let schemas: BTreeMap<TableName, SchemaRef> = project
         .declared()
@@ -166,7 +168,7 @@ pub async fn run_cases(
         .chain(checked.iter().map(|stage| (stage.stage.name.clone(), Arc::clone(&stage.schema))))
         .collect();
     let mut report = CaseReport::default();
-    for stage in &checked {
+    for stage in checked.iter().filter(|checked| selected.contains(&checked.stage.name)) {
         let file = stage.stage.file.with_extension("cases.toml");
         if !file.exists() {
             report.stages_without.push(stage.stage.name.clone());
@@ -209,21 +211,8 @@ async fn run_case(
             return Err(wrong(format!("{name} is not read by {}", stage.stage.name)));
         }
     }
-    let mut tables: Vec<(TableName, Arc<dyn TableProvider>)> = Vec::new();
-    for input in stage.stage.inputs.keys() {
-        let Some(schema) = schemas.get(input) else { continue };
-        let given = case.given.get(&input.to_string()).map_or("", String::as_str);
-        let batch = given_rows(given, schema).map_err(|message| wrong(format!("{input}: {message}")))?;
-        let table = MemTable::try_new(Arc::clone(schema), vec![vec![batch]])
-            .map_err(EngineError::execution(format!("case {}", case.name)))?;
-        tables.push((input.clone(), Arc::new(table)));
-    }
-    let runtime = settings.runtime(lake)?;
-    let context = session_with(settings, &runtime, lake.settings().customer_buckets, tables)?;
-    let failed = || EngineError::execution(format!("case {} of {}", case.name, stage.stage.name));
-    let (state, plan) =
-        plan_as_of(&context, stage.stage.statement.clone(), case.as_of.unwrap_or(as_of)).await.map_err(failed())?;
-    let batches = DataFrame::new(state, plan).collect().await.map_err(failed())?;
+    let as_of = case.as_of.unwrap_or(as_of);
+    let batches = made_of(lake, settings, stage, schemas, &case.given, as_of).await?.map_err(wrong)?;
 
     let (names, expected) = parse_table(&case.expect.rows).map_err(wrong)?;
     let mut wanted = Vec::new();
@@ -258,6 +247,33 @@ async fn run_case(
     Ok(difference(&names, expected_rows, actual))
 }
 
+/// What a stage makes of given rows, by the names of its inputs; the others have none. The inner error is what is wrong with them.
+pub(crate) async fn made_of(
+    lake: &Lake,
+    settings: &SessionSettings,
+    stage: &CheckedStage,
+    schemas: &BTreeMap<TableName, SchemaRef>,
+    given: &BTreeMap<String, String>,
+    as_of: DateTime<Utc>,
+) -> Result<Result<Vec<RecordBatch>, String>> {
+    let failed = || EngineError::execution(format!("a case of {}", stage.stage.name));
+    let mut tables: Vec<(TableName, Arc<dyn TableProvider>)> = Vec::new();
+    for input in stage.stage.inputs.keys() {
+        let Some(schema) = schemas.get(input) else { continue };
+        let rows = given.get(&input.to_string()).map_or("", String::as_str);
+        let batch = match given_rows(rows, schema) {
+            Ok(batch) => batch,
+            Err(message) => return Ok(Err(format!("{input}: {message}"))),
+        };
+        let table = MemTable::try_new(Arc::clone(schema), vec![vec![batch]]).map_err(failed())?;
+        tables.push((input.clone(), Arc::new(table)));
+    }
+    let runtime = settings.runtime(lake)?;
+    let context = session_with(settings, &runtime, lake.settings().customer_buckets, tables)?;
+    let (state, plan) = plan_as_of(&context, stage.stage.statement.clone(), as_of).await.map_err(failed())?;
+    Ok(Ok(DataFrame::new(state, plan).collect().await.map_err(failed())?))
+}
+
 /// The rows of a text table in the columns of `schema`; columns it does not name are null.
 fn given_rows(text: &str, schema: &SchemaRef) -> Result<RecordBatch, String> {
     let (names, rows) = if text.trim().is_empty() { (Vec::new(), Vec::new()) } else { parse_table(text)? };
@@ -285,10 +301,10 @@ fn given_rows(text: &str, schema: &SchemaRef) -> Result<RecordBatch, String> {
         .map_err(|error| error.to_string())
 }
 
-type TextTable = (Vec<String>, Vec<Vec<Option<String>>>);
+pub(crate) type TextTable = (Vec<String>, Vec<Vec<Option<String>>>);
 
 /// `a | b` over `1 | x`: an empty cell is null, `''` an empty text.
-fn parse_table(text: &str) -> Result<TextTable, String> {
+pub(crate) fn parse_table(text: &str) -> Result<TextTable, String> {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let header = lines.next().ok_or("a table needs a line of column names")?;
     let split = |line: &str| -> Vec<String> { line.split('|').map(|cell| cell.trim().to_owned()).collect() };

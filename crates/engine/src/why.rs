@@ -273,7 +273,7 @@ fn values(rows: &[RecordBatch], column: &str) -> Result<Option<Arc<dyn TableProv
     Ok(Some(one_column(column, all)?))
 }
 
-fn one_column(name: &str, values: ArrayRef) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+pub(crate) fn one_column(name: &str, values: ArrayRef) -> Result<Arc<dyn TableProvider>, DataFusionError> {
     let schema = Arc::new(Schema::new(vec![Field::new(name, values.data_type().clone(), true)]));
     let batch = RecordBatch::try_new(Arc::clone(&schema), vec![values])?;
     Ok(Arc::new(MemTable::try_new(schema, vec![vec![batch]])?))

@@ -104,3 +104,15 @@ pub(crate) fn stop_signal() -> impl Future<Output = ()> + Send {
         let _ = tokio::signal::ctrl_c().await;
     }
 }
+
+/// Temporary files are for their owner alone; what a person asked for is as other files of the person are.
+#[cfg(unix)]
+pub(crate) fn set_readable(file: &tempfile::NamedTempFile) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+pub(crate) fn set_readable(_: &tempfile::NamedTempFile) -> std::io::Result<()> {
+    Ok(())
+}

@@ -11,7 +11,7 @@ use holdfast_types::Progress;
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use crate::commands::{grouped, maintain, print, print_json};
+use crate::commands::{grouped, maintain, print, print_json, set_readable};
 use crate::error::CliError;
 use crate::progress::Terminal;
 use crate::project::Project;
@@ -179,16 +179,4 @@ impl Output {
         file.persist(&self.path).map_err(|error| failed(error.error))?;
         Ok(())
     }
-}
-
-/// Temporary files are for their owner alone; what a person asked for is as other files of the person are.
-#[cfg(unix)]
-fn set_readable(file: &NamedTempFile) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn set_readable(_: &NamedTempFile) -> std::io::Result<()> {
-    Ok(())
 }
