@@ -101,6 +101,12 @@ pub(crate) fn life_at(lives: &[Life], first: i64, last: i64) -> Option<u16> {
     (met <= 1).then_some(nearest.1)
 }
 
+/// The first moment that belongs to the later of two lives: the one in the middle belongs to the earlier.
+pub(crate) fn boundary(earlier: &Life, later: &Life) -> i64 {
+    let sum = i128::from(earlier.to) + i128::from(later.from);
+    i64::try_from(sum.div_euclid(2) + 1).unwrap_or(i64::MAX)
+}
+
 /// Works out states; keeps its lists from one identifier to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Examiner {

@@ -9,7 +9,7 @@ use crate::components::Sets;
 use crate::error::GraphError;
 use crate::evidence::{Edge, EdgeKey, Evidence, Link, NONE};
 use crate::greedy::{Resolver, Tie};
-use crate::identifier::{Examiner, Life, Member, Standing, State, States, seen_at};
+use crate::identifier::{Examiner, Life, Member, Standing, State, States, boundary, life_at, seen_at};
 use crate::node_map::{NodeMap, NodeSet};
 use crate::resolution::{Clustered, Resolution, cluster_loaded, connects};
 use crate::rules::Rules;
@@ -123,6 +123,39 @@ impl IdentityGraph {
     pub fn lives(&self, node: u32) -> Result<&[Life]> {
         self.evidence.check_node(node)?;
         Ok(self.resolution.states.lives_of(node))
+    }
+
+    /// The member that evidence of an interval, from its first to its last moment, speaks of; `None` when it meets several lives.
+    ///
+    /// # Errors
+    /// [`GraphError::NodeOutOfRange`].
+    pub fn member_at(&self, node: u32, first: i64, last: i64) -> Result<Option<Member>> {
+        Ok(life_at(self.lives(node)?, first, last).map(|life| Member { node, life }))
+    }
+
+    /// The newest life of a node, its only one for most.
+    ///
+    /// # Errors
+    /// [`GraphError::NodeOutOfRange`].
+    pub fn newest_life(&self, node: u32) -> Result<Member> {
+        let life = u16::try_from(self.lives(node)?.len().saturating_sub(1)).unwrap_or(u16::MAX);
+        Ok(Member { node, life })
+    }
+
+    /// From when (included) and until when (not included) a moment is nearest to a life, in microseconds since 1970: `None` is without end. What is dated so, and nothing else, speaks of it.
+    ///
+    /// # Errors
+    /// [`GraphError::NodeOutOfRange`], also for a life that there is not.
+    pub fn period(&self, member: Member) -> Result<(Option<i64>, Option<i64>)> {
+        let lives = self.lives(member.node)?;
+        let place = usize::from(member.life);
+        if lives.is_empty() && place == 0 {
+            return Ok((None, None));
+        }
+        let absent = GraphError::NodeOutOfRange { node: member.node, nodes: self.nodes() };
+        let own = lives.get(place).ok_or(absent)?;
+        let from = place.checked_sub(1).and_then(|before| lives.get(before)).map(|before| boundary(before, own));
+        Ok((from, lives.get(place + 1).map(|after| boundary(own, after))))
     }
 
     /// A number that the members of one cluster have in common, for as long as nothing changes; `None` when there is no such member.
@@ -385,6 +418,9 @@ impl IdentityGraph {
             if was != state.standing {
                 touched.standings.push(StandingChange { node, was, is: state.standing });
             }
+            if self.resolution.states.lives_of(node) != state.lives {
+                touched.lives.push(node);
+            }
             let is_blocking = was == Standing::Blocked || state.standing == Standing::Blocked;
             if !is_blocking {
                 batch.blame(3, Cause::Standing(node), &[node]);
@@ -415,6 +451,7 @@ impl IdentityGraph {
                         token: self.evidence.token(node),
                         first_seen: vertex.seen.0,
                         last_seen: vertex.seen.1,
+                        changed_hands: !self.resolution.states.lives_of(node).is_empty(),
                     });
                 }
             }
@@ -502,10 +539,11 @@ impl IdentityGraph {
 fn members_at(evidence: &Evidence, states: &States, node: u32, mut take: impl FnMut(ClusterMember)) -> u64 {
     let mut edges = 0;
     let seen = seen_at(evidence, states, node, &mut edges);
+    let changed_hands = seen.len() > 1;
     for (life, (first_seen, last_seen)) in seen.into_iter().enumerate() {
         let member = Member { node, life: u16::try_from(life).unwrap_or(u16::MAX) };
         let rank = evidence.ranks[node as usize];
-        take(ClusterMember { member, rank, token: evidence.token(node), first_seen, last_seen });
+        take(ClusterMember { member, rank, token: evidence.token(node), first_seen, last_seen, changed_hands });
     }
     edges
 }
