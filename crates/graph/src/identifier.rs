@@ -29,8 +29,8 @@ pub enum Standing {
 /// A period in which an identifier was one person's.
 ///
 /// The unique identifiers it was seen with say when: sorted by their first moment, those that lie less than the type's `life_gap` apart are one era. Between two eras the
-/// identifier changed hands if both have a value of the same unique type (then they are different values: one value's evidence is one interval). Eras that do not
-/// contradict each other in this way, as when a member id is followed by a union id, are one life. Evidence belongs to the life it meets, or, if it meets none, to the nearest,
+/// identifier changed hands if both have a value of the same unique type (then they are different values: one value's evidence is one interval), and neither is a single
+/// moment: somebody who used it once may have borrowed it. Eras that do not contradict each other in this way, as when a member id is followed by a union id, are one life. Evidence belongs to the life it meets, or, if it meets none, to the nearest,
 /// the earlier of two; evidence that meets several speaks for none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life {
@@ -213,7 +213,7 @@ impl Examiner {
                 at += 1;
             }
             match lives.last_mut() {
-                Some(life) if held & bits == 0 => {
+                Some(life) if held & bits == 0 || life.from == life.to || from == to => {
                     life.to = to;
                     held |= bits;
                 }

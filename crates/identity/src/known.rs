@@ -234,14 +234,18 @@ impl Known {
         let (mut first, mut last, mut records) = (None, None, 0);
         let node = member.node;
         let changed_hands = !self.graph.lives(node)?.is_empty();
+        // Records that carried it alone are one piece of evidence, which may reach beyond the owner's time.
+        let (from, to) = self.graph.period(member)?;
+        let within = |at: i64| at.max(from.unwrap_or(i64::MIN)).min(to.map_or(i64::MAX, |to| to - 1));
         for edge in self.graph.edges_of(node)?.filter(|edge| edge.weight.is_none()) {
             if changed_hands && self.graph.member_at(node, edge.first_seen, edge.last_seen)? != Some(member) {
                 continue;
             }
             records += i64::from(edge.records);
             if (edge.first_seen, edge.last_seen) != UNDATED {
-                first = Some(first.map_or(edge.first_seen, |first: i64| first.min(edge.first_seen)));
-                last = last.max(Some(edge.last_seen));
+                let seen = within(edge.first_seen);
+                first = Some(first.map_or(seen, |first: i64| first.min(seen)));
+                last = last.max(Some(within(edge.last_seen)));
             }
         }
         Ok((first, last, records))

@@ -113,6 +113,14 @@ fn a_recycled_phone_is_each_owners_in_their_time() {
 }
 
 #[test]
+fn a_phone_that_somebody_used_once_is_shared_and_not_handed_on() {
+    let lent = graph(&[("m1", "p1", 0, 100), ("m2", "p1", 300, 300), ("d1", "p1", 10, 10), ("d2", "p1", 350, 500)]);
+    assert_eq!(clusters(&lent), set(&["d1", "d2", "m1", "m2", "p1"]));
+    let twice = graph(&[("m1", "p1", 0, 100), ("m2", "p1", 300, 301), ("d1", "p1", 10, 10), ("d2", "p1", 350, 500)]);
+    assert_eq!(clusters(&twice), set(&["d1 m1 p1", "d2 m2 p1/1"]));
+}
+
+#[test]
 fn a_bots_device_is_a_hub_until_its_evidence_goes() {
     let people = ["x1", "x2", "x3", "x4", "x5"];
     let mut graph = graph(&people.map(|person| ("d1", person, 1, 1)));
