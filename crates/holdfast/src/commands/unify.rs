@@ -122,7 +122,8 @@ async fn resolve_sources(
     terminal.finish("identity", &line);
     if report.records_without_identifier > 0 {
         let records = grouped(report.records_without_identifier);
-        terminal.note(&format!("          {records} new records carry no identifier: they are kept, and no customer's"));
+        terminal
+            .note(&format!("          {records} new records carry no identifier: they are kept, and no customer's"));
     }
     if let Some(outgrown) = report.outgrown {
         let (learnt_from, records) = (grouped(outgrown.learnt_from), grouped(outgrown.records));

@@ -113,7 +113,8 @@ impl Model {
         let rows = query(lake, settings, &tables::models()?.name, &sql).await?;
         let rows = rows.iter().find(|rows| rows.num_rows() > 0).ok_or_else(|| damaged("is not there".to_owned()))?;
         let learnt_from = u64::try_from(rows.column(1).as_primitive::<Int64Type>().value(0)).unwrap_or(0);
-        let weights = LinkageModel::from_toml(rows.column(0).as_string::<i32>().value(0)).map_err(|error| damaged(error.to_string()))?;
+        let weights = LinkageModel::from_toml(rows.column(0).as_string::<i32>().value(0))
+            .map_err(|error| damaged(error.to_string()))?;
         let mut common = Commons { tokens: tokens.clone(), terms: HashMap::new(), keys: HashSet::new() };
         let sql = format!("select attribute, token, bits from identity.match_terms where model = {number}");
         for rows in query(lake, settings, &tables::match_terms()?.name, &sql).await? {
