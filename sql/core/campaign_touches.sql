@@ -25,4 +25,7 @@ select
     lower(trim(latest.action)) as action,
     latest.occurred_at as occurred_at
 from latest
-left join identity.identifiers on identity.identifiers.token = latest.token
+left join identity.identifiers
+    on identity.identifiers.token = latest.token
+    and (identifiers.valid_from is null or latest.occurred_at >= identifiers.valid_from)
+    and (identifiers.valid_to is null or latest.occurred_at < identifiers.valid_to)

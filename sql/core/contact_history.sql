@@ -56,4 +56,7 @@ select
         order by exported.updated_at
     ) as valid_to
 from exported
-left join identity.identifiers on identity.identifiers.token = exported.token
+left join identity.identifiers
+    on identity.identifiers.token = exported.token
+    and (identifiers.valid_from is null or exported.updated_at >= identifiers.valid_from)
+    and (identifiers.valid_to is null or exported.updated_at < identifiers.valid_to)

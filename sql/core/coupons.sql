@@ -26,4 +26,7 @@ select
     latest.valid_until as valid_until,
     latest.order_id as order_id
 from latest
-left join identity.identifiers on identity.identifiers.token = latest.token
+left join identity.identifiers
+    on identity.identifiers.token = latest.token
+    and (identifiers.valid_from is null or latest.occurred_at >= identifiers.valid_from)
+    and (identifiers.valid_to is null or latest.occurred_at < identifiers.valid_to)

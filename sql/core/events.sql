@@ -77,5 +77,8 @@ select
 from shop_codes
 right join (
     identity.identifiers
-    right join tokens on tokens.token = identity.identifiers.token
+    right join tokens
+        on tokens.token = identity.identifiers.token
+        and (identifiers.valid_from is null or tokens.timestamp >= identifiers.valid_from)
+        and (identifiers.valid_to is null or tokens.timestamp < identifiers.valid_to)
 ) on shop_codes.code = tokens.product_code

@@ -22,4 +22,7 @@ select
     lower(trim(latest.tier)) as tier,
     latest.order_id as order_id
 from latest
-left join identity.identifiers on identity.identifiers.token = latest.token
+left join identity.identifiers
+    on identity.identifiers.token = latest.token
+    and (identifiers.valid_from is null or latest.occurred_at >= identifiers.valid_from)
+    and (identifiers.valid_to is null or latest.occurred_at < identifiers.valid_to)

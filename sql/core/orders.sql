@@ -37,4 +37,7 @@ select
     latest.ship_to['province'] as province,
     latest.ship_to['city'] as city
 from latest
-left join identity.identifiers on identity.identifiers.token = latest.token
+left join identity.identifiers
+    on identity.identifiers.token = latest.token
+    and (identifiers.valid_from is null or latest.ordered_at >= identifiers.valid_from)
+    and (identifiers.valid_to is null or latest.ordered_at < identifiers.valid_to)

@@ -24,4 +24,7 @@ select
     latest.amount as amount
 from latest
 left join core.orders on core.orders.order_id = latest.order_id
-left join identity.identifiers on identity.identifiers.token = latest.token
+left join identity.identifiers
+    on identity.identifiers.token = latest.token
+    and (identifiers.valid_from is null or latest.paid_at >= identifiers.valid_from)
+    and (identifiers.valid_to is null or latest.paid_at < identifiers.valid_to)

@@ -48,7 +48,10 @@ select
     latest.line_amount as line_amount,
     lower(trim(latest.tender)) as tender
 from latest
-left join identity.identifiers on identity.identifiers.token = latest.token
+left join identity.identifiers
+    on identity.identifiers.token = latest.token
+    and (identifiers.valid_from is null or latest.sold_at >= identifiers.valid_from)
+    and (identifiers.valid_to is null or latest.sold_at < identifiers.valid_to)
 left join core.sku_map as sku_map
     on sku_map.system = 'till'
     and sku_map.code = upper(trim(latest.sku_code))

@@ -25,7 +25,10 @@ select
     coalesce(latest.photo_count, 0) as photo_count
 from latest
 left join core.orders on core.orders.order_id = latest.order_id
-left join identity.identifiers on identity.identifiers.token = latest.token
+left join identity.identifiers
+    on identity.identifiers.token = latest.token
+    and (identifiers.valid_from is null or latest.reviewed_at >= identifiers.valid_from)
+    and (identifiers.valid_to is null or latest.reviewed_at < identifiers.valid_to)
 left join core.sku_map as sku_map
     on sku_map.system = 'shop'
     and sku_map.code = upper(trim(latest.product_id))

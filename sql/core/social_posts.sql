@@ -28,4 +28,7 @@ select
     coalesce(latest.reach, 0) as reach,
     coalesce(latest.mentions_brand, false) as mentions_brand
 from latest
-left join identity.identifiers on identity.identifiers.token = latest.token
+left join identity.identifiers
+    on identity.identifiers.token = latest.token
+    and (identifiers.valid_from is null or latest.posted_at >= identifiers.valid_from)
+    and (identifiers.valid_to is null or latest.posted_at < identifiers.valid_to)

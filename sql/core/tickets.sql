@@ -34,4 +34,7 @@ select
     latest.order_id as order_id,
     latest.subject as subject
 from latest
-left join identity.identifiers on identity.identifiers.token = latest.token
+left join identity.identifiers
+    on identity.identifiers.token = latest.token
+    and (identifiers.valid_from is null or latest.opened_at >= identifiers.valid_from)
+    and (identifiers.valid_to is null or latest.opened_at < identifiers.valid_to)

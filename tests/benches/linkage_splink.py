@@ -84,6 +84,17 @@ def dedupe_large():
     return dedupe_febrl() | narrow
 
 
+def dedupe_with_email():
+    """The same with an e-mail address, of which two are one person's for certain."""
+    large, email = dedupe_large(), block_on("email")
+    address = cl.ExactMatch("email").configure(term_frequency_adjustments=True)
+    return large | {
+        "blocking": [email, *large["blocking"]],
+        "comparisons": [*large["comparisons"], address],
+        "deterministic": [email, *large["deterministic"]],
+    }
+
+
 def historical():
     first = lambda column, count: f"substr({column},1,{count})"
     exact = lambda column: cl.ExactMatch(column).configure(term_frequency_adjustments=True)
@@ -121,7 +132,7 @@ def historical():
     }
 
 
-MODELS = {"febrl2": dedupe_febrl, "febrl3": dedupe_febrl, "febrl4": link_febrl, "hist50k": historical, "synthetic": dedupe_large}
+MODELS = {"febrl2": dedupe_febrl, "febrl3": dedupe_febrl, "febrl4": link_febrl, "hist50k": historical, "synthetic": dedupe_large, "synthetic with email": dedupe_with_email}
 
 
 def main():
@@ -191,6 +202,7 @@ def read(connection, file, is_historical):
     fields = ["rec_id", "given_name", "surname", "street_number", "address_1", "postcode", "state", "date_of_birth", "soc_sec_id"]
     source = connection.sql(f"from read_csv('{file}', header = true, all_varchar = true, strict_mode = false)")
     names = {column.strip(): column for column in source.columns}
+    fields += ["email"] if "email" in names else []
     columns = ", ".join(f"nullif(trim(\"{names[field]}\"), '') {field}" for field in fields)
     person = f"regexp_extract(trim(\"{names['rec_id']}\"), '^([^-]+-[^-]+)', 1) cluster"
     return connection.sql(f"select {columns}, {person} from source").to_arrow_table()

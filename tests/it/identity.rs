@@ -21,6 +21,7 @@ limit = { values = 2 }
 [types.phone]
 country = "CN"
 hub_above = 8
+recycled_after = "6d"
 [types.device]
 [blocked]
 phone = ["13800138000", "/^1700000/"]
@@ -55,7 +56,8 @@ const CORE: &str = "-- One row a visit.\n-- @expect fail has_id: visit_id is not
     with visits as (\n    select *, coalesce(identifier_token('member_id', member), identifier_token('email', email), \
     identifier_token('phone', phone), identifier_token('device', device)) as token\n    from raw.visits\n)\n\
     select i.customer_id, v.visit_id, v.at as visited_at\nfrom visits v\n\
-    left join identity.identifiers i on i.token = v.token\n";
+    left join identity.identifiers i\n    on i.token = v.token\n    and (i.valid_from is null or v.at >= i.valid_from)\n\
+    and (i.valid_to is null or v.at < i.valid_to)\n";
 
 /// A shop with one source, whose records carry up to four identifiers.
 struct Shop {
@@ -117,7 +119,8 @@ impl Shop {
     /// Who is together with whom, whatever the ids, and all else that is known of identifiers.
     fn clusters(&self) -> BTreeSet<String> {
         let rows = self.query(
-            "select token, min(token) over (partition by customer_id) as cluster, standing, is_shared, first_seen_at \
+            "select token, valid_from, valid_to, standing, is_shared, first_seen_at, \
+             min(token || coalesce(cast(valid_from as varchar), '')) over (partition by customer_id) as cluster \
              from identity.identifiers",
         );
         assert!(!rows.is_empty());
@@ -280,6 +283,71 @@ fn a_phone_found_to_be_shared_and_a_limit_crossed_late_repair_the_past() {
     shop.bring("4", &["M7,z@shop.example,,,1"]);
     assert_eq!(shop.customer("email:z@shop.example"), shop.customer("member_id:M7"));
     assert_ne!(shop.customer("email:b@shop.example"), shop.customer("member_id:M7"), "the past is repaired");
+}
+
+#[test]
+fn a_recycled_phone_is_each_owners_in_their_time_and_core_follows() {
+    let shop = Shop::new();
+    shop.bring("1", &["M1,,13912340001,,1", "M1,,13912340001,,2", ",,13912340001,D1,2"]);
+    let first = shop.customer("member_id:M1");
+    shop.bring(
+        "2",
+        &["M2,,13912340001,,15", "M2,,13912340001,,17", ",,13912340001,D2,16", ",,13912340001,,3", ",,13912340001,,14"],
+    );
+    let second = shop.customer("member_id:M2");
+    assert_eq!((shop.customer("device:D1"), shop.customer("device:D2")), (first.clone(), second.clone()));
+    let core = shop.core();
+    for (visit, owner) in [("1-2", &first), ("2-2", &second), ("2-3", &first), ("2-4", &second)] {
+        assert_eq!(&core[visit], owner, "{visit}: {core:?}");
+    }
+    assert_eq!(core.len(), 8, "each visit once");
+    // Until the middle between the last that the one and the first that the other did with it, and one microsecond.
+    let rows = shop.query(
+        "select customer_id, valid_from, valid_to, standing from identity.identifiers where identifier_type = 'phone' \
+         order by valid_from nulls first",
+    );
+    let [one, two] = rows.as_slice() else { panic!("{rows:?}") };
+    assert_eq!((&one["customer_id"], &two["customer_id"]), (&first.clone().into(), &second.clone().into()));
+    assert!(
+        one["valid_from"].is_null() && two["valid_to"].is_null() && one["valid_to"] == two["valid_from"],
+        "{rows:?}"
+    );
+    assert!(one["valid_to"].as_str().unwrap().starts_with("2026-01-08T20:00:00.000001"), "{one}");
+    let shown = shop.identity(&["show", "phone:13912340001"]);
+    assert_eq!(shown["customer_id"], second.as_str(), "whose it is now");
+    let owners: Vec<&Value> = shown["owners"].as_array().unwrap().iter().map(|owner| &owner["customer_id"]).collect();
+    assert_eq!(owners, [&Value::from(first.as_str()), &second.clone().into()]);
+    let explained = shop.identity(&["explain", "device:D1", "member_id:M2"]);
+    assert!(explained["together"] == false && explained["steps"].to_string().contains("changed hands"), "{explained}");
+
+    // A customer who is known by a phone stays who it is when an earlier owner comes to light.
+    shop.bring("3", &[",,13912340002,,20", "M4,,13912340002,,21", "M4,,13912340002,,22"]);
+    let known_by_phone = shop.customer("phone:13912340002");
+    shop.bring("4", &["M3,,13912340002,,3", "M3,,13912340002,,4", ",,13912340002,D3,5"]);
+    assert_eq!(
+        (shop.customer("member_id:M4"), shop.customer("phone:13912340002")),
+        (known_by_phone.clone(), known_by_phone.clone())
+    );
+    assert_eq!(shop.customer("device:D3"), shop.customer("member_id:M3"));
+    assert_eq!((&shop.core()["3-0"], &shop.core()["4-2"]), (&known_by_phone, &shop.customer("member_id:M3")));
+    shop.identity(&["link", &known_by_phone, "device:D2", "--why", "asked her", "--by", "ann"]);
+    assert_eq!(shop.customer("device:D2"), known_by_phone, "the link stands by the member id, not by the phone of two");
+    let before = commits(shop.path());
+    shop.ingest();
+    assert_eq!(commits(shop.path()), before);
+
+    // The first owner had it longer than was known: then both have it, and it joins nobody.
+    shop.bring("5", &["M1,,13912340001,,13"]);
+    let phone = shop.customer("phone:13912340001");
+    assert!(![&first, &second, &shop.customer("member_id:M2")].contains(&&phone), "{phone}");
+    assert_eq!((&shop.core()["2-3"], &shop.core()["2-4"]), (&phone, &phone));
+    assert_eq!(shop.customer("member_id:M1"), first);
+    assert_ne!(shop.customer("device:D1"), first);
+    assert_eq!(
+        shop.query("select 1 from identity.identifiers where valid_from is not null").len(),
+        1,
+        "the other phone"
+    );
 }
 
 /// Visits of a few people who share, lend and change what they have. Seeded, so that a failure can be repeated.

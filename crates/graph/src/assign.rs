@@ -122,8 +122,8 @@ pub enum Event<Id> {
 /// Which customer each identifier belongs to, and what became of ids (promise IDN-2).
 ///
 /// - An id is given once. On a merge the older customer's stays: the founding identifier that was seen first, then of the stronger type, then of the smaller token.
-/// - On a split the part with the founding identifier keeps the id; when that is gone, the part with the identifier of the strongest type, then the earliest seen. Other parts
-///   get ids from the mint.
+/// - On a split the part with the founding identifier keeps the id; when that is gone or changed hands, the part with the identifier of the strongest type, then the earliest seen. Other
+///   parts get ids from the mint.
 /// - A retired id answers to the living customer that has its founding identifier: when a merged customer is split again later, the ids that went up in it go with theirs. When the
 ///   identifier is gone, the id answers to the customer it was last in. It never lives again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -511,12 +511,13 @@ fn names(members: &[&ClusterMember]) -> Vec<Member> {
 /// The cluster that keeps an id, and the founding identifier as it is known now.
 fn keeper(known: &Founder, clusters: &BTreeMap<usize, Vec<&ClusterMember>>) -> Result<(Founder, usize)> {
     let all = || clusters.iter().flat_map(|(&place, members)| members.iter().map(move |member| (place, *member)));
-    if let Some((place, member)) = all().find(|(_, member)| member.member == known.member) {
+    if let Some((place, member)) = all().find(|(_, one)| one.member == known.member && !one.changed_hands) {
         return Ok((Founder::of(member), place));
     }
-    let strongest = all().min_by_key(|(_, member)| {
-        let (first_seen, rank, token, member) = member.founding_order();
-        (rank, first_seen, token, member)
+    let strongest = all().min_by_key(|(_, one)| {
+        let (changed_hands, first_seen, rank, token, member) = one.founding_order();
+        // Of lives, the founding one as long as it is there.
+        (changed_hands, one.member != known.member, rank, first_seen, token, member)
     });
     let (place, member) = strongest.ok_or(GraphError::Assignment("a customer has no identifiers"))?;
     // The customer is as old as it was.

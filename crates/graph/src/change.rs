@@ -54,6 +54,8 @@ pub struct Touched {
     pub groups: Vec<Group>,
     /// Identifiers that join again, or no more.
     pub standings: Vec<StandingChange>,
+    /// Identifiers whose lives are others than they were, or begin or end at other moments.
+    pub lives: Vec<u32>,
     /// How many nodes were gone through: all of the raw components that the change reaches.
     pub nodes: u64,
     /// How many edges were looked at, each from both ends.
@@ -75,7 +77,7 @@ pub struct Group {
     pub cause: Cause,
 }
 
-/// The members of a cluster, the founding one first: the earliest seen, then the one of the strongest type, then by token.
+/// The members of a cluster, the founding one first: the earliest seen, then the one of the strongest type, then by token. Identifiers that changed hands come after all others.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cluster {
     /// Never empty.
@@ -95,6 +97,8 @@ pub struct ClusterMember {
     pub first_seen: i64,
     /// When it was last seen, in this life.
     pub last_seen: i64,
+    /// It has other lives besides.
+    pub changed_hands: bool,
 }
 
 /// Two parts became one.
@@ -156,11 +160,11 @@ pub struct StandingChange {
 }
 
 impl ClusterMember {
-    /// What decides which member is the founding one.
+    /// What decides which member is the founding one. Lives are counted anew when an earlier one comes to light, so a customer is not known by one while it has anything else.
     #[must_use]
-    pub fn founding_order(&self) -> (i64, u8, u128, Member) {
+    pub fn founding_order(&self) -> (bool, i64, u8, u128, Member) {
         // What carries no date comes last.
         let first_seen = if self.first_seen == crate::UNDATED.0 { i64::MAX } else { self.first_seen };
-        (first_seen, self.rank, self.token, self.member)
+        (self.changed_hands, first_seen, self.rank, self.token, self.member)
     }
 }

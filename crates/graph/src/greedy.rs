@@ -87,7 +87,7 @@ pub(crate) struct Vertex {
     has_limit: bool,
     /// First and last moment of the evidence at it.
     pub(crate) seen: (i64, i64),
-    token: u128,
+    pub(crate) token: u128,
 }
 
 /// An edge or a link that may join.

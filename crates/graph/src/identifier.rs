@@ -29,8 +29,8 @@ pub enum Standing {
 /// A period in which an identifier was one person's.
 ///
 /// The unique identifiers it was seen with say when: sorted by their first moment, those that lie less than the type's `life_gap` apart are one era. Between two eras the
-/// identifier changed hands if both have a value of the same unique type (then they are different values: one value's evidence is one interval). Eras that do not
-/// contradict each other in this way, as when a member id is followed by a union id, are one life. Evidence belongs to the life it meets, or, if it meets none, to the nearest,
+/// identifier changed hands if both have a value of the same unique type (then they are different values: one value's evidence is one interval), and neither is a single
+/// moment: somebody who used it once may have borrowed it. Eras that do not contradict each other in this way, as when a member id is followed by a union id, are one life. Evidence belongs to the life it meets, or, if it meets none, to the nearest,
 /// the earlier of two; evidence that meets several speaks for none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life {
@@ -99,6 +99,12 @@ pub(crate) fn life_at(lives: &[Life], first: i64, last: i64) -> Option<u16> {
         }
     }
     (met <= 1).then_some(nearest.1)
+}
+
+/// The first moment that belongs to the later of two lives: the one in the middle belongs to the earlier.
+pub(crate) fn boundary(earlier: &Life, later: &Life) -> i64 {
+    let sum = i128::from(earlier.to) + i128::from(later.from);
+    i64::try_from(sum.div_euclid(2) + 1).unwrap_or(i64::MAX)
 }
 
 /// Works out states; keeps its lists from one identifier to the next.
@@ -207,7 +213,7 @@ impl Examiner {
                 at += 1;
             }
             match lives.last_mut() {
-                Some(life) if held & bits == 0 => {
+                Some(life) if held & bits == 0 || life.from == life.to || from == to => {
                     life.to = to;
                     held |= bits;
                 }

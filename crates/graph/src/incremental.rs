@@ -2,6 +2,7 @@
 
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::Result;
 use crate::change::{Cause, Change, Cluster, ClusterMember, Group, Join, Split, StandingChange, Touched};
@@ -9,7 +10,7 @@ use crate::components::Sets;
 use crate::error::GraphError;
 use crate::evidence::{Edge, EdgeKey, Evidence, Link, NONE};
 use crate::greedy::{Resolver, Tie};
-use crate::identifier::{Examiner, Life, Member, Standing, State, States, seen_at};
+use crate::identifier::{Examiner, Life, Member, Standing, State, States, boundary, life_at, seen_at};
 use crate::node_map::{NodeMap, NodeSet};
 use crate::resolution::{Clustered, Resolution, cluster_loaded, connects};
 use crate::rules::Rules;
@@ -125,6 +126,39 @@ impl IdentityGraph {
         Ok(self.resolution.states.lives_of(node))
     }
 
+    /// The member that evidence of an interval, from its first to its last moment, speaks of; `None` when it meets several lives.
+    ///
+    /// # Errors
+    /// [`GraphError::NodeOutOfRange`].
+    pub fn member_at(&self, node: u32, first: i64, last: i64) -> Result<Option<Member>> {
+        Ok(life_at(self.lives(node)?, first, last).map(|life| Member { node, life }))
+    }
+
+    /// The newest life of a node, its only one for most.
+    ///
+    /// # Errors
+    /// [`GraphError::NodeOutOfRange`].
+    pub fn newest_life(&self, node: u32) -> Result<Member> {
+        let life = u16::try_from(self.lives(node)?.len().saturating_sub(1)).unwrap_or(u16::MAX);
+        Ok(Member { node, life })
+    }
+
+    /// From when (included) and until when (not included) a moment is nearest to a life, in microseconds since 1970: `None` is without end. What is dated so, and nothing else, speaks of it.
+    ///
+    /// # Errors
+    /// [`GraphError::NodeOutOfRange`], also for a life that there is not.
+    pub fn period(&self, member: Member) -> Result<(Option<i64>, Option<i64>)> {
+        let lives = self.lives(member.node)?;
+        let place = usize::from(member.life);
+        if lives.is_empty() && place == 0 {
+            return Ok((None, None));
+        }
+        let absent = GraphError::NodeOutOfRange { node: member.node, nodes: self.nodes() };
+        let own = lives.get(place).ok_or(absent)?;
+        let from = place.checked_sub(1).and_then(|before| lives.get(before)).map(|before| boundary(before, own));
+        Ok((from, lives.get(place + 1).map(|after| boundary(own, after))))
+    }
+
     /// A number that the members of one cluster have in common, for as long as nothing changes; `None` when there is no such member.
     #[must_use]
     pub fn cluster_of(&self, member: Member) -> Option<u32> {
@@ -230,9 +264,11 @@ impl IdentityGraph {
         }
         let mut batch = Batch::default();
         batch.causes.push((0, Cause::Compared));
-        let raw = nodes.iter().map(|&node| (node, self.resolution.raw[node as usize])).collect();
-        touched.groups =
-            groups(&Before { labels, starts: Vec::new(), raw }, &clustered, &[], &seen, &batch, &self.resolution);
+        let raw = nodes
+            .iter()
+            .map(|&node| (self.resolution.raw[node as usize], self.resolution.raw[node as usize]))
+            .collect();
+        touched.groups = groups(&Before { nodes, labels, starts: Vec::new(), raw }, &clustered, &[], &seen, &batch);
         touched
     }
 
@@ -281,6 +317,8 @@ impl IdentityGraph {
     /// Makes the changes in the evidence and the rules; says which nodes' own evidence they concern.
     fn record(&mut self, changes: &[Change]) -> Result<Batch> {
         let mut batch = Batch::default();
+        batch.blamed.reserve(2 * changes.len());
+        batch.added.reserve(changes.len());
         let mut swept = Vec::new();
         for change in changes {
             match *change {
@@ -361,29 +399,32 @@ impl IdentityGraph {
 
     /// The states of these nodes where they are not what they were.
     fn examine(&self, dirty: &[u32]) -> Vec<(u32, State)> {
-        let mut examiner = Examiner::default();
-        let mut changed = Vec::new();
-        for &node in dirty.iter().filter(|node| !self.fringe.contains(node)) {
-            let state = examiner.examine(&self.evidence, &self.rules, node);
-            let states = &self.resolution.states;
-            if state.standing != states.standing[node as usize] || state.lives != states.lives_of(node) {
-                changed.push((node, state));
+        let examined = side_by_side(self.threads, dirty, NODES, |dirty| {
+            let mut examiner = Examiner::default();
+            let mut changed = Vec::new();
+            for &node in dirty.iter().filter(|node| !self.fringe.contains(node)) {
+                let state = examiner.examine(&self.evidence, &self.rules, node);
+                let states = &self.resolution.states;
+                if state.standing != states.standing[node as usize] || state.lives != states.lives_of(node) {
+                    changed.push((node, state));
+                }
             }
-        }
-        changed
+            changed
+        });
+        examined.into_iter().flatten().collect()
     }
 
     fn resolve(&mut self, mut batch: Batch, states: Vec<(u32, State)>) -> Result<Touched> {
         let mut touched = Touched::default();
-        let nodes = self.reached(&batch, &states)?;
-        touched.nodes = nodes.len() as u64;
-
         // What was, before anything is overwritten.
-        let before = Before::of(&self.resolution, &nodes);
+        let earlier: Earlier = states.iter().map(|&(node, _)| (node, labels_of(&self.resolution, node))).collect();
         for &(node, ref state) in &states {
             let was = self.resolution.states.standing[node as usize];
             if was != state.standing {
                 touched.standings.push(StandingChange { node, was, is: state.standing });
+            }
+            if self.resolution.states.lives_of(node) != state.lives {
+                touched.lives.push(node);
             }
             let is_blocking = was == Standing::Blocked || state.standing == Standing::Blocked;
             if !is_blocking {
@@ -393,119 +434,226 @@ impl IdentityGraph {
         for (node, state) in states {
             self.resolution.set_state(node, state);
         }
-
-        let components = self.connect(&nodes, &mut touched.edges);
-        let mut clustered: Clustered = Vec::new();
-        let mut joins: Vec<(Member, Join)> = Vec::new();
-        let mut seen: Vec<ClusterMember> = Vec::new();
-        {
-            let mut resolver = Resolver::new(&self.evidence, &self.rules, &self.resolution.states);
-            for component in &components {
-                resolver.load(component);
-                let from = clustered.len();
-                cluster_loaded(&mut resolver, &mut clustered);
-                // Until they are set, raw components are places: see `connect`.
-                let places = &self.resolution.raw;
-                batch.find_joins(&mut resolver, &clustered[from..], &before, places, &self.evidence, &mut joins);
-                for vertex in &resolver.vertices {
-                    let Member { node, .. } = vertex.member;
-                    seen.push(ClusterMember {
-                        member: vertex.member,
-                        rank: vertex.rank,
-                        token: self.evidence.token(node),
-                        first_seen: vertex.seen.0,
-                        last_seen: vertex.seen.1,
-                    });
-                }
+        let parts = self.parts(&batch.dirty)?;
+        for found in self.work_out(&parts, &batch, &earlier) {
+            touched.nodes += found.nodes;
+            touched.edges += found.edges;
+            touched.groups.extend(found.groups);
+            for &node in &found.absent {
+                self.resolution.clear(node);
             }
-            touched.edges += resolver.edges_seen;
+            for component in found.components {
+                self.resolution.set_raw(&component);
+            }
+            for (member, cluster) in found.clustered {
+                self.resolution.set_label(member, cluster);
+            }
         }
-        for component in &components {
-            self.resolution.set_raw(component);
-        }
-        for &(member, cluster) in &clustered {
-            self.resolution.set_label(member, cluster);
-        }
-        touched.groups = groups(&before, &clustered, &joins, &seen, &batch, &self.resolution);
         Ok(touched)
     }
 
-    /// All nodes of the raw components that a batch reaches, in ascending order.
-    fn reached(&self, batch: &Batch, states: &[(u32, State)]) -> Result<Vec<u32>> {
-        let mut starts: Vec<u32> = batch.dirty.clone();
-        for (node, state) in states {
-            // What begins to join reaches the components of those it joins.
-            if state.standing == Standing::Joins && !self.resolution.states.joins(*node) {
-                starts.extend(self.evidence.rows_of(*node).map(|(_, row)| row.other(*node)));
+    /// The raw components that these nodes are in and that they now connect, as they were, each by one of its nodes; those that may have become one together, in the order of their
+    /// smallest nodes. Whatever connects what was apart is at a node whose own evidence has changed.
+    fn parts(&self, dirty: &[u32]) -> Result<Vec<Vec<u32>>> {
+        let root = |node: u32| match self.resolution.raw[node as usize] {
+            NONE => node,
+            root => root,
+        };
+        let ties = side_by_side(self.threads, dirty, NODES, |dirty| {
+            let mut ties: Vec<(u32, u32)> = Vec::with_capacity(dirty.len());
+            for &node in dirty {
+                let own = root(node);
+                ties.push((own, own));
+                let rows = self.evidence.rows_of(node).map(|(_, row)| row);
+                let connecting = rows.filter(|row| connects(&self.rules, &self.resolution.states, row));
+                let others = connecting.map(|row| row.other(node)).chain(self.evidence.linked_with(node));
+                ties.extend(others.map(root).filter(|&other| other != own).map(|other| (own, other)));
+            }
+            ties
+        });
+        let ties: Vec<(u32, u32)> = ties.into_iter().flatten().collect();
+        let mut roots: Vec<u32> = ties.iter().flat_map(|&(one, two)| [one, two]).collect();
+        roots.sort_unstable();
+        roots.dedup();
+        if !self.fringe.is_empty() {
+            let nodes = roots.iter().flat_map(|&root| self.resolution.raw_nodes(root));
+            let missing: BTreeSet<u32> = nodes.filter(|node| self.fringe.contains(node)).collect();
+            if !missing.is_empty() {
+                return Err(GraphError::NotLoaded(missing.into_iter().collect()));
             }
         }
-        let mut roots = BTreeSet::new();
-        let mut nodes = Vec::new();
-        for node in starts {
-            match self.resolution.raw[node as usize] {
-                NONE => _ = roots.insert(node),
-                root => _ = roots.insert(root),
-            }
+        let place = |root: u32| roots.binary_search(&root).map_or(NONE, number);
+        let mut sets = Sets::default();
+        sets.reset(roots.len());
+        for (one, two) in ties.into_iter().filter(|(one, two)| one != two) {
+            sets.union(place(one), place(two));
         }
-        for root in roots {
-            nodes.extend(self.resolution.raw_nodes(root));
-        }
-        nodes.sort_unstable();
-        let missing: Vec<u32> = nodes.iter().copied().filter(|node| self.fringe.contains(node)).collect();
-        if missing.is_empty() { Ok(nodes) } else { Err(GraphError::NotLoaded(missing)) }
+        let mut by_set: Vec<(u32, u32)> =
+            roots.iter().zip(0..).map(|(&root, place)| (sets.root(place), root)).collect();
+        by_set.sort_unstable();
+        let parts = by_set.chunk_by(|one, two| one.0 == two.0);
+        Ok(parts.map(|part| part.iter().map(|&(_, root)| root).collect()).collect())
     }
 
-    /// The raw components that these nodes are now, each in ascending order, to be set by the caller. Nodes that nothing speaks of any more are taken out.
-    fn connect(&mut self, nodes: &[u32], edges_seen: &mut u64) -> Vec<Vec<u32>> {
-        let mut sets = Sets::default();
-        sets.reset(nodes.len());
-        // The place of each among these nodes stands where its raw component will be written.
-        for (&node, place) in nodes.iter().zip(0..) {
-            self.resolution.raw[node as usize] = place;
+    /// What becomes of each part, in order. Parts have nothing to do with each other, so threads take them side by side.
+    fn work_out(&self, parts: &[Vec<u32>], batch: &Batch, earlier: &Earlier) -> Vec<WorkedOut> {
+        side_by_side(self.threads, parts, PARTS, |parts| {
+            let mut resolver = Resolver::new(&self.evidence, &self.rules, &self.resolution.states);
+            let mut found = WorkedOut::default();
+            for part in parts {
+                self.work_out_part(part, (batch, earlier), &mut resolver, &mut found);
+            }
+            found.edges += resolver.edges_seen;
+            found
+        })
+    }
+
+    /// Works out one part: its evidence is walked through twice, the second time while it is still near.
+    fn work_out_part(
+        &self,
+        part: &[u32],
+        (batch, earlier): (&Batch, &Earlier),
+        resolver: &mut Resolver<'_>,
+        found: &mut WorkedOut,
+    ) {
+        let mut nodes: Vec<u32> = part.iter().flat_map(|&root| self.resolution.raw_nodes(root)).collect();
+        nodes.sort_unstable();
+        found.nodes += nodes.len() as u64;
+        let mut before = Before::of(&self.resolution, nodes, earlier);
+        let components = self.connect(&before, found);
+        let mut clustered: Clustered = Vec::with_capacity(before.labels.len());
+        let mut joins: Vec<(Member, Join)> = Vec::new();
+        let mut seen: Vec<ClusterMember> = Vec::with_capacity(before.labels.len());
+        for component in &components {
+            resolver.load(component);
+            let from = clustered.len();
+            cluster_loaded(resolver, &mut clustered);
+            batch.find_joins(resolver, &clustered[from..], &before, &self.evidence, &mut joins);
+            seen.extend(resolver.vertices.iter().map(|vertex| ClusterMember {
+                member: vertex.member,
+                rank: vertex.rank,
+                token: vertex.token,
+                first_seen: vertex.seen.0,
+                last_seen: vertex.seen.1,
+                changed_hands: !self.resolution.states.lives_of(vertex.member.node).is_empty(),
+            }));
+            for &node in component {
+                if let Some(place) = before.place(node) {
+                    before.raw[place].1 = component[0];
+                }
+            }
         }
-        let place = |node: u32| self.resolution.raw[node as usize];
+        found.groups.extend(groups(&before, &clustered, &joins, &seen, batch));
+        found.components.extend(components);
+        found.clustered.extend(clustered);
+    }
+
+    /// The raw components that the nodes of a part are now, each in ascending order. Nodes that nothing speaks of any more are none.
+    fn connect(&self, part: &Before, found: &mut WorkedOut) -> Vec<Vec<u32>> {
+        let mut sets = Sets::default();
+        sets.reset(part.nodes.len());
         let mut absent = Vec::new();
-        for (&node, own) in nodes.iter().zip(0_u32..) {
+        for (&node, own) in part.nodes.iter().zip(0_u32..) {
             let mut is_present = false;
+            // What connects has both ends in the part.
+            let mut tie = |other: u32| _ = part.place(other).map(|place| sets.union(own, number(place)));
             for (_, row) in self.evidence.rows_of(node) {
-                *edges_seen += 1;
+                found.edges += 1;
                 is_present = true;
-                // Each edge once. What connects has both ends among these nodes.
+                // Each edge once.
                 if row.left == node && connects(&self.rules, &self.resolution.states, row) {
-                    sets.union(own, place(row.right));
+                    tie(row.right);
                 }
             }
             for other in self.evidence.linked_with(node) {
                 is_present = true;
-                sets.union(own, place(other));
+                tie(other);
             }
             if !is_present {
                 absent.push(node);
             }
         }
         let mut by_root: Vec<(u32, u32)> =
-            nodes.iter().zip(0_u32..).map(|(&node, place)| (sets.root(place), node)).collect();
+            part.nodes.iter().zip(0_u32..).map(|(&node, place)| (sets.root(place), node)).collect();
         by_root.sort_unstable();
-        for &node in &absent {
-            self.resolution.clear(node);
-        }
-        by_root
+        let components = by_root
             .chunk_by(|one, two| one.0 == two.0)
             .map(|component| component.iter().map(|&(_, node)| node).collect::<Vec<u32>>())
             // A node that is absent has no edges: it is alone.
             .filter(|component| absent.binary_search(&component[0]).is_err())
-            .collect()
+            .collect();
+        found.absent.extend(absent);
+        components
     }
+}
+
+/// Parts that a thread takes at a time.
+const PARTS: usize = 64;
+
+/// Nodes that a thread takes at a time.
+const NODES: usize = 1024;
+
+/// What `work` makes of the items, so many at a time, in their order: by as many threads as there is work for.
+fn side_by_side<Item: Sync, Made: Send>(
+    threads: usize,
+    items: &[Item],
+    at_a_time: usize,
+    work: impl Fn(&[Item]) -> Made + Sync,
+) -> Vec<Made> {
+    let next = AtomicUsize::new(0);
+    let take = || {
+        let mut done = Vec::new();
+        loop {
+            let from = next.fetch_add(at_a_time, Relaxed);
+            let Some(rest) = items.get(from..).filter(|rest| !rest.is_empty()) else { return done };
+            done.push((from, work(&rest[..rest.len().min(at_a_time)])));
+        }
+    };
+    let threads = threads.min(items.len().div_ceil(at_a_time));
+    let mut done = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(take)).collect();
+        let mut done = take();
+        for other in others {
+            done.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        done
+    });
+    done.sort_unstable_by_key(|&(from, _)| from);
+    done.into_iter().map(|(_, made)| made).collect()
+}
+
+/// The members that nodes were, with the numbers of their clusters, where their states are others now.
+type Earlier = NodeMap<u32, Vec<(Member, u32)>>;
+
+/// What some parts have become.
+#[derive(Debug, Default)]
+struct WorkedOut {
+    nodes: u64,
+    edges: u64,
+    /// Nodes that nothing speaks of any more.
+    absent: Vec<u32>,
+    components: Vec<Vec<u32>>,
+    clustered: Clustered,
+    groups: Vec<Group>,
+}
+
+fn labels_of(resolution: &Resolution, node: u32) -> Vec<(Member, u32)> {
+    resolution.members_of(node).filter_map(|member| Some((member, resolution.label(member)?))).collect()
+}
+
+fn number(place: usize) -> u32 {
+    u32::try_from(place).unwrap_or(NONE)
 }
 
 /// The members that a node is, with their moments. Returns how many edges it has.
 fn members_at(evidence: &Evidence, states: &States, node: u32, mut take: impl FnMut(ClusterMember)) -> u64 {
     let mut edges = 0;
     let seen = seen_at(evidence, states, node, &mut edges);
+    let changed_hands = seen.len() > 1;
     for (life, (first_seen, last_seen)) in seen.into_iter().enumerate() {
         let member = Member { node, life: u16::try_from(life).unwrap_or(u16::MAX) };
         let rank = evidence.ranks[node as usize];
-        take(ClusterMember { member, rank, token: evidence.token(node), first_seen, last_seen });
+        take(ClusterMember { member, rank, token: evidence.token(node), first_seen, last_seen, changed_hands });
     }
     edges
 }
@@ -544,7 +692,6 @@ impl Batch {
         resolver: &mut Resolver<'_>,
         clustered: &[(Member, Member)],
         before: &Before,
-        places: &[u32],
         evidence: &Evidence,
         joins: &mut Vec<(Member, Join)>,
     ) {
@@ -552,7 +699,7 @@ impl Batch {
         let mut parts: Vec<(Member, Option<u32>, u32)> = clustered
             .iter()
             .zip(0_u32..)
-            .map(|(&(member, cluster), vertex)| (cluster, before.label(places[member.node as usize], member), vertex))
+            .map(|(&(member, cluster), vertex)| (cluster, before.label(member), vertex))
             .collect();
         parts.sort_unstable();
         let is_one_part = |one: &(Member, Option<u32>, u32), two: &(Member, Option<u32>, u32)| {
@@ -604,36 +751,50 @@ impl Batch {
     }
 }
 
-/// What the touched members were.
+/// What the members of a part were.
 #[derive(Debug)]
 struct Before {
+    /// In ascending order.
+    nodes: Vec<u32>,
     /// Members with the number of their cluster, in ascending order.
     labels: Vec<(Member, u32)>,
     /// Those of one node after the other begin here.
     starts: Vec<u32>,
-    /// Nodes with their raw component, in ascending order.
+    /// The raw component of each node, as it was and as it is.
     raw: Vec<(u32, u32)>,
 }
 
 impl Before {
-    fn of(resolution: &Resolution, nodes: &[u32]) -> Self {
+    fn of(resolution: &Resolution, nodes: Vec<u32>, earlier: &Earlier) -> Self {
         let (mut labels, mut starts) = (Vec::with_capacity(nodes.len()), Vec::with_capacity(nodes.len()));
-        for &node in nodes {
-            starts.push(u32::try_from(labels.len()).unwrap_or(NONE));
-            let members = resolution.members_of(node);
-            labels.extend(members.filter_map(|member| Some((member, resolution.label(member)?))));
+        for &node in &nodes {
+            starts.push(number(labels.len()));
+            match earlier.get(&node) {
+                Some(known) => labels.extend(known),
+                None => {
+                    let members = resolution.members_of(node);
+                    labels.extend(members.filter_map(|member| Some((member, resolution.label(member)?))));
+                }
+            }
         }
-        Self { labels, starts, raw: nodes.iter().map(|&node| (node, resolution.raw[node as usize])).collect() }
+        let raw = nodes.iter().map(|&node| (resolution.raw[node as usize], NONE)).collect();
+        Self { nodes, labels, starts, raw }
     }
 
-    /// The cluster of a member of the node at this place.
-    fn label(&self, place: u32, member: Member) -> Option<u32> {
-        let start = self.starts[place as usize] as usize + usize::from(member.life);
+    /// The place of a node among those of the part.
+    fn place(&self, node: u32) -> Option<usize> {
+        self.nodes.binary_search(&node).ok()
+    }
+
+    /// The cluster of a member.
+    fn label(&self, member: Member) -> Option<u32> {
+        let start = self.starts[self.place(member.node)?] as usize + usize::from(member.life);
         self.labels.get(start).filter(|(known, _)| *known == member).map(|&(_, label)| label)
     }
 
-    fn raw(&self, node: u32) -> u32 {
-        self.raw.binary_search_by_key(&node, |&(node, _)| node).map_or(NONE, |place| self.raw[place].1)
+    /// The raw component of a node, as it was and as it is.
+    fn raw(&self, node: u32) -> (u32, u32) {
+        self.place(node).map_or((NONE, NONE), |place| self.raw[place])
     }
 }
 
@@ -644,7 +805,6 @@ fn groups(
     joins: &[(Member, Join)],
     seen: &[ClusterMember],
     batch: &Batch,
-    resolution: &Resolution,
 ) -> Vec<Group> {
     let mut old: Vec<(u32, Member)> = before.labels.iter().map(|&(member, label)| (label, member)).collect();
     old.sort_unstable();
@@ -693,7 +853,7 @@ fn groups(
         let members: Vec<Member> = cluster.iter().map(|&(_, member)| member).collect();
         let first = new_of.get(&members[0]);
         if first.is_none() || members.iter().any(|member| new_of.get(member) != first) {
-            let cause = batch.cause_at(&members, before, resolution, &by_raw);
+            let cause = batch.cause_at(&members, before, &by_raw);
             group.splits.extend(cause.map(|cause| Split { before: group.before.len(), cause }));
         }
         group.before.push(members);
@@ -719,17 +879,18 @@ fn groups(
     for (_, group) in &mut groups {
         let is = group.after.iter().flat_map(|cluster| &cluster.members).map(|member| member.member);
         let members: Vec<Member> = group.before.iter().flatten().copied().chain(is).collect();
-        group.cause = batch.cause_at(&members, before, resolution, &by_raw).unwrap_or(any_cause);
+        group.cause = batch.cause_at(&members, before, &by_raw).unwrap_or(any_cause);
     }
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
 impl Batch {
-    /// The first of the most likely causes in each raw component, as it was (`false`) and as it is (`true`).
-    fn by_raw(&self, before: &Before, resolution: &Resolution) -> NodeMap<(bool, u32), usize> {
+    /// The first of the most likely causes in each raw component of a part, as it was (`false`) and as it is (`true`).
+    fn by_raw(&self, part: &Before) -> NodeMap<(bool, u32), usize> {
         let mut by_raw: NodeMap<(bool, u32), usize> = NodeMap::default();
-        for (&node, &number) in &self.blamed {
-            for key in [(false, before.raw(node)), (true, resolution.raw[node as usize])] {
+        for (node, &(was, is)) in part.nodes.iter().zip(&part.raw) {
+            let Some(&number) = self.blamed.get(node) else { continue };
+            for key in [(false, was), (true, is)] {
                 let known = by_raw.entry(key).or_insert(number);
                 if (self.causes[number].0, number) < (self.causes[*known].0, *known) {
                     *known = number;
@@ -743,20 +904,16 @@ impl Batch {
     fn cause_at(
         &self,
         members: &[Member],
-        before: &Before,
-        resolution: &Resolution,
+        part: &Before,
         by_raw: &OnceCell<NodeMap<(bool, u32), usize>>,
     ) -> Option<Cause> {
-        let by_raw = || by_raw.get_or_init(|| self.by_raw(before, resolution));
+        let by_raw = || by_raw.get_or_init(|| self.by_raw(part));
         let likeliest = |numbers: &mut dyn Iterator<Item = usize>| {
             numbers.min_by_key(|&number| (self.causes[number].0, number)).map(|number| self.causes[number].1)
         };
         let nodes = || members.iter().map(|member| member.node);
         likeliest(&mut nodes().filter_map(|node| self.blamed.get(&node).copied()))
-            .or_else(|| likeliest(&mut nodes().filter_map(|node| by_raw().get(&(false, before.raw(node))).copied())))
-            .or_else(|| {
-                let is = |node: u32| (true, resolution.raw[node as usize]);
-                likeliest(&mut nodes().filter_map(|node| by_raw().get(&is(node)).copied()))
-            })
+            .or_else(|| likeliest(&mut nodes().filter_map(|node| by_raw().get(&(false, part.raw(node).0)).copied())))
+            .or_else(|| likeliest(&mut nodes().filter_map(|node| by_raw().get(&(true, part.raw(node).1)).copied())))
     }
 }

@@ -63,6 +63,15 @@ impl Arrivals {
     }
 }
 
+/// What new rows brought.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Collected {
+    /// Pieces of evidence.
+    pub(crate) edges: u64,
+    /// Records that carry nothing that could be anybody's: they are kept, and no customer's.
+    pub(crate) without_identifier: u64,
+}
+
 /// Adds the evidence of the rows that were not looked at yet.
 pub(crate) async fn collect_edges(
     lake: &Lake,
@@ -71,10 +80,10 @@ pub(crate) async fn collect_edges(
     source: &IdentitySource,
     arrivals: Arrivals,
     spec: &TableSpec,
-) -> Result<u64> {
+) -> Result<Collected> {
     let newest = arrivals.newest(source);
     if source.identifiers.is_empty() || newest == 0 {
-        return Ok(0);
+        return Ok(Collected::default());
     }
     let app_id = arrivals.app_id(source);
     let known = match lake.table(&spec.name).await? {
@@ -82,7 +91,7 @@ pub(crate) async fn collect_edges(
         None => 0,
     };
     if known >= newest {
-        return Ok(0);
+        return Ok(Collected::default());
     }
     let raw = lake.table(&source.table).await?;
     let has_replays = raw.is_some_and(|raw| raw.schema().field_with_name("_replay").is_ok());
@@ -94,12 +103,12 @@ pub(crate) async fn collect_edges(
             }
             other => other,
         })?;
-    let rows = pairs(tokens, source, arrivals, &batches)?;
+    let (rows, without_identifier) = pairs(tokens, source, arrivals, &batches)?;
     let position = Position { app_id, version: newest };
     let count = rows.num_rows() as u64;
     match write_table(lake, spec, TableRows::Added(vec![rows]), position, serde_json::Map::new()).await? {
-        CommitOutcome::Applied { .. } => Ok(count),
-        CommitOutcome::AlreadyApplied { .. } => Ok(0),
+        CommitOutcome::Applied { .. } => Ok(Collected { edges: count, without_identifier }),
+        CommitOutcome::AlreadyApplied { .. } => Ok(Collected::default()),
         CommitOutcome::Conflicted { .. } => Err(IdentityError::Concurrent),
     }
 }
@@ -129,15 +138,16 @@ fn evidence_sql(source: &IdentitySource, rows: &str) -> String {
     )
 }
 
-/// Combinations as pairs: the strongest identifier of a record with each of its others.
+/// Combinations as pairs: the strongest identifier of a record with each of its others. Also how many records have none.
 fn pairs(
     tokens: &IdentifierTokens,
     source: &IdentitySource,
     arrivals: Arrivals,
     batches: &[RecordBatch],
-) -> Result<RecordBatch> {
+) -> Result<(RecordBatch, u64)> {
     type Key = (u8, String, u8, String);
     let mut found: BTreeMap<Key, (i64, i64, i64)> = BTreeMap::new();
+    let mut without_identifier = 0;
     let ranks: Vec<u8> = source
         .identifiers
         .iter()
@@ -163,7 +173,10 @@ fn pairs(
                 .collect();
             carried.sort_unstable();
             carried.dedup();
-            let Some(&speaker) = carried.first() else { continue };
+            let Some(&speaker) = carried.first() else {
+                without_identifier += u64::try_from(records.value(row)).unwrap_or(0);
+                continue;
+            };
             let at = |column: &TimestampMicrosecondArray, missing: i64| {
                 if column.is_valid(row) { column.value(row) } else { missing }
             };
@@ -193,5 +206,5 @@ fn pairs(
         Arc::new(Int64Array::from_iter_values(found.values().map(|value| value.2))),
         Arc::new(std::iter::repeat_n(replay, rows).collect::<Int64Array>()),
     ];
-    batch(&tables::edges()?, columns)
+    Ok((batch(&tables::edges()?, columns)?, without_identifier))
 }

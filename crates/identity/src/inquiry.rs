@@ -41,7 +41,8 @@ pub struct Inquiry {
 /// What somebody asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subject {
-    node: u32,
+    /// The identifier that stands for it; of one that changed hands, its newest life.
+    member: Member,
     /// The customer id that was given, in use or not.
     id: Option<CustomerId>,
 }
@@ -55,12 +56,25 @@ pub struct Shown {
     pub customer_id: Option<CustomerId>,
     /// Ids out of use that answer to it.
     pub retired_ids: Vec<CustomerId>,
+    /// Whose the identifier was that was asked about, the first owner first; empty when it never changed hands.
+    pub owners: Vec<Owner>,
     /// What the customer has, the earliest first.
     pub identifiers: Vec<ShownIdentifier>,
     /// Decisions in force about these.
     pub decisions: Vec<Decision>,
     /// What became of these ids, the earliest first.
     pub history: Vec<HistoryLine>,
+}
+
+/// Whose an identifier was for a time.
+#[derive(Debug, Clone, Serialize)]
+pub struct Owner {
+    /// Whose; `None` when nothing speaks of it.
+    pub customer_id: Option<CustomerId>,
+    /// From when on; `None` for the first owner.
+    pub valid_from: Option<DateTime<Utc>>,
+    /// Until when, not included; `None` for the last.
+    pub valid_to: Option<DateTime<Utc>>,
 }
 
 /// An identifier of a customer.
@@ -77,6 +91,10 @@ pub struct ShownIdentifier {
     pub last_seen_at: Option<DateTime<Utc>>,
     /// How many pieces of evidence name it.
     pub records: i64,
+    /// From when on it is the customer's, where it was somebody else's before.
+    pub valid_from: Option<DateTime<Utc>>,
+    /// Until when, not included, where it is somebody else's afterwards.
+    pub valid_to: Option<DateTime<Utc>>,
 }
 
 /// A row of `identity.history`.
@@ -177,7 +195,7 @@ impl Inquiry {
     pub fn find(&self, text: &str) -> Result<Subject> {
         if let Ok(id) = text.parse::<CustomerId>() {
             let unknown = || IdentityError::Unknown(format!("there is no customer {id}, and there never was"));
-            return Ok(Subject { node: self.known.founder_of(id).ok_or_else(unknown)?, id: Some(id) });
+            return Ok(Subject { member: self.known.founder_of(id).ok_or_else(unknown)?, id: Some(id) });
         }
         let Some((name, value)) = text.split_once(':') else {
             return Err(IdentityError::Refused(
@@ -187,9 +205,8 @@ impl Inquiry {
         if name == "token" {
             let token = parse_token(value)
                 .map_err(|_| IdentityError::Refused("a token is 32 hexadecimal digits".to_owned()))?;
-            let node = self.known.graph.find(token).filter(|&node| self.is_present(node));
             let unknown = || IdentityError::Unknown("no record has brought an identifier with this token".to_owned());
-            return Ok(Subject { node: node.ok_or_else(unknown)?, id: None });
+            return self.newest(self.known.graph.find(token))?.ok_or_else(unknown);
         }
         self.find_value(name, value)
     }
@@ -211,15 +228,21 @@ impl Inquiry {
                 "this {name} is blocked by the rules in identity.toml: it is nobody's"
             ))),
             Reading::Token(token) => {
-                let node = self.known.node_of(&token)?.filter(|&node| self.is_present(node));
                 let unknown = || IdentityError::Unknown(format!("no record has brought this {name}"));
-                Ok(Subject { node: node.ok_or_else(unknown)?, id: None })
+                self.newest(self.known.node_of(&token)?)?.ok_or_else(unknown)
             }
         }
     }
 
-    fn is_present(&self, node: u32) -> bool {
-        self.known.graph.cluster_of(first_life(node)).is_some()
+    /// An identifier as it is now, when anything speaks of it.
+    fn newest(&self, node: Option<u32>) -> Result<Option<Subject>> {
+        let Some(node) = node else { return Ok(None) };
+        let member = self.known.graph.newest_life(node)?;
+        Ok(self.is_present(member).then_some(Subject { member, id: None }))
+    }
+
+    fn is_present(&self, member: Member) -> bool {
+        self.known.graph.cluster_of(member).is_some()
     }
 
     /// All about a customer.
@@ -229,7 +252,7 @@ impl Inquiry {
     pub async fn show(&mut self, lake: &Lake, settings: &SessionSettings, subject: Subject) -> Result<Shown> {
         let customer_id = match subject.id {
             Some(id) => self.known.assignment.resolve(id),
-            None => self.known.customer_of(subject.node),
+            None => self.known.customer_of(subject.member),
         };
         let asked = subject.id.or(customer_id);
         let retired: Vec<CustomerId> = self.known.assignment.retired().map(|(id, _)| id).collect();
@@ -241,15 +264,19 @@ impl Inquiry {
         let mut identifiers = Vec::new();
         let members = self.known.assignment.members().filter(|&(_, id)| Some(id) == customer_id);
         for (member, _) in members.collect::<Vec<_>>() {
-            let (first, last, records) = self.known.seen(member.node)?;
+            let (first, last, records) = self.known.seen(member)?;
+            let (valid_from, valid_to) = self.known.graph.period(member)?;
             identifiers.push(ShownIdentifier {
                 identifier: self.known.identifier(member.node),
-                standing: standing_text(self.known.graph.standing(member.node)?),
+                standing: standing_text(self.known.standing(member)?),
                 first_seen_at: first.and_then(DateTime::from_timestamp_micros),
                 last_seen_at: last.and_then(DateTime::from_timestamp_micros),
                 records,
+                valid_from: valid_from.and_then(DateTime::from_timestamp_micros),
+                valid_to: valid_to.and_then(DateTime::from_timestamp_micros),
             });
         }
+        let owners = if subject.id.is_none() { self.owners(subject.member.node)? } else { Vec::new() };
         identifiers.sort_by(|one, two| {
             let key = |shown: &ShownIdentifier| (shown.first_seen_at.is_none(), shown.first_seen_at);
             key(one).cmp(&key(two)).then_with(|| one.identifier.token.cmp(&two.identifier.token))
@@ -262,7 +289,24 @@ impl Inquiry {
             .collect();
         let ids: Vec<CustomerId> = asked.into_iter().chain(customer_id).collect();
         let history = history(lake, settings, &ids).await?;
-        Ok(Shown { asked, customer_id, retired_ids, identifiers, decisions, history })
+        Ok(Shown { asked, customer_id, retired_ids, owners, identifiers, decisions, history })
+    }
+
+    /// Whose an identifier was; nobody's when it never changed hands.
+    fn owners(&self, node: u32) -> Result<Vec<Owner>> {
+        let lives: Vec<Member> = self.known.lives_of(node)?.collect();
+        if lives.len() < 2 {
+            return Ok(Vec::new());
+        }
+        let owner = |member| {
+            let (from, to) = self.known.graph.period(member)?;
+            Ok(Owner {
+                customer_id: self.known.customer_of(member),
+                valid_from: from.and_then(DateTime::from_timestamp_micros),
+                valid_to: to.and_then(DateTime::from_timestamp_micros),
+            })
+        };
+        lives.into_iter().map(owner).collect()
     }
 
     /// Why two are one customer's, or why not.
@@ -271,14 +315,14 @@ impl Inquiry {
     /// [`IdentityError::Unknown`] when nothing speaks of one of them any more.
     pub fn explain(&self, left: Subject, right: Subject) -> Result<Explained> {
         for subject in [left, right] {
-            if !self.is_present(subject.node) {
-                let what = self.known.identifier(subject.node);
+            if !self.is_present(subject.member) {
+                let what = self.known.identifier(subject.member.node);
                 return Err(IdentityError::Unknown(format!("nothing speaks of {what} any more")));
             }
         }
-        let found = self.known.graph.explain(first_life(left.node), first_life(right.node), EDGES_MAX)?;
+        let found = self.known.graph.explain(left.member, right.member, EDGES_MAX)?;
         let (left_customer_id, right_customer_id) =
-            (self.known.customer_of(left.node), self.known.customer_of(right.node));
+            (self.known.customer_of(left.member), self.known.customer_of(right.member));
         let id = |id: Option<CustomerId>| id.map_or_else(|| "nobody".to_owned(), |id| id.to_string());
         let (one, two) = (id(left_customer_id), id(right_customer_id));
         let (summary, steps) = match &found {
@@ -301,9 +345,9 @@ impl Inquiry {
         };
         Ok(Explained {
             together: matches!(found, Explanation::Together(_)),
-            left: self.known.identifier(left.node),
+            left: self.known.identifier(left.member.node),
             left_customer_id,
-            right: self.known.identifier(right.node),
+            right: self.known.identifier(right.member.node),
             right_customer_id,
             summary,
             steps: steps.iter().map(|step| self.step(step)).collect(),
@@ -441,10 +485,6 @@ impl Inquiry {
             Refusal::SpansLives(node) | Refusal::OtherLife(node) => format!("{} changed hands", name(node)),
         }
     }
-}
-
-const fn first_life(node: u32) -> Member {
-    Member { node, life: 0 }
 }
 
 /// A decision in words.

@@ -51,6 +51,8 @@ pub(crate) struct Alike {
     pub(crate) weight: f64,
     /// For a person to decide, whatever the weight.
     pub(crate) names_differ: bool,
+    /// When both records were there.
+    at: Option<i64>,
     /// In words: a number of [`Known::words_of`].
     words: u32,
 }
@@ -155,7 +157,7 @@ impl Known {
         let labels = known.restore(lake, settings).await?;
         let touched = known.graph.since(labels);
         let moved = known.assign(&touched)?;
-        let founders: Vec<u32> = known.assignment.customers().map(|(_, founder)| founder.member.node).collect();
+        let founders: HashSet<u32> = known.assignment.customers().map(|(_, founder)| founder.member.node).collect();
         known.note_earlier_records(founders)?;
         Ok((known, moved))
     }
@@ -188,15 +190,28 @@ impl Known {
         Ok(self.graph.find(parse_token(token)?))
     }
 
-    /// The customer of an identifier.
-    pub(crate) fn customer_of(&self, node: u32) -> Option<CustomerId> {
-        self.assignment.customer_of(Member { node, life: 0 })
+    /// The customer of an identifier, in one of its lives.
+    pub(crate) fn customer_of(&self, member: Member) -> Option<CustomerId> {
+        self.assignment.customer_of(member)
     }
 
     /// The founding identifier of an id, in use or not.
-    pub(crate) fn founder_of(&self, id: CustomerId) -> Option<u32> {
-        let living = self.assignment.founder(id).map(|founder| founder.member.node);
-        living.or_else(|| self.assignment.retired_id(id).map(|retired| retired.founder.node))
+    pub(crate) fn founder_of(&self, id: CustomerId) -> Option<Member> {
+        let living = self.assignment.founder(id).map(|founder| founder.member);
+        living.or_else(|| self.assignment.retired_id(id).map(|retired| retired.founder))
+    }
+
+    /// All lives of an identifier.
+    pub(crate) fn lives_of(&self, node: u32) -> Result<impl Iterator<Item = Member> + use<>> {
+        let newest = self.graph.newest_life(node)?.life;
+        Ok((0..=newest).map(move |life| Member { node, life }))
+    }
+
+    /// The life of an identifier that a decision speaks of: the one it had when that was made.
+    pub(crate) fn decided_about(&self, identifier: &Identifier, decision: &Decision) -> Result<Option<Member>> {
+        let at = decision.decided_at.timestamp_micros();
+        let Some(node) = self.node_of(&identifier.token)? else { return Ok(None) };
+        Ok(self.graph.member_at(node, at, at)?)
     }
 
     /// The type and token of a node.
@@ -214,14 +229,23 @@ impl Known {
         self.sources.get(number as usize).map(String::as_str).unwrap_or_default()
     }
 
-    /// First and last moment and number of records of an identifier's evidence.
-    pub(crate) fn seen(&self, node: u32) -> Result<(Option<i64>, Option<i64>, i64)> {
+    /// First and last moment and number of records of an identifier's evidence, in one of its lives.
+    pub(crate) fn seen(&self, member: Member) -> Result<(Option<i64>, Option<i64>, i64)> {
         let (mut first, mut last, mut records) = (None, None, 0);
+        let node = member.node;
+        let changed_hands = !self.graph.lives(node)?.is_empty();
+        // Records that carried it alone are one piece of evidence, which may reach beyond the owner's time.
+        let (from, to) = self.graph.period(member)?;
+        let within = |at: i64| at.max(from.unwrap_or(i64::MIN)).min(to.map_or(i64::MAX, |to| to - 1));
         for edge in self.graph.edges_of(node)?.filter(|edge| edge.weight.is_none()) {
+            if changed_hands && self.graph.member_at(node, edge.first_seen, edge.last_seen)? != Some(member) {
+                continue;
+            }
             records += i64::from(edge.records);
             if (edge.first_seen, edge.last_seen) != UNDATED {
-                first = Some(first.map_or(edge.first_seen, |first: i64| first.min(edge.first_seen)));
-                last = last.max(Some(edge.last_seen));
+                let seen = within(edge.first_seen);
+                first = Some(first.map_or(seen, |first: i64| first.min(seen)));
+                last = last.max(Some(within(edge.last_seen)));
             }
         }
         Ok((first, last, records))
@@ -306,14 +330,18 @@ impl Known {
     /// Files may arrive in any order: the first record of an identifier may turn out to be an earlier one; of a founding one, that makes its customer older. The graph tells only of
     /// clusters whose members changed.
     fn note_earlier_records(&mut self, nodes: impl IntoIterator<Item = u32>) -> Result<()> {
+        let mut members = Vec::new();
         for node in nodes {
-            let Some(id) = self.customer_of(node) else { continue };
-            let (first_seen, _, _) = self.seen(node)?;
-            if self.written.identifiers.get(&node).is_none_or(|row| row.first_seen != first_seen) {
-                self.unwritten.node(node);
-                self.note_unwritten_customer_of(node);
+            members.extend(self.lives_of(node)?);
+        }
+        for member in members {
+            let Some(id) = self.customer_of(member) else { continue };
+            let (first_seen, _, _) = self.seen(member)?;
+            if self.written.identifiers.get(&member).is_none_or(|row| row.first_seen != first_seen) {
+                self.unwritten.node(member.node);
+                self.note_unwritten_customer_of(member);
             }
-            let Some(founder) = self.assignment.founder(id).filter(|founder| founder.member.node == node) else {
+            let Some(founder) = self.assignment.founder(id).filter(|founder| founder.member == member) else {
                 continue;
             };
             let Some(first_seen) = first_seen else { continue };
@@ -400,11 +428,16 @@ impl Known {
         self.written.is_outdated = !is_as(&resolved, &tables::identifiers()?) || !is_as(&given, &tables::customers()?);
 
         let mut members: Vec<(Member, CustomerId)> = Vec::new();
+        let mut changed_hands: Vec<(u32, IdentifierRow)> = Vec::new();
+        let (no_text, no_moment) = ("'joins'", "cast(null as timestamp)");
         let sql = format!(
-            "select identifier_type, token, customer_id, first_seen_at, {} from identity.identifiers",
-            or_null(has(&resolved, "standing"), "standing", "'joins'")
+            "select identifier_type, token, customer_id, first_seen_at, {}, {}, {} from identity.identifiers",
+            or_null(has(&resolved, "standing"), "standing", no_text),
+            or_null(has(&resolved, "valid_from"), "valid_from", no_moment),
+            or_null(has(&resolved, "valid_to"), "valid_to", no_moment),
         );
         for rows in query(lake, settings, &identifiers, &sql).await? {
+            let (valid_from, valid_to) = (moments_of(&rows, 5)?, moments_of(&rows, 6)?);
             for (row, first_seen) in moments_of(&rows, 3)?.into_iter().enumerate() {
                 let text = |column: usize| rows.column(column).as_string::<i32>().value(row);
                 let identifier = Identifier { identifier_type: text(0).to_owned(), token: text(1).to_owned() };
@@ -412,12 +445,26 @@ impl Known {
                 let customer = parse_id(text(2))?;
                 let unknown = || IdentityError::Damaged(format!("`{}` is no standing of an identifier", text(4)));
                 let standing = standing_of(text(4)).ok_or_else(unknown)?;
-                self.written.note_identifier(node, IdentifierRow { customer, first_seen, standing });
-                members.push((Member { node, life: 0 }, customer));
+                let period = (valid_from[row], valid_to[row]);
+                let written = IdentifierRow { customer, first_seen, standing, period };
+                if period == (None, None) {
+                    self.written.note_identifier(Member { node, life: 0 }, written);
+                    members.push((Member { node, life: 0 }, customer));
+                } else {
+                    changed_hands.push((node, written));
+                }
             }
         }
-        let by_node: HashMap<Member, CustomerId> = members.iter().copied().collect();
-        let living: HashSet<CustomerId> = by_node.values().copied().collect();
+        // Lives are counted in the order of time.
+        changed_hands.sort_unstable_by_key(|(node, row)| (*node, row.period.0));
+        for lives in changed_hands.chunk_by(|one, two| one.0 == two.0) {
+            for (&(node, row), life) in lives.iter().zip(0..) {
+                self.written.note_identifier(Member { node, life }, row);
+                members.push((Member { node, life }, row.customer));
+            }
+        }
+        let by_member: HashMap<Member, CustomerId> = members.iter().copied().collect();
+        let living: HashSet<CustomerId> = by_member.values().copied().collect();
 
         let sql = format!(
             "select customer_id, founding_type, founding_token, first_seen_at, merged_into, {}, {} from identity.customers",
@@ -435,9 +482,10 @@ impl Known {
                 };
                 let id = parse_id(text(0))?;
                 let founding = Identifier { identifier_type: text(1).to_owned(), token: text(2).to_owned() };
-                let member = Member { node: self.node_for(&founding)?, life: 0 };
+                let node = self.node_for(&founding)?;
+                let member = self.written.founding_life(node, id, first_seen);
                 let resolves_to = other(6)?;
-                let written = CustomerRow { founder: member.node, first_seen, resolves_to, retired_at };
+                let written = CustomerRow { founder: member, first_seen, resolves_to, retired_at };
                 self.written.customers.insert(id, written);
                 if living.contains(&id) {
                     let first_seen = first_seen.unwrap_or(UNDATED.0);
@@ -458,7 +506,7 @@ impl Known {
         }
         let is_known: HashSet<CustomerId> = self.ids.iter().copied().collect();
         let retired = gone.into_iter().map(|(id, founder, into)| {
-            let into = by_node.get(&founder).copied().or_else(|| into.filter(|into| is_known.contains(into)));
+            let into = by_member.get(&founder).copied().or_else(|| into.filter(|into| is_known.contains(into)));
             (id, Retired { founder, into })
         });
         self.assignment = Assignment::restore(members.iter().copied(), founders, retired)?;
@@ -524,11 +572,11 @@ impl Known {
                 let right = self.graph.node(parse_token(text(6).value(row))?, right)?;
                 let words = self.number_of_words(text(9).value(row));
                 let names_differ = rows.column(8).as_boolean().value(row);
-                self.note_alike((left, right), Alike { weight: weight.value(row), names_differ, words });
+                let at = first.is_valid(row).then(|| first.value(row));
+                self.note_alike((left, right), Alike { weight: weight.value(row), names_differ, at, words });
                 if names_differ {
                     continue;
                 }
-                let at = first.is_valid(row).then(|| first.value(row));
                 let (first_seen, last_seen) = at.map_or(UNDATED, |at| (at, at));
                 #[expect(clippy::cast_possible_truncation, reason = "bits of a probability")]
                 let weight = weight.value(row) as f32;
@@ -546,6 +594,13 @@ impl Known {
             }
         }
         Ok(edges)
+    }
+
+    /// The customers whose records were found alike; `None` when an identifier had several owners and it is not known which of them it was.
+    pub(crate) fn customers_alike(&self, (one, two): (u32, u32), alike: &Alike) -> Option<(CustomerId, CustomerId)> {
+        let (first, last) = alike.at.map_or(UNDATED, |at| (at, at));
+        let customer = |node| self.customer_of(self.graph.member_at(node, first, last).ok()??);
+        customer(one).zip(customer(two))
     }
 
     /// Of several pairs of records of two identifiers the best counts, and one whose names differ only where no other does.

@@ -32,7 +32,7 @@ pub use inquiry::{
     ShownIdentifier, SizeClass, Subject, TypeQuality, Wish,
 };
 pub use key::{IdentityKey, LakeKey};
-pub use matching::{Attribute, Matching, MatchingSource};
+pub use matching::{Attribute, Matching, MatchingSource, Outgrown};
 pub use resolve::{ResolveReport, Resolver};
 pub use review::ReviewPair;
 pub use rules::{Blocked, IdentityRules, TypeRule};

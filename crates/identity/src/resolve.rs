@@ -16,7 +16,7 @@ use crate::evidence::{Arrivals, IdentitySource, collect_edges};
 use crate::identifier::IdentifierTokens;
 use crate::key;
 use crate::known::{Known, Taken};
-use crate::matching::find_matches;
+use crate::matching::{Outgrown, find_matches};
 use crate::tables::{self, RESOLVE_APP, batch, moments};
 
 /// The key of the note that says what an identity was resolved from.
@@ -27,6 +27,10 @@ const NOTE: &str = "holdfast.identity";
 pub struct ResolveReport {
     /// New pieces of evidence.
     pub edges_added: u64,
+    /// New records of sources with identifiers that carry none: they are kept, and no customer's.
+    pub records_without_identifier: u64,
+    /// There are so many more different records to compare than when the model was learnt that it is worth learning another.
+    pub outgrown: Option<Outgrown>,
     /// Whether anything was resolved.
     pub resolved: bool,
     /// Identifiers that are known now.
@@ -134,12 +138,15 @@ impl Resolver {
         for (done, source) in sources.iter().enumerate() {
             progress.advance("identity", done as u64, Some(sources.len() as u64), "sources");
             for arrivals in [Arrivals::Batches, Arrivals::Replays] {
-                report.edges_added +=
-                    collect_edges(lake, settings, &self.tokens, source, arrivals, &edges_spec).await?;
+                let found = collect_edges(lake, settings, &self.tokens, source, arrivals, &edges_spec).await?;
+                report.edges_added += found.edges;
+                report.records_without_identifier += found.without_identifier;
             }
         }
         let Some(edges) = lake.table(&edges_spec.name).await? else { return Ok(report) };
-        let model = find_matches((lake, settings), &self.tokens, sources, self.learns_anew, progress).await?;
+        let (model, outgrown) =
+            find_matches((lake, settings), &self.tokens, sources, self.learns_anew, progress).await?;
+        report.outgrown = outgrown;
         self.learns_anew = false;
         self.resolve_customers(lake, settings, (&edges, model), &mut report).await?;
         Ok(report)

@@ -84,7 +84,7 @@ impl Inquiry {
         let mut apart: HashSet<(CustomerId, CustomerId)> = HashSet::new();
         for decision in in_force(&known.decisions).filter(|decision| decision.kind == DecisionKind::Unlink) {
             let customer = |identifier: &Identifier| {
-                known.node_of(&identifier.token).ok().flatten().and_then(|node| known.customer_of(node))
+                known.decided_about(identifier, decision).ok().flatten().and_then(|member| known.customer_of(member))
             };
             let right = decision.right.as_ref().and_then(customer);
             if let (Some(left), Some(right)) = (customer(&decision.left), right) {
@@ -93,7 +93,7 @@ impl Inquiry {
         }
         let mut found: BTreeMap<(CustomerId, CustomerId), ((u32, u32), Alike)> = BTreeMap::new();
         for (&(one, two), &alike) in &known.alike {
-            let (Some(left), Some(right)) = (known.customer_of(one), known.customer_of(two)) else { continue };
+            let Some((left, right)) = known.customers_alike((one, two), &alike) else { continue };
             let is_sure = alike.weight >= bar;
             let pair = (left.min(right), left.max(right));
             if left == right || (alike.names_differ && !is_sure) || apart.contains(&pair) {

@@ -41,6 +41,8 @@ pub struct TypeRule {
     pub hub_above: Option<u32>,
     /// How many values of it a person may have.
     pub limit: Option<Limit>,
+    /// A value may have been given to somebody else when nobody with a unique identifier used it for this many microseconds. `None` for unique types, whose values are never given on.
+    pub recycled_after: Option<i64>,
     /// The country of phone numbers without a country code, ISO 3166.
     pub country: Option<String>,
 }
@@ -107,6 +109,7 @@ struct RuleText {
     shared_above: Option<Spanned<u32>>,
     hub_above: Option<Spanned<u32>>,
     limit: Option<Spanned<LimitText>>,
+    recycled_after: Option<Spanned<String>>,
     country: Option<Spanned<String>>,
 }
 
@@ -244,8 +247,7 @@ impl TypeRule {
             shared_above: self.shared_above,
             hub_above: self.hub_above,
             limit: self.limit,
-            // A value that changes hands would be two customers', and stages join one customer to a token.
-            life_gap: None,
+            life_gap: self.recycled_after,
         }
     }
 }
@@ -255,6 +257,14 @@ fn checked(name: &str, rule: RuleText) -> Result<TypeRule, Wrong> {
         return Err((
             shared_above.span().start,
             format!("[types.{name}] is unique, so its values are never shared: leave out shared_above"),
+        ));
+    }
+    if let (true, Some(recycled_after)) = (rule.unique, &rule.recycled_after) {
+        return Err((
+            recycled_after.span().start,
+            format!(
+                "[types.{name}] is unique, so its values are never given to somebody else: leave out recycled_after"
+            ),
         ));
     }
     for (key, value) in [("shared_above", &rule.shared_above), ("hub_above", &rule.hub_above)] {
@@ -270,12 +280,14 @@ fn checked(name: &str, rule: RuleText) -> Result<TypeRule, Wrong> {
         return Err((at, format!("`{country}` in [types.{name}] is not a country code such as CN")));
     }
     let limit = rule.limit.map(|limit| checked_limit(name, limit.into_inner())).transpose()?;
+    let recycled_after = rule.recycled_after.map(|time| checked_time(name, &time)).transpose()?;
     let shared_above = rule.shared_above.map(Spanned::into_inner);
     Ok(TypeRule {
         unique: rule.unique,
         shared_above: if rule.unique { None } else { Some(shared_above.unwrap_or(1)) },
         hub_above: rule.hub_above.map(Spanned::into_inner),
         limit,
+        recycled_after,
         country: rule.country.map(Spanned::into_inner),
     })
 }
@@ -284,14 +296,15 @@ fn checked_limit(name: &str, limit: LimitText) -> Result<Limit, Wrong> {
     if *limit.values.as_ref() == 0 {
         return Err((limit.values.span().start, format!("a limit in [types.{name}] is of at least 1 value")));
     }
-    let window = match &limit.within {
-        None => None,
-        Some(within) => Some(micros(within.as_ref()).ok_or_else(|| {
-            let text = within.as_ref();
-            (within.span().start, format!("`{text}` in [types.{name}] is not a time: write 365d, 36h or 90m"))
-        })?),
-    };
+    let window = limit.within.map(|within| checked_time(name, &within)).transpose()?;
     Ok(Limit { values: limit.values.into_inner(), window })
+}
+
+/// A time in microseconds.
+fn checked_time(name: &str, time: &Spanned<String>) -> Result<i64, Wrong> {
+    let text = time.as_ref();
+    micros(text)
+        .ok_or_else(|| (time.span().start, format!("`{text}` in [types.{name}] is not a time: write 365d, 36h or 90m")))
 }
 
 /// A time such as 365d, above 0, in microseconds.
@@ -364,6 +377,8 @@ mod tests {
             (format!("{phone}limit = {{ values = 0 }}\n"), 3, "at least 1 value"),
             (format!("{phone}hub_above = 0\n"), 3, "hub_above in [types.phone] is at least 1"),
             (format!("{phone}unique = true\nshared_above = 2\n"), 4, "leave out shared_above"),
+            (format!("{phone}unique = true\nrecycled_after = \"60d\"\n"), 4, "leave out recycled_after"),
+            (format!("{phone}recycled_after = \"2 months\"\n"), 3, "`2 months` in [types.phone] is not a time"),
             (format!("{phone}country = \"China\"\n"), 3, "`China` in [types.phone] is not a country code"),
             (format!("{phone}[blocked]\nphnoe = [\"1\"]\n"), 4, "did you mean `phone`?"),
             (format!("{phone}[blocked]\nphone = [\"/(/\"]\n"), 4, "unclosed group"),

@@ -61,10 +61,10 @@ pub(crate) fn edges() -> Result<TableSpec> {
 pub(crate) fn identifiers() -> Result<TableSpec> {
     spec(
         "identifiers",
-        "Identifiers and the customer each belongs to, one row a token",
+        "Identifiers and the customer each belongs to, one row a token; of one that changed hands, one row an owner",
         vec![
             text("identifier_type", "Such as phone or member_id"),
-            text("token", "Keyed hash of the normalised value; unique"),
+            text("token", "Keyed hash of the normalised value; unique, but where it changed hands"),
             text("customer_id", "Unified customer id"),
             column(
                 "is_shared",
@@ -73,6 +73,8 @@ pub(crate) fn identifiers() -> Result<TableSpec> {
             ),
             moment("first_seen_at", "Event time of the first record with it"),
             text("standing", "joins others, or joins nobody: shared, a hub, or blocked"),
+            moment("valid_from", "From when on it is this customer's, where it was somebody else's before; else null"),
+            moment("valid_to", "Until when, not included, where it is somebody else's afterwards; else null"),
         ],
     )
 }

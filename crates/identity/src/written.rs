@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringArray};
 use holdfast_engine::TableRows;
-use holdfast_graph::{Standing, Touched, UNDATED};
+use holdfast_graph::{Member, Standing, Touched, UNDATED};
 use holdfast_lake::RowChanges;
 
 use crate::Result;
@@ -17,19 +17,21 @@ use crate::tables::{self, batch, moments};
 /// Rows are written in batches of this many.
 const ROWS_PER_BATCH: usize = 64 * 1024;
 
-/// A row of `identity.identifiers`; its key is the identifier's node.
+/// A row of `identity.identifiers`; its key is a life of an identifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct IdentifierRow {
     pub(crate) customer: CustomerId,
     pub(crate) first_seen: Option<i64>,
     pub(crate) standing: Standing,
+    /// From when, and until when.
+    pub(crate) period: (Option<i64>, Option<i64>),
 }
 
 /// A row of `identity.customers`; its key is the id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CustomerRow {
-    /// The node of the founding identifier.
-    pub(crate) founder: u32,
+    /// The founding identifier.
+    pub(crate) founder: Member,
     pub(crate) first_seen: Option<i64>,
     pub(crate) resolves_to: Option<CustomerId>,
     pub(crate) retired_at: Option<i64>,
@@ -38,7 +40,7 @@ pub(crate) struct CustomerRow {
 /// What the tables hold.
 #[derive(Debug, Default)]
 pub(crate) struct Written {
-    pub(crate) identifiers: HashMap<u32, IdentifierRow>,
+    pub(crate) identifiers: HashMap<Member, IdentifierRow>,
     pub(crate) customers: HashMap<CustomerId, CustomerRow>,
     /// How many of the identifiers join nobody.
     pub(crate) shared: u64,
@@ -63,13 +65,27 @@ struct Differing<Key, Row> {
 
 impl Written {
     /// A row of `identity.identifiers` as it was read.
-    pub(crate) fn note_identifier(&mut self, node: u32, row: IdentifierRow) {
-        self.shared += shared(&[(node, row)]);
-        self.identifiers.insert(node, row);
+    pub(crate) fn note_identifier(&mut self, member: Member, row: IdentifierRow) {
+        self.shared += shared(&[(member, row)]);
+        self.identifiers.insert(member, row);
+    }
+
+    /// Which life of an identifier an id was founded by: the customer's own that was there at the moment, or else any of its own, or of somebody else then.
+    pub(crate) fn founding_life(&self, node: u32, id: CustomerId, first_seen: Option<i64>) -> Member {
+        let member = |life| Member { node, life };
+        let lives = (0..=u16::MAX).map_while(|life| Some((life, self.identifiers.get(&member(life))?)));
+        let rank = |row: &IdentifierRow| {
+            let is_then = first_seen
+                .is_some_and(|at| row.period.0.is_none_or(|from| from <= at) && row.period.1.is_none_or(|to| at < to));
+            (row.customer == id, is_then)
+        };
+        // The first of the best.
+        let best = lives.max_by_key(|&(life, row)| (rank(row), std::cmp::Reverse(life)));
+        member(best.map_or(0, |(life, _)| life))
     }
 }
 
-fn shared(rows: &[(u32, IdentifierRow)]) -> u64 {
+fn shared(rows: &[(Member, IdentifierRow)]) -> u64 {
     rows.iter().filter(|(_, row)| row.standing != Standing::Joins).count() as u64
 }
 
@@ -122,20 +138,24 @@ impl Known {
     /// Notes what a change of the graph concerns: its identifiers, their customers, and the ids that answer to those. Called before and after customers are assigned, because both who an
     /// identifier belonged to and who it belongs to have other rows.
     pub(crate) fn note_unwritten(&mut self, touched: &Touched) {
-        let nodes = touched.standings.iter().map(|change| change.node);
+        let nodes = touched.standings.iter().map(|change| change.node).chain(touched.lives.iter().copied());
         self.unwritten.nodes.extend(nodes);
+        for &node in &touched.lives {
+            let lives: Vec<Member> = self.lives_of(node).into_iter().flatten().collect();
+            lives.into_iter().for_each(|member| self.note_unwritten_customer_of(member));
+        }
         for group in &touched.groups {
             let after = group.after.iter().flat_map(|cluster| &cluster.members).map(|member| member.member);
             for member in group.before.iter().flatten().copied().chain(after) {
                 self.unwritten.nodes.insert(member.node);
-                self.note_unwritten_customer_of(member.node);
+                self.note_unwritten_customer_of(member);
             }
         }
     }
 
     /// Notes the customer of an identifier and the ids that answer to it.
-    pub(crate) fn note_unwritten_customer_of(&mut self, node: u32) {
-        let Some(id) = self.customer_of(node) else { return };
+    pub(crate) fn note_unwritten_customer_of(&mut self, member: Member) {
+        let Some(id) = self.customer_of(member) else { return };
         self.unwritten.customers.insert(id);
         self.unwritten.customers.extend(self.assignment.absorbed(id));
     }
@@ -159,7 +179,7 @@ impl Known {
     pub(crate) fn identifiers_to_write(&mut self) -> Result<TableRows> {
         let differing = self.differing_identifiers()?;
         if self.written.is_outdated || differing.is_most_of(self.written.identifiers.len()) {
-            let all = self.written.identifiers.iter().map(|(&node, &row)| (node, row));
+            let all = self.written.identifiers.iter().map(|(&member, &row)| (member, row));
             return Ok(TableRows::All(self.identifier_batches(all)?));
         }
         let removed = self.identifier_batches(differing.removed)?;
@@ -167,14 +187,21 @@ impl Known {
         Ok(TableRows::Changed(RowChanges { removed, added }))
     }
 
-    fn differing_identifiers(&mut self) -> Result<Differing<u32, IdentifierRow>> {
-        let mut nodes = std::mem::take(&mut self.unwritten.nodes);
-        if self.unwritten.all {
-            nodes.extend(self.written.identifiers.keys());
-            nodes.extend(self.assignment.members().map(|(member, _)| member.node));
-        }
+    fn differing_identifiers(&mut self) -> Result<Differing<Member, IdentifierRow>> {
+        let nodes = std::mem::take(&mut self.unwritten.nodes);
         let mut written = std::mem::take(&mut self.written.identifiers);
-        let differing = Differing::taken(&mut written, nodes, |node| self.identifier_row(node));
+        let mut members: HashSet<Member> = HashSet::new();
+        if self.unwritten.all {
+            members.extend(written.keys());
+            members.extend(self.assignment.members().map(|(member, _)| member));
+        }
+        for node in nodes {
+            members.extend(self.lives_of(node)?);
+            // Lives that it has no more.
+            let were = (0..=u16::MAX).map(|life| Member { node, life });
+            members.extend(were.take_while(|member| written.contains_key(member)));
+        }
+        let differing = Differing::taken(&mut written, members, |member| self.identifier_row(member));
         self.written.identifiers = written;
         let differing = differing?;
         self.written.shared -= shared(&differing.removed);
@@ -201,21 +228,27 @@ impl Known {
         self.written.is_outdated = false;
     }
 
-    fn identifier_row(&self, node: u32) -> Result<Option<IdentifierRow>> {
-        let Some(customer) = self.customer_of(node) else { return Ok(None) };
-        let standing = self.graph.standing(node)?;
-        let (first_seen, _, _) = self.seen(node)?;
-        Ok(Some(IdentifierRow { customer, first_seen, standing }))
+    fn identifier_row(&self, member: Member) -> Result<Option<IdentifierRow>> {
+        let Some(customer) = self.customer_of(member) else { return Ok(None) };
+        let standing = self.standing(member)?;
+        let (first_seen, _, _) = self.seen(member)?;
+        Ok(Some(IdentifierRow { customer, first_seen, standing, period: self.graph.period(member)? }))
+    }
+
+    /// Whether an identifier joins others in one of its lives.
+    pub(crate) fn standing(&self, member: Member) -> Result<Standing> {
+        let is_shared = self.graph.lives(member.node)?.get(usize::from(member.life)).is_some_and(|life| life.is_shared);
+        if is_shared { Ok(Standing::Shared) } else { Ok(self.graph.standing(member.node)?) }
     }
 
     fn customer_row(&mut self, id: CustomerId) -> Result<Option<CustomerRow>> {
         if let Some(founder) = self.assignment.founder(id) {
             let first_seen = (founder.first_seen != UNDATED.0).then_some(founder.first_seen);
-            let founder = founder.member.node;
+            let founder = founder.member;
             return Ok(Some(CustomerRow { founder, first_seen, resolves_to: Some(id), retired_at: None }));
         }
         let Some(retired) = self.assignment.retired_id(id) else { return Ok(None) };
-        let founder = retired.founder.node;
+        let founder = retired.founder;
         let (first_seen, _, _) = self.seen(founder)?;
         let resolves_to = self.assignment.resolve(id);
         let retired_at = self.retired_at.get(&id).copied();
@@ -223,12 +256,12 @@ impl Known {
     }
 
     /// These rows for `identity.identifiers`, in the order of its files.
-    fn identifier_batches(&self, rows: impl IntoIterator<Item = (u32, IdentifierRow)>) -> Result<Vec<RecordBatch>> {
-        let mut rows: Vec<(u32, IdentifierRow)> = rows.into_iter().collect();
-        rows.sort_unstable_by_key(|&(node, row)| (row.customer, self.graph.token(node), node));
+    fn identifier_batches(&self, rows: impl IntoIterator<Item = (Member, IdentifierRow)>) -> Result<Vec<RecordBatch>> {
+        let mut rows: Vec<(Member, IdentifierRow)> = rows.into_iter().collect();
+        rows.sort_unstable_by_key(|&(member, row)| (row.customer, self.graph.token(member.node), member));
         let spec = tables::identifiers()?;
         let batches = rows.chunks(ROWS_PER_BATCH).map(|rows| {
-            let identifiers: Vec<_> = rows.iter().map(|&(node, _)| self.identifier(node)).collect();
+            let identifiers: Vec<_> = rows.iter().map(|(member, _)| self.identifier(member.node)).collect();
             let is_shared = rows.iter().map(|(_, row)| Some(row.standing != Standing::Joins));
             let columns: Vec<ArrayRef> = vec![
                 Arc::new(StringArray::from_iter_values(identifiers.iter().map(|i| &i.identifier_type))),
@@ -237,6 +270,8 @@ impl Known {
                 Arc::new(is_shared.collect::<BooleanArray>()),
                 moments(rows.iter().map(|(_, row)| row.first_seen)),
                 Arc::new(StringArray::from_iter_values(rows.iter().map(|(_, row)| standing_text(row.standing)))),
+                moments(rows.iter().map(|(_, row)| row.period.0)),
+                moments(rows.iter().map(|(_, row)| row.period.1)),
             ];
             batch(&spec, columns)
         });
@@ -249,7 +284,7 @@ impl Known {
         rows.sort_unstable_by_key(|&(id, _)| id);
         let spec = tables::customers()?;
         let batches = rows.chunks(ROWS_PER_BATCH).map(|rows| {
-            let founders: Vec<_> = rows.iter().map(|(_, row)| self.identifier(row.founder)).collect();
+            let founders: Vec<_> = rows.iter().map(|(_, row)| self.identifier(row.founder.node)).collect();
             let living = |row: &CustomerRow| row.resolves_to.map(|id| id.to_string());
             let merged_into =
                 |(id, row): &(CustomerId, CustomerRow)| living(row).filter(|_| row.resolves_to != Some(*id));

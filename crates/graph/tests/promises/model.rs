@@ -233,13 +233,16 @@ impl Model {
                 _ => eras.push(vec![value]),
             }
         }
-        // Lives: an era opens one when it contradicts the one before.
+        // Lives: an era opens one when it contradicts the one before, and both were longer than a moment.
         let mut lives: Vec<Vec<(i64, i64, u32)>> = Vec::new();
         for era in eras {
             let contradicts =
                 |life: &Vec<(i64, i64, u32)>| life.iter().any(|a| era.iter().any(|b| rank(a.2) == rank(b.2)));
+            let is_moment = |values: &Vec<(i64, i64, u32)>| {
+                values.iter().map(|value| value.0).min() == values.iter().map(|value| value.1).max()
+            };
             match lives.last_mut() {
-                Some(life) if !contradicts(life) => life.extend(era),
+                Some(life) if !contradicts(life) || is_moment(life) || is_moment(&era) => life.extend(era),
                 _ => lives.push(era),
             }
         }

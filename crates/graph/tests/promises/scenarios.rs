@@ -113,6 +113,14 @@ fn a_recycled_phone_is_each_owners_in_their_time() {
 }
 
 #[test]
+fn a_phone_that_somebody_used_once_is_shared_and_not_handed_on() {
+    let lent = graph(&[("m1", "p1", 0, 100), ("m2", "p1", 300, 300), ("d1", "p1", 10, 10), ("d2", "p1", 350, 500)]);
+    assert_eq!(clusters(&lent), set(&["d1", "d2", "m1", "m2", "p1"]));
+    let twice = graph(&[("m1", "p1", 0, 100), ("m2", "p1", 300, 301), ("d1", "p1", 10, 10), ("d2", "p1", 350, 500)]);
+    assert_eq!(clusters(&twice), set(&["d1 m1 p1", "d2 m2 p1/1"]));
+}
+
+#[test]
 fn a_bots_device_is_a_hub_until_its_evidence_goes() {
     let people = ["x1", "x2", "x3", "x4", "x5"];
     let mut graph = graph(&people.map(|person| ("d1", person, 1, 1)));
@@ -347,4 +355,44 @@ fn a_merged_id_goes_with_its_founding_identifier_when_the_merged_customer_is_spl
     assert_eq!(assignment.assign(&touched, |_| 3), Err(GraphError::IdReused));
     let events = assignment.assign(&touched, |_| 5).unwrap();
     assert!(matches!(events[..], [Event::Minted { id: 5, cause: Cause::Edge(_), .. }]));
+}
+
+#[test]
+fn what_becomes_of_thousands_of_components_does_not_depend_on_threads() {
+    let rules = || {
+        let unique = TypeRule { unique: true, ..TypeRule::default() };
+        Rules::new(vec![unique, TypeRule { shared_above: Some(1), ..TypeRule::default() }]).unwrap()
+    };
+    let changed = |threads| {
+        let mut graph = IdentityGraph::new(rules()).with_threads(threads);
+        let people = 3_000;
+        for person in 0..people {
+            graph.node(u128::from(2 * person), 0).unwrap();
+            graph.node(u128::from(2 * person + 1), 1).unwrap();
+        }
+        let edge = |left, right, at| Edge {
+            left,
+            right,
+            strength: 0,
+            weight: None,
+            first_seen: at,
+            last_seen: at,
+            records: 1,
+            source: 0,
+        };
+        graph.build((0..people).map(|person| edge(2 * person, 2 * person + 1, 1))).unwrap();
+        // Every third phone is found to be the next one's, too; the others get a second one.
+        let more = (0..people).map(|person| {
+            let phone = if person % 3 == 0 { (2 * person + 3) % (2 * people) } else { 2 * ((person + 7) % people) + 1 };
+            Change::Add(edge(2 * person, phone, 2))
+        });
+        let touched = graph.apply(&more.collect::<Vec<_>>()).unwrap();
+        let clusters = graph.clusters();
+        graph.rebuild().unwrap();
+        assert_eq!(graph.clusters(), clusters);
+        (touched, clusters)
+    };
+    let by_one = changed(1);
+    assert!(by_one.0.groups.len() > 1_000, "{}", by_one.0.groups.len());
+    assert_eq!(changed(4), by_one);
 }

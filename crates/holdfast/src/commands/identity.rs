@@ -217,10 +217,18 @@ fn shown_text(shown: &Shown) -> String {
         let ids: Vec<String> = shown.retired_ids.iter().map(ToString::to_string).collect();
         line(&mut text, &format!("was also {}", ids.join(", ")));
     }
+    if !shown.owners.is_empty() {
+        line(&mut text, "\nowners of this identifier");
+    }
+    for owner in &shown.owners {
+        let id = owner.customer_id.map_or_else(|| "nobody".to_owned(), |id| id.to_string());
+        line(&mut text, &format!("  {id}{}", period(owner.valid_from, owner.valid_to)));
+    }
     line(&mut text, "\nidentifiers");
     for found in &shown.identifiers {
         let standing =
             if found.standing == "joins" { String::new() } else { format!(", {}: joins nobody", found.standing) };
+        let standing = standing + &period(found.valid_from, found.valid_to);
         let records = u64::try_from(found.records).unwrap_or(0);
         line(
             &mut text,
@@ -250,6 +258,13 @@ fn shown_text(shown: &Shown) -> String {
         line(&mut text, &format!("  {}  {what}{}", day(past.changed_at), because(past)));
     }
     text
+}
+
+/// For how long an identifier that changed hands was somebody's; empty for others.
+fn period(from: Option<DateTime<Utc>>, to: Option<DateTime<Utc>>) -> String {
+    let from = from.map(|from| format!(" from {}", from.date_naive())).unwrap_or_default();
+    let to = to.map(|to| format!(" until {}", to.date_naive())).unwrap_or_default();
+    if from.is_empty() && to.is_empty() { String::new() } else { format!(", theirs{from}{to}") }
 }
 
 fn because(past: &holdfast_identity::HistoryLine) -> String {
@@ -480,17 +495,18 @@ fn quality_text(quality: &Quality) -> String {
             grouped(quality.decisions)
         ),
     );
-    line(&mut text, "identifiers          all   shared     hubs  blocked  most at one customer");
+    line(&mut text, "identifiers          all   shared     hubs  blocked recycled  most at one customer");
     for counted in &quality.types {
         line(
             &mut text,
             &format!(
-                "  {:<14}{:>8}{:>9}{:>9}{:>9}{:>22}",
+                "  {:<14}{:>8}{:>9}{:>9}{:>9}{:>9}{:>22}",
                 counted.identifier_type,
                 grouped(counted.identifiers),
                 grouped(counted.shared),
                 grouped(counted.hubs),
                 grouped(counted.blocked),
+                grouped(counted.recycled),
                 grouped(counted.most_at_one_customer)
             ),
         );

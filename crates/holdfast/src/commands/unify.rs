@@ -120,5 +120,16 @@ async fn resolve_sources(
         "    Fresh identity".to_owned()
     };
     terminal.finish("identity", &line);
+    if report.records_without_identifier > 0 {
+        let records = grouped(report.records_without_identifier);
+        terminal
+            .note(&format!("          {records} new records carry no identifier: they are kept, and no customer's"));
+    }
+    if let Some(outgrown) = report.outgrown {
+        let (learnt_from, records) = (grouped(outgrown.learnt_from), grouped(outgrown.records));
+        terminal.note(&format!(
+            "          records are compared by what was learnt from {learnt_from}, and there are {records} now: `holdfast identity learn` learns it anew"
+        ));
+    }
     Ok(report)
 }

@@ -96,37 +96,42 @@ impl Inquiry {
     ) -> Result<(Decision, Effects)> {
         let refused = |text: String| Err(IdentityError::Refused(text));
         let (kind, left, right, withdraws) = match wish {
-            Wish::Link(left, right) | Wish::Unlink(left, right) if left.node == right.node => {
+            Wish::Link(left, right) | Wish::Unlink(left, right) if left.member.node == right.member.node => {
                 return refused("both are the same identifier".to_owned());
             }
             Wish::Link(left, right) => {
+                let (left, right) = (self.standing_for(left)?, self.standing_for(right)?);
                 self.check_pair(left, right, DecisionKind::Unlink, DecisionKind::Link)?;
-                (DecisionKind::Link, left.node, Some(right.node), None)
+                (DecisionKind::Link, left, Some(right), None)
             }
             Wish::Unlink(left, right) => {
+                let (left, right) = (self.standing_for(left)?, self.standing_for(right)?);
                 self.check_pair(left, right, DecisionKind::Link, DecisionKind::Unlink)?;
-                (DecisionKind::Unlink, left.node, Some(right.node), None)
+                (DecisionKind::Unlink, left, Some(right), None)
             }
             Wish::Block(subject) => {
-                let identifier = self.known.identifier(subject.node);
+                let identifier = self.known.identifier(subject.member.node);
                 if let Some(known) = self.known.decision_about(DecisionKind::Block, &identifier.token, None) {
                     return refused(format!("decision {} blocks it already", known.decision_id));
                 }
-                (DecisionKind::Block, subject.node, None, None)
+                (DecisionKind::Block, subject.member.node, None, None)
             }
             Wish::Withdraw(id) => {
                 let (left, right) = self.check_withdrawal(id)?;
                 (DecisionKind::Withdraw, left, right, Some(id))
             }
         };
-        let customer = |node: u32| self.known.customer_of(node).map(|id| id.to_string());
+        let customer = |node: u32| -> Result<Option<String>> {
+            let member = self.known.graph.newest_life(node)?;
+            Ok(self.known.customer_of(member).map(|id| id.to_string()))
+        };
         let decision = Decision {
             decision_id: self.known.taken.decision + 1,
             kind,
             left: self.known.identifier(left),
             right: right.map(|right| self.known.identifier(right)),
-            left_customer_id: customer(left),
-            right_customer_id: right.and_then(customer),
+            left_customer_id: customer(left)?,
+            right_customer_id: right.map(customer).transpose()?.flatten(),
             withdraws,
             decided_by: decided_by.to_owned(),
             reason: reason.to_owned(),
@@ -152,8 +157,8 @@ impl Inquiry {
     /// Links that are in force and join nothing, because cannot-links forbid it.
     fn broken_links(&self) -> Vec<i64> {
         let ends = |decision: &Decision| {
-            let node = |identifier: &Identifier| self.known.node_of(&identifier.token).ok().flatten();
-            node(&decision.left).zip(decision.right.as_ref().and_then(node))
+            let member = |identifier: &Identifier| self.known.decided_about(identifier, decision).ok().flatten();
+            member(&decision.left).zip(decision.right.as_ref().and_then(member))
         };
         in_force(&self.known.decisions)
             .filter(|decision| decision.kind == DecisionKind::Link)
@@ -182,8 +187,25 @@ impl Inquiry {
         Ok(format!("{what}: {why}"))
     }
 
-    fn check_pair(&self, left: Subject, right: Subject, against: DecisionKind, same: DecisionKind) -> Result<()> {
-        let (one, two) = (self.known.identifier(left.node), self.known.identifier(right.node));
+    /// The identifier by which a decision names a subject: of a customer its founding one, or where that changed hands another, because a decision speaks of whom it has now.
+    fn standing_for(&self, subject: Subject) -> Result<u32> {
+        let known = &self.known;
+        let is_now = |member: Member| Ok::<_, IdentityError>(known.graph.newest_life(member.node)? == member);
+        let Some(id) = subject.id.filter(|_| !is_now(subject.member).unwrap_or(true)) else {
+            return Ok(subject.member.node);
+        };
+        let of_id = known.assignment.members().filter(|&(member, of)| of == id && is_now(member).unwrap_or(false));
+        let rank = |member: Member| (known.graph.rank(member.node), known.graph.token(member.node));
+        let strongest = of_id.map(|(member, _)| member).min_by_key(|&member| rank(member));
+        strongest.map(|member| member.node).ok_or_else(|| {
+            IdentityError::Refused(format!(
+                "all that {id} had belongs to somebody else now, and a decision is about whom an identifier has now: name the others by their identifiers"
+            ))
+        })
+    }
+
+    fn check_pair(&self, left: u32, right: u32, against: DecisionKind, same: DecisionKind) -> Result<()> {
+        let (one, two) = (self.known.identifier(left), self.known.identifier(right));
         if let Some(known) = self.known.decision_about(same, &one.token, Some(&two.token)) {
             return Err(IdentityError::Refused(format!("decision {} says so already", known.decision_id)));
         }

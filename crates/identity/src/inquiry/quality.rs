@@ -54,6 +54,8 @@ pub struct TypeQuality {
     pub hubs: u64,
     /// Of these, blocked.
     pub blocked: u64,
+    /// Of these, those that changed hands.
+    pub recycled: u64,
     /// The most that one customer has.
     pub most_at_one_customer: u64,
 }
@@ -102,8 +104,9 @@ impl Inquiry {
         for (member, id) in self.known.assignment.members() {
             let rank = self.known.graph.rank(member.node).unwrap_or_else(|| self.known.tokens.rules().resting_rank());
             let counted = types.entry(rank).or_default();
-            counted.identifiers += 1;
-            match self.known.graph.standing(member.node)? {
+            counted.identifiers += u64::from(member.life == 0);
+            counted.recycled += u64::from(member.life == 1);
+            match self.known.standing(member)? {
                 Standing::Joins => {}
                 Standing::Shared => counted.shared += 1,
                 Standing::Hub => counted.hubs += 1,

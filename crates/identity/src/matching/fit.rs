@@ -72,7 +72,8 @@ pub(super) async fn fit(
     for (rule, key) in weights.common_keys(&records, Threads::all()).map_err(refused)? {
         common.keys.insert((rule, tokens.value_hash(&rule.to_string(), &key)));
     }
-    let model = Model { number: next_number(lake).await?, weights, common };
+    let learnt_from = roster.len() as u64;
+    let model = Model { number: next_number(lake).await?, learnt_from, weights, common };
     let fitted = Fitted {
         number: model.number,
         records: roster.len(),

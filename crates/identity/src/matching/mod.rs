@@ -14,4 +14,5 @@ mod words;
 pub use config::{Attribute, Matching, MatchingSource};
 pub(crate) use config::{MatchingText, line_and_column};
 pub(crate) use model::guard_of;
+pub use pairs::Outgrown;
 pub(crate) use pairs::find_matches;

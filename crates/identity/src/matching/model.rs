@@ -18,6 +18,8 @@ use crate::tables::{self, batch, moments, query};
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) number: i64,
+    /// Different records.
+    pub(super) learnt_from: u64,
     pub(super) weights: LinkageModel,
     pub(super) common: Commons,
 }
@@ -107,11 +109,12 @@ impl Model {
         number: i64,
     ) -> Result<Self> {
         let damaged = |what: String| IdentityError::Damaged(format!("identity.models: model {number}: {what}"));
-        let sql = format!("select settings from identity.models where model = {number}");
+        let sql = format!("select settings, records from identity.models where model = {number}");
         let rows = query(lake, settings, &tables::models()?.name, &sql).await?;
-        let text = rows.iter().find(|rows| rows.num_rows() > 0).map(|rows| rows.column(0).as_string::<i32>().value(0));
-        let text = text.ok_or_else(|| damaged("is not there".to_owned()))?;
-        let weights = LinkageModel::from_toml(text).map_err(|error| damaged(error.to_string()))?;
+        let rows = rows.iter().find(|rows| rows.num_rows() > 0).ok_or_else(|| damaged("is not there".to_owned()))?;
+        let learnt_from = u64::try_from(rows.column(1).as_primitive::<Int64Type>().value(0)).unwrap_or(0);
+        let weights = LinkageModel::from_toml(rows.column(0).as_string::<i32>().value(0))
+            .map_err(|error| damaged(error.to_string()))?;
         let mut common = Commons { tokens: tokens.clone(), terms: HashMap::new(), keys: HashSet::new() };
         let sql = format!("select attribute, token, bits from identity.match_terms where model = {number}");
         for rows in query(lake, settings, &tables::match_terms()?.name, &sql).await? {
@@ -133,7 +136,7 @@ impl Model {
                 }
             }
         }
-        Ok(Self { number, weights, common })
+        Ok(Self { number, learnt_from, weights, common })
     }
 
     /// Stores a model that was learnt just now: what was common first, the model last.

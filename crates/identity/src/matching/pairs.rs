@@ -30,19 +30,31 @@ struct Match {
     first_seen: Option<i64>,
 }
 
+/// With so many times the records that a model was learnt from, another one is worth learning.
+const OUTGROWN_TIMES: u64 = 4;
+
+/// A model that was learnt from much fewer records than there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outgrown {
+    /// Different records it was learnt from.
+    pub learnt_from: u64,
+    /// Different records there are.
+    pub records: u64,
+}
+
 /// Two identifiers, the stronger type and smaller token first.
 type Speakers = ((u8, String), (u8, String));
 
 /// Compares the records that were not compared yet with each other and with all others; learns a model first where there is none, or `refit` asks for another. Answers the number of the
-/// model, 0 where nothing is compared.
+/// model, 0 where nothing is compared, and whether records have outgrown it, where any were compared.
 pub(crate) async fn find_matches(
     (lake, settings): (&Lake, &SessionSettings),
     tokens: &IdentifierTokens,
     sources: &[IdentitySource],
     refit: bool,
     progress: &dyn Progress,
-) -> Result<i64> {
-    let Some(matching) = tokens.rules().matching.clone() else { return Ok(0) };
+) -> Result<(i64, Option<Outgrown>)> {
+    let Some(matching) = tokens.rules().matching.clone() else { return Ok((0, None)) };
     let names: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
     matching.check_sources(&names)?;
     let mut number = if refit { 0 } else { newest_model(lake, settings, tokens).await? };
@@ -55,9 +67,9 @@ pub(crate) async fn find_matches(
         };
     }
     if number == 0 {
-        return Ok(0);
+        return Ok((0, None));
     }
-    let mut model = None;
+    let (mut model, mut records) = (None, 0);
     for (at, source) in (0..).zip(sources).filter(|(_, source)| matching.sources.contains_key(&source.name)) {
         for arrivals in [Arrivals::Batches, Arrivals::Replays] {
             if taken(lake, number, source, arrivals).await? >= arrivals.newest(source) {
@@ -68,10 +80,11 @@ pub(crate) async fn find_matches(
                 None => model.insert(Model::read(lake, settings, tokens, number).await?),
             };
             progress.advance("identity", u64::from(at), Some(sources.len() as u64), "comparing records");
-            compare((lake, settings), tokens, &matching, sources, (at, arrivals), model).await?;
+            records = compare((lake, settings), tokens, &matching, sources, (at, arrivals), model).await?;
         }
     }
-    Ok(number)
+    let outgrown = model.map(|model| Outgrown { learnt_from: model.learnt_from, records });
+    Ok((number, outgrown.filter(|found| found.records >= OUTGROWN_TIMES * found.learnt_from.max(1))))
 }
 
 fn app_id(model: i64, source: &IdentitySource, arrivals: Arrivals) -> String {
@@ -89,6 +102,7 @@ async fn taken(lake: &Lake, model: i64, source: &IdentitySource, arrivals: Arriv
     }
 }
 
+/// Compares what came of one source; answers how many different records there are, of all sources.
 async fn compare(
     (lake, settings): (&Lake, &SessionSettings),
     tokens: &IdentifierTokens,
@@ -96,7 +110,7 @@ async fn compare(
     sources: &[IdentitySource],
     (at, arrivals): (u32, Arrivals),
     model: &Model,
-) -> Result<()> {
+) -> Result<u64> {
     let (mut new, mut old) = (Roster::new(matching), Roster::new(matching));
     let mut newest = None;
     for (number, source) in (0..).zip(sources) {
@@ -114,7 +128,7 @@ async fn compare(
         }
         Roster::read((lake, settings), tokens, (number, source), (known, until), (&mut new, &mut old)).await?;
     }
-    let Some(source) = newest else { return Ok(()) };
+    let Some(source) = newest else { return Ok(0) };
     let spec = matching.spec().map_err(refused)?;
     let mut found: BTreeMap<Speakers, Match> = BTreeMap::new();
     if new.len() > 0 {
@@ -133,7 +147,7 @@ async fn compare(
     let outcome =
         write_table(lake, &tables::matches()?, TableRows::Added(vec![rows]), position, serde_json::Map::new()).await?;
     match outcome {
-        CommitOutcome::Applied { .. } | CommitOutcome::AlreadyApplied { .. } => Ok(()),
+        CommitOutcome::Applied { .. } | CommitOutcome::AlreadyApplied { .. } => Ok((new.len() + old.len()) as u64),
         CommitOutcome::Conflicted { .. } => Err(IdentityError::Concurrent),
     }
 }

@@ -25,6 +25,8 @@ identifier_type = "string"
 token = "string"
 customer_id = "string"
 is_shared = "bool"
+valid_from = "timestamp"
+valid_to = "timestamp"
 [identity.customers]
 customer_id = "string"
 first_seen_at = "timestamp"
