@@ -108,7 +108,8 @@ pub(crate) async fn train(
     ));
     let spec_owned = spec.clone();
     // Trees and resamples keep a core busy for as long as they take.
-    let fitted = tokio::task::spawn_blocking(move || fit(&spec_owned, &rows, rival.as_ref()));
+    let test_moments = moments.test.len();
+    let fitted = tokio::task::spawn_blocking(move || fit(&spec_owned, &rows, test_moments, rival.as_ref()));
     let fitted = fitted.await.map_err(|error| CliError::PartEnded(format!("training ended early: {error}")))??;
 
     let notes = json!({
@@ -143,7 +144,7 @@ pub(crate) async fn train(
         measures: fitted.measures.clone(),
     };
     let artefact = fitted.model.write(holdfast_models::Format::Ubjson)?;
-    let kept = registry.keep(version, artefact, &fitted.examples).await?;
+    let kept = registry.keep(version, artefact, fitted.examples, fitted.judged).await?;
     publish(&registry.lake, &tables()?).await?;
     Ok(Trained::Made(Box::new(Made {
         model: kept.model,
@@ -193,7 +194,7 @@ async fn rival(
 fn dataset_id(spec: &Spec, past: &Past, read: &[ReadTable], moments: &Moments) -> Result<String, CliError> {
     let mut said: toml::Table =
         toml::from_str(&spec.text).map_err(|error| CliError::Training(error.message().to_owned()))?;
-    for words in ["description", "reasons", "scores", "bands"] {
+    for words in ["description", "reasons", "scores", "bands", "watch", "cadence"] {
         said.remove(words);
     }
     let mut hasher = blake3::Hasher::new();
