@@ -382,10 +382,56 @@ fn a_champion_is_watched_quietly_until_habits_change() {
 }
 
 #[test]
+fn trees_from_elsewhere_are_calibrated_and_judged_here_and_pickles_are_refused() {
+    let shop = Shop::new();
+    let trained = shop.json(&["train", "--model", "churn"]);
+    // What XGBoost would have written: our own trees are its file.
+    let folder = shop.path().join("mlruns/model");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(shop.artefact(&trained), folder.join("model.ubj")).unwrap();
+    let described = "flavors:\n  python_function:\n    data: model.ubj\n    loader_module: mlflow.xgboost\n  xgboost:\n    data: model.ubj\n    model_format: ubj\nrun_id: 77\n";
+    std::fs::write(folder.join("MLmodel"), described).unwrap();
+    let import = ["models", "import", "churn", "mlruns/model"];
+    let imported = shop.json(&import);
+    assert_eq!((&imported["version"], &imported["imported"]), (&2.into(), &"model.ubj".into()), "{imported}");
+    for measure in ["auc", "brier", "ece_10_bins"] {
+        let of = |version: &Value| value(&version["measures"], "recency", measure, "value");
+        assert!((of(&imported) - of(&trained)).abs() < 1e-6, "{measure}: the same trees, the same rows");
+    }
+    assert_eq!(shop.json(&import)["outcome"], "unchanged");
+    succeed(&mut shop.command(&["models", "promote", "churn", "2"]));
+    assert_eq!(shop.json(&["score", "--model", "churn"])["model_version"], 2);
+    let shown = shop.json(&["models", "show", "churn", "2"]);
+    assert_eq!(
+        (&shown["engine"], &shown["notes"]["imported"]["mlflow_run"]),
+        (&"xgboost, imported".into(), &"77".into())
+    );
+
+    let before = commits(shop.path());
+    let refused = |told: &[&str]| {
+        let (code, said) = shop.fails(&import);
+        assert!(matches!(code, Some(2 | 5)), "{code:?} {said}");
+        told.iter().for_each(|told| assert!(said.contains(told), "{told}: {said}"));
+    };
+    let whole = std::fs::read(folder.join("model.ubj")).unwrap();
+    std::fs::write(folder.join("model.ubj"), &whole[..whole.len() / 2]).unwrap();
+    refused(&["the model"]);
+    std::fs::write(folder.join("model.ubj"), [0x80, 4, 0x95, 1, 2, 3]).unwrap();
+    refused(&["Python pickle", "save_model"]);
+    std::fs::write(folder.join("model.ubj"), &whole).unwrap();
+    std::fs::write(folder.join("MLmodel"), "flavors:\n  sklearn:\n    pickled_model: model.pkl\n").unwrap();
+    refused(&["flavours sklearn", "mlflow.xgboost.log_model"]);
+    std::fs::write(folder.join("MLmodel"), described).unwrap();
+    shop.write("sql/features/f.sql", &FEATURES.replace(" as orders_90d,", " as orders_90,"));
+    refused(&["asks for the feature `orders_90d`", "did you mean `orders_90`?"]);
+    assert_eq!(before, commits(shop.path()), "something was kept");
+}
+
+#[test]
 fn a_pipeline_scores_watches_and_trains_by_itself_behind_its_runs() {
     let shop = Shop::new();
     shop.with_model("[scores]", "[cadence]\nscore = true\nwatch = true\ntrain_every = \"1h\"\n[scores]");
-    shop.refuses(2, &["churn.toml:25:15", "from 1d to 3650d"]);
+    shop.refuses(2, &["churn.toml:26:15", "from 1d to 3650d"]);
     shop.with_model("[scores]", "[watch]\npsi_max = 0\n[scores]");
     shop.refuses(2, &["churn.toml:23:1", "`psi_max` must be above 0"]);
     shop.with_model("[scores]", "[cadence]\nscore = true\nwatch = true\ntrain_every = \"1d\"\n[scores]");

@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 use super::{grouped, print, print_json};
 use crate::error::CliError;
 use crate::models::fit::MeasureRow;
+use crate::models::import::Imported;
 use crate::models::registry::{CHALLENGER, CHAMPION, Move, Registry, Version, profile_of, publish, standing, tables};
-use crate::models::train::method;
+use crate::models::spec::Spec;
+use crate::models::train::{TrainOptions, method};
 use crate::models::watch::{Watched, watch};
 use crate::progress::Terminal;
 use crate::project::{Project, user_name};
@@ -67,6 +69,19 @@ enum ModelsCommand {
     Promote { model: String, version: i32 },
     /// Make the champion before this one the champion again
     Rollback { model: String },
+    /// Keep trees that were trained elsewhere as a version, calibrated and judged here
+    ///
+    /// PATH is a folder that MLflow wrote (flavour xgboost) or a file of XGBoost, .ubj or .json, that names its features: columns of the stage of the model's file. Pickles
+    /// are refused. The version is the challenger until `holdfast models promote`.
+    Import {
+        model: String,
+        path: std::path::PathBuf,
+        /// Up to when events are known [default: the moment of the newest published run]
+        #[arg(long, value_name = "TIME")]
+        as_of: Option<DateTime<Utc>>,
+        #[arg(long)]
+        json: bool,
+    },
     /// Hold the champion against customers of today, and against labels that have arrived since it was judged
     ///
     /// Adds rows to metric.model_quality: whether features, scores and the number of customers are as they were, and what the champion is worth where labels are
@@ -93,6 +108,12 @@ pub(crate) async fn run(project: &Project, args: &ModelsArgs, terminal: &Arc<Ter
         ModelsCommand::Rollback { model } => {
             let before = before_champion(&reading(project).await?, model).await?;
             promote(project, model, before, "rolled back", terminal).await
+        }
+        ModelsCommand::Import { model, path, as_of, json } => {
+            let spec = Spec::read(project, model)?;
+            let imported = Some(Imported::read(path)?);
+            let options = TrainOptions { as_of: *as_of, again: false, by: user_name(), imported };
+            super::train::train_and_tell(project, &spec, &options, *json, terminal).await
         }
         ModelsCommand::Watch { model, as_of, json } => watched(project, model, *as_of, *json, terminal).await,
     }

@@ -121,7 +121,7 @@ async fn take(
             if newest.is_none_or(|trained_at| now < trained_at + every) {
                 return Ok(None);
             }
-            let options = TrainOptions { as_of: None, again: false, by: "schedule".to_owned() };
+            let options = TrainOptions { as_of: None, again: false, by: "schedule".to_owned(), imported: None };
             Ok(Some(Done::Trained(train(spec, runner, registry, &options, progress).await?)))
         }
         _ => Ok(None),

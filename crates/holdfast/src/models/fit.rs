@@ -7,11 +7,12 @@ use arrow::compute::{concat_batches, take_record_batch};
 use arrow::datatypes::Float32Type;
 use chrono::{DateTime, Utc};
 use holdfast_models::{
-    Bootstrap, Calibrator, Estimate, Hessboost, Matrix, Measure, Model, Profile, Report, Scores, Signature,
+    Bootstrap, Calibrator, Estimate, Hessboost, Matrix, Measure, Model, Profile, Report, Scores, Signature, Trained,
     TrainingSet, Useless, UselessBecause, report,
 };
 use serde::{Deserialize, Serialize};
 
+use super::import::Imported;
 use super::moments::Moments;
 use super::snapshots::Snapshot;
 use super::spec::Spec;
@@ -210,19 +211,25 @@ fn share_of(customer: u64, seed: u64) -> f64 {
     (mixed >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// Trains, calibrates and judges by rows of so many `moments`. The same rows and the same spec give the same bytes, on any number of threads.
+/// Trains (or takes what was `imported`), calibrates and judges by rows of so many `moments`. The same rows and the same spec give the same bytes, on any number of threads.
 ///
 /// # Errors
 /// Parameters out of range with their line, features of which none varies, and what the model's library refuses.
-pub(crate) fn fit(spec: &Spec, rows: &Rows, moments: usize, rival: Option<&Rival>) -> Result<Fitted, CliError> {
-    let parameters = spec.file.training.get_ref();
-    let signature = Signature::of(&rows.learning.features)?;
-    let (learning, stopping) = (signature.matrix(&rows.learning.features)?, signature.matrix(&rows.stopping.features)?);
-    let train = TrainingSet { features: &learning, labels: &rows.learning.labels, weights: None };
-    let stop = TrainingSet { features: &stopping, labels: &rows.stopping.labels, weights: None };
-    let trained = Model::fit(&Hessboost, &signature, &train, Some(&stop), parameters);
-    let trained = trained.map_err(|error| spec.of_parameter(error))?;
-    let model = trained.model;
+pub(crate) fn fit(
+    spec: &Spec,
+    rows: &Rows,
+    moments: usize,
+    rival: Option<&Rival>,
+    imported: Option<&Imported>,
+) -> Result<Fitted, CliError> {
+    let (model, useless) = match imported {
+        Some(imported) => (imported.model()?, Vec::new()),
+        None => {
+            let trained = trees(spec, rows)?;
+            (trained.model, trained.useless)
+        }
+    };
+    let signature = model.signature().clone();
 
     let calibration = signature.matrix(&rows.calibration.features)?;
     let calibrator = Calibrator::fit(&widened(model.margins(&calibration)?), &rows.calibration.labels)?;
@@ -263,7 +270,7 @@ pub(crate) fn fit(spec: &Spec, rows: &Rows, moments: usize, rival: Option<&Rival
         examples: examples.collect(),
         judged,
         profile: rows.learning.profile()?,
-        useless: trained.useless.into_iter().map(told).collect(),
+        useless: useless.into_iter().map(told).collect(),
         counts: Counts {
             learning: rows.learning.labels.len() as u64,
             stopping: rows.stopping.labels.len() as u64,
@@ -275,6 +282,15 @@ pub(crate) fn fit(spec: &Spec, rows: &Rows, moments: usize, rival: Option<&Rival
         calibrator,
         measures,
     })
+}
+
+fn trees(spec: &Spec, rows: &Rows) -> Result<Trained, CliError> {
+    let signature = Signature::of(&rows.learning.features)?;
+    let (learning, stopping) = (signature.matrix(&rows.learning.features)?, signature.matrix(&rows.stopping.features)?);
+    let train = TrainingSet { features: &learning, labels: &rows.learning.labels, weights: None };
+    let stop = TrainingSet { features: &stopping, labels: &rows.stopping.labels, weights: None };
+    let trained = Model::fit(&Hessboost, &signature, &train, Some(&stop), spec.file.training.get_ref());
+    trained.map_err(|error| spec.of_parameter(error))
 }
 
 fn told(useless: Useless) -> (String, String) {

@@ -10,6 +10,7 @@
 
 pub(crate) mod cadence;
 pub(crate) mod fit;
+pub(crate) mod import;
 pub(crate) mod leakage;
 pub(crate) mod moments;
 pub(crate) mod reasons;
