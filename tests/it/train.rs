@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Float64Type;
-use chrono::{DateTime, Days, NaiveDate, Utc};
+use chrono::{DateTime, Datelike, Days, NaiveDate, Utc};
 use holdfast_engine::{DeclaredTable, Past, Project, Question, Runner, Sees, SessionSettings};
 use holdfast_identity::{IdentifierTokens, IdentityKey, IdentityRules, declared_tables};
 use holdfast_ingest::load_sources;
@@ -102,6 +102,10 @@ impl std::ops::Deref for Shop {
 
 impl Shop {
     fn new() -> Self {
+        Self::of(&orders(|_| true))
+    }
+
+    fn of(orders: &str) -> Self {
         let shop = Self {
             folder: ProjectFolder::new(&[
                 ("holdfast.toml", "[lake]\nurl = \"lake\"\n"),
@@ -120,7 +124,7 @@ impl Shop {
                 ("pipelines/churn/models/churn.toml", MODEL),
             ]),
         };
-        shop.bring("a", &orders(|_| true));
+        shop.bring("a", orders);
         shop.run();
         shop
     }
@@ -180,8 +184,12 @@ impl Shop {
 
 /// Orders from 2024-01-01 to 2025-06-30, one a line: those whose day is `wanted`.
 fn orders(wanted: impl Fn(NaiveDate) -> bool) -> String {
+    orders_from(NaiveDate::from_ymd_opt(2024, 1, 1).unwrap(), wanted)
+}
+
+/// Orders of 546 days from `first` on.
+fn orders_from(first: NaiveDate, wanted: impl Fn(NaiveDate) -> bool) -> String {
     let mut random = Random::new(SEED);
-    let first = NaiveDate::from_ymd_opt(2024, 1, 1).unwrap();
     let mut text = String::new();
     for customer in 0..CUSTOMERS {
         let mut random = random.fork();
@@ -303,6 +311,170 @@ fn a_model_is_trained_once_promoted_scored_and_rolled_back() {
     assert_eq!(shown["moves"].as_array().unwrap().len(), 5);
     let compared = shop.json(&["models", "compare", "churn", "1", "2"]);
     assert_eq!(compared["same_rows_judge"], true);
+}
+
+/// A process that ends with its test, however that ends.
+struct Process(std::process::Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Alerts of a watch, in words.
+fn alerts(watched: &Value) -> Vec<String> {
+    assert_eq!(watched["outcome"], "made", "{watched}");
+    watched["alerts"].as_array().unwrap().iter().map(|alert| alert.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_champion_is_watched_quietly_until_habits_change() {
+    // From May on customers come in the first days of a month alone.
+    let may = NaiveDate::from_ymd_opt(2025, 5, 1).unwrap();
+    let shop = Shop::of(&orders(|day| day < may || day.day() <= 6));
+    // Sums over a lifetime grow as the shop does, which is drift; and two columns tell nothing.
+    shop.with_model(
+        "stage = \"features.f\"\n",
+        "stage = \"features.f\"\nexclude = [\"orders\", \"spend\", \"basket\"]\n",
+    );
+    let (code, said) = shop.fails(&["models", "watch", "churn"]);
+    assert!(code == Some(2) && said.contains("has no version yet"), "{said}");
+    let trained = shop.json(&["train", "--model", "churn", "--as-of", "2025-05-01T00:00:00Z"]);
+    assert_eq!(trained["test_moments"][0], "2025-02-01T00:00:00Z", "{trained}");
+    let (code, said) = shop.fails(&["models", "watch", "churn"]);
+    assert!(code == Some(2) && said.contains("models promote churn 1"), "{said}");
+    succeed(&mut shop.command(&["models", "promote", "churn", "1"]));
+
+    // Quiet: the days behind those that judged are like them.
+    let watch = |as_of: &str| shop.json(&["models", "watch", "churn", "--as-of", as_of]);
+    let quiet = watch("2025-05-01T00:00:00Z");
+    assert_eq!((&quiet["labelled"], &quiet["version"]), (&"2025-02-23T00:00:00Z".into(), &1.into()), "{quiet}");
+    assert_eq!(alerts(&quiet), Vec::<String>::new(), "seed {SEED}");
+    let before = commits(shop.path());
+    assert_eq!(watch("2025-05-01T15:00:00Z")["outcome"], "unchanged", "the same midnight");
+    assert_eq!(before, commits(shop.path()));
+    // What it is worth is what the library says of the same rows: a recency baseline and the majority class stand beside it.
+    let row = |subject: &str, measure: &str| {
+        let rows = shop.query(&format!(
+            "select value, low, high, expected from metric.model_quality where subject = '{subject}' and measure = '{measure}' and kind in ('labels', 'score_drift', 'volume')"
+        ));
+        assert_eq!(rows.len(), 1, "{subject} {measure}: {rows:?}");
+        rows[0].clone()
+    };
+    let auc = row("score", "auc");
+    assert!(auc["low"].as_f64() < auc["value"].as_f64() && auc["value"].as_f64() < auc["high"].as_f64(), "{auc}");
+    let judged = value(&trained["measures"], "recency", "auc", "value");
+    assert!((auc["expected"].as_f64().unwrap() - judged).abs() < 1e-9, "{auc}");
+    assert!(row("recency", "auc")["value"].as_f64() > Some(0.5));
+    assert!((0.5..1.0).contains(&row("majority_class", "accuracy_at_0.50")["value"].as_f64().unwrap()));
+    assert!(row("score", "psi")["value"].as_f64() < Some(0.25));
+    assert_eq!(row("customers", "count")["value"].as_f64(), quiet["customers"].as_f64());
+    // Before a horizon is over behind a later moment, there are no labels, and it is said from when.
+    let early = watch("2025-04-01T00:00:00Z");
+    assert!(early["labelled"].is_null() && early["labels_from"] == "2025-04-10T00:00:00Z", "{early}");
+
+    // Changed: features and scores move at once, what it is worth when labels arrive.
+    let told = alerts(&watch("2025-06-30T00:00:00Z"));
+    assert!(told.iter().any(|alert| alert.contains("the feature orders_90d moved")), "{told:?}");
+    let (of, held) = (shop.query("select count(*) as n from metric.model_quality where is_alert"), told.len() as u64);
+    assert_eq!(of[0]["n"].as_u64(), Some(held), "alerts are rows");
+    let published = succeed(&mut shop.command(&[
+        "sql",
+        "--published",
+        "--output",
+        "json",
+        "select count(distinct watched_at) as n from metric.model_quality",
+    ]));
+    assert!(String::from_utf8_lossy(&published.stdout).contains('3'), "three watches are published");
+
+    // A source that is gone: a feature without values, and fewer customers.
+    shop.with_feature("case when ordered_at < timestamp '2025-05-02T00:00:00Z' then 1.0 end as seen");
+    let (code, said) = shop.fails(&["models", "watch", "churn", "--as-of", "2025-06-29T00:00:00Z"]);
+    assert!(code == Some(2), "a query that is wrong: {said}");
+}
+
+#[test]
+fn trees_from_elsewhere_are_calibrated_and_judged_here_and_pickles_are_refused() {
+    let shop = Shop::new();
+    let trained = shop.json(&["train", "--model", "churn"]);
+    // What XGBoost would have written: our own trees are its file.
+    let folder = shop.path().join("mlruns/model");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(shop.artefact(&trained), folder.join("model.ubj")).unwrap();
+    let described = "flavors:\n  python_function:\n    data: model.ubj\n    loader_module: mlflow.xgboost\n  xgboost:\n    data: model.ubj\n    model_format: ubj\nrun_id: 77\n";
+    std::fs::write(folder.join("MLmodel"), described).unwrap();
+    let import = ["models", "import", "churn", "mlruns/model"];
+    let imported = shop.json(&import);
+    assert_eq!((&imported["version"], &imported["imported"]), (&2.into(), &"model.ubj".into()), "{imported}");
+    for measure in ["auc", "brier", "ece_10_bins"] {
+        let of = |version: &Value| value(&version["measures"], "recency", measure, "value");
+        assert!((of(&imported) - of(&trained)).abs() < 1e-6, "{measure}: the same trees, the same rows");
+    }
+    assert_eq!(shop.json(&import)["outcome"], "unchanged");
+    succeed(&mut shop.command(&["models", "promote", "churn", "2"]));
+    assert_eq!(shop.json(&["score", "--model", "churn"])["model_version"], 2);
+    let shown = shop.json(&["models", "show", "churn", "2"]);
+    assert_eq!(
+        (&shown["engine"], &shown["notes"]["imported"]["mlflow_run"]),
+        (&"xgboost, imported".into(), &"77".into())
+    );
+
+    let before = commits(shop.path());
+    let refused = |told: &[&str]| {
+        let (code, said) = shop.fails(&import);
+        assert!(matches!(code, Some(2 | 5)), "{code:?} {said}");
+        told.iter().for_each(|told| assert!(said.contains(told), "{told}: {said}"));
+    };
+    let whole = std::fs::read(folder.join("model.ubj")).unwrap();
+    std::fs::write(folder.join("model.ubj"), &whole[..whole.len() / 2]).unwrap();
+    refused(&["the model"]);
+    std::fs::write(folder.join("model.ubj"), [0x80, 4, 0x95, 1, 2, 3]).unwrap();
+    refused(&["Python pickle", "save_model"]);
+    std::fs::write(folder.join("model.ubj"), &whole).unwrap();
+    std::fs::write(folder.join("MLmodel"), "flavors:\n  sklearn:\n    pickled_model: model.pkl\n").unwrap();
+    refused(&["flavours sklearn", "mlflow.xgboost.log_model"]);
+    std::fs::write(folder.join("MLmodel"), described).unwrap();
+    shop.write("sql/features/f.sql", &FEATURES.replace(" as orders_90d,", " as orders_90,"));
+    refused(&["asks for the feature `orders_90d`", "did you mean `orders_90`?"]);
+    assert_eq!(before, commits(shop.path()), "something was kept");
+}
+
+#[test]
+fn a_pipeline_scores_and_watches_by_itself_behind_its_runs() {
+    // A schedule goes by the wall's clock: the shop's days end today.
+    let today = Utc::now().date_naive();
+    let shop = Shop::of(&orders_from(today - Days::new(546), |day| day < today));
+    shop.with_model("[scores]", "[cadence]\nscore = true\nwatch = true\ntrain_every = \"1h\"\n[scores]");
+    shop.refuses(2, &["churn.toml:26:15", "from 1d to 3650d"]);
+    shop.with_model("[scores]", "[watch]\npsi_max = 0\n[scores]");
+    shop.refuses(2, &["churn.toml:23:1", "`psi_max` must be above 0"]);
+    shop.with_model("[scores]", "[cadence]\nscore = true\nwatch = true\ntrain_every = \"1d\"\n[scores]");
+    // The shipped view, over this shop's scores.
+    shop.write("sql/features/churn.sql", include_str!("../../sql/features/churn.sql"));
+    succeed(&mut shop.command(&["run"]));
+    let trained = shop.json(&["train", "--model", "churn"]);
+    succeed(&mut shop.command(&["models", "promote", "churn", "1"]));
+    // A run of which it is not known what it brought: the schedule runs at once, and behind it scores, and brings the scores to the view.
+    shop.write("pipelines/churn/pipeline.toml", "stages = \"sql\"\n[schedule]\ncontinuous = true\n");
+    let mut process = Process(shop.command(&["run", "--scheduled"]).spawn().unwrap());
+    let count = |sql: &str| {
+        let output = shop.command(&["sql", "--published", "--output", "json", sql]).output().unwrap();
+        serde_json::from_slice::<Value>(&output.stdout).ok().and_then(|rows| rows[0]["n"].as_u64()).unwrap_or(0)
+    };
+    let began = std::time::Instant::now();
+    while count("select count(*) as n from features.churn where score > 0 and score < 1") == 0 {
+        assert!(began.elapsed().as_secs() < 240, "the scores did not come to the view: {trained}");
+        assert!(process.0.try_wait().unwrap().is_none(), "it ended");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    drop(process);
+    let sums = "select count(*) as n from features.churn c inner join risk.churn_probability p on p.customer_id = c.customer_id and p.probability = c.score";
+    assert_eq!(count(sums), count("select count(*) as n from risk.churn_probability"));
+    assert!(count("select count(*) as n from metric.model_quality where kind = 'score_drift'") > 0, "it was watched");
+    // A version of today is not old enough to be trained anew.
+    assert_eq!(shop.json(&["models", "list"]).as_array().unwrap().len(), 1);
 }
 
 #[test]

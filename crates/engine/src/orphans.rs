@@ -57,7 +57,7 @@ impl Runner {
         }
         pinned.retain(|name, _| !gone.contains(name));
         if self.lake.latest_manifest().await?.is_some() {
-            self.publish(options, &pinned).await?;
+            self.publish(options, &pinned, &gone).await?;
         }
         // The quarantine first: it is found through its stage's table.
         let (quarantines, tables): (Vec<_>, Vec<_>) = gone.iter().partition(|name| name.schema() == "quarantine");

@@ -213,6 +213,7 @@ impl Runner {
             let Prepared { checked, selected, mut pinned } = self.prepare(options, progress).await?;
             let runtime = self.settings.runtime(&self.lake)?;
 
+            let touched = touched(&checked, &selected);
             let stages = self.run_stages(options, checked, &selected, &mut pinned, &runtime, progress).await?;
             let mut report = RunReport {
                 run_id: options.run_id.clone(),
@@ -226,7 +227,7 @@ impl Runner {
                 self.register_services(progress).await?;
             }
             if options.publish && report.succeeded() {
-                report.published = self.publish(options, &pinned).await?;
+                report.published = self.publish(options, &pinned, &touched).await?;
             }
             report.seconds = started.elapsed().as_secs_f64();
             let outcome = if report.succeeded() { "ok" } else { "failed" };
@@ -491,13 +492,14 @@ impl Runner {
         Ok(())
     }
 
-    /// Publishes the versions that are pinned now, unless readers see exactly these already.
+    /// Publishes the versions that are pinned now, unless readers see exactly these already. Of a table that the run did not touch, what somebody else published while it ran stays.
     pub(crate) async fn publish(
         &self,
         options: &RunOptions,
         pinned: &BTreeMap<TableName, Table>,
+        touched: &BTreeSet<TableName>,
     ) -> Result<Option<u64>> {
-        let tables: Vec<ManifestEntry> = pinned
+        let mut tables: Vec<ManifestEntry> = pinned
             .values()
             .map(|table| ManifestEntry {
                 name: table.name().clone(),
@@ -508,6 +510,18 @@ impl Runner {
             })
             .collect();
         let latest = self.lake.latest_manifest().await?;
+        if let Some(latest) = &latest {
+            for entry in latest.tables.iter().filter(|entry| !touched.contains(&entry.name)) {
+                match tables.iter_mut().find(|pinned| pinned.name == entry.name) {
+                    Some(pinned) if pinned.version < entry.version => *pinned = entry.clone(),
+                    Some(_) => {}
+                    // It was made after the run began, or is gone from the lake.
+                    None if self.lake.table(&entry.name).await?.is_some() => tables.push(entry.clone()),
+                    None => {}
+                }
+            }
+            tables.sort_by(|left, right| left.name.cmp(&right.name));
+        }
         if latest.as_ref().is_some_and(|manifest| manifest.tables == tables) {
             return Ok(None);
         }
@@ -532,6 +546,16 @@ async fn built_and_kept(work: StageWork, keeper: &Keeper) -> Result<(Built, Opti
         None => None,
     };
     Ok((built, kept))
+}
+
+/// The tables that the selected stages read and make, which belong together as the run has them.
+fn touched(checked: &[CheckedStage], selected: &BTreeSet<TableName>) -> BTreeSet<TableName> {
+    let stages = checked.iter().map(|checked| &checked.stage).filter(|stage| selected.contains(&stage.name));
+    let tables = stages.flat_map(|stage| {
+        let made = [Some(stage.name.clone()), quarantine_name(&stage.name)];
+        made.into_iter().flatten().chain(stage.inputs.keys().cloned())
+    });
+    tables.collect()
 }
 
 /// What will become of tables that were made under another contract, a line each.

@@ -1,18 +1,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use holdfast_engine::Runner;
 use holdfast_types::Progress;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{print, print_json};
+use super::{grouped, print, print_json};
 use crate::error::CliError;
 use crate::models::fit::MeasureRow;
-use crate::models::registry::{
-    CHALLENGER, CHAMPION, Loaded, Move, Registry, Version, profile_of, publish, standing, tables,
-};
-use crate::models::train::method;
+use crate::models::import::Imported;
+use crate::models::registry::{CHALLENGER, CHAMPION, Move, Registry, Version, profile_of, publish, standing, tables};
+use crate::models::spec::Spec;
+use crate::models::train::{TrainOptions, method};
+use crate::models::watch::{Watched, watch};
 use crate::progress::Terminal;
 use crate::project::{Project, user_name};
 
@@ -67,6 +69,32 @@ enum ModelsCommand {
     Promote { model: String, version: i32 },
     /// Make the champion before this one the champion again
     Rollback { model: String },
+    /// Keep trees that were trained elsewhere as a version, calibrated and judged here
+    ///
+    /// PATH is a folder that MLflow wrote (flavour xgboost) or a file of XGBoost, .ubj or .json, that names its features: columns of the stage of the model's file. Pickles
+    /// are refused. The version is the challenger until `holdfast models promote`.
+    Import {
+        model: String,
+        path: std::path::PathBuf,
+        /// Up to when events are known [default: the moment of the newest published run]
+        #[arg(long, value_name = "TIME")]
+        as_of: Option<DateTime<Utc>>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Hold the champion against customers of today, and against labels that have arrived since it was judged
+    ///
+    /// Adds rows to metric.model_quality: whether features, scores and the number of customers are as they were, and what the champion is worth where labels are
+    /// newer than those that judged it. What is beyond its bar ([watch] in the model's file) is an alert, here and in metric.model_alerts. Where nothing is new,
+    /// nothing is added.
+    Watch {
+        model: String,
+        /// Up to when events are known [default: the moment of the newest published run]
+        #[arg(long, value_name = "TIME")]
+        as_of: Option<DateTime<Utc>>,
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 pub(crate) async fn run(project: &Project, args: &ModelsArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
@@ -81,6 +109,13 @@ pub(crate) async fn run(project: &Project, args: &ModelsArgs, terminal: &Arc<Ter
             let before = before_champion(&reading(project).await?, model).await?;
             promote(project, model, before, "rolled back", terminal).await
         }
+        ModelsCommand::Import { model, path, as_of, json } => {
+            let spec = Spec::read(project, model)?;
+            let imported = Some(Imported::read(path)?);
+            let options = TrainOptions { as_of: *as_of, again: false, by: user_name(), imported };
+            super::train::train_and_tell(project, &spec, &options, *json, terminal).await
+        }
+        ModelsCommand::Watch { model, as_of, json } => watched(project, model, *as_of, *json, terminal).await,
     }
 }
 
@@ -259,6 +294,50 @@ async fn compare(registry: &Registry, model: &str, first: i32, second: i32, json
     print(&text)
 }
 
+async fn watched(
+    project: &Project,
+    model: &str,
+    as_of: Option<DateTime<Utc>>,
+    json: bool,
+    terminal: &Arc<Terminal>,
+) -> Result<(), CliError> {
+    let lake = project.open_lake_to_write().await?;
+    let registry = Registry { lake: lake.clone(), settings: project.reader_settings() };
+    let settings = project.session_settings(&lake).await?;
+    let runner = Runner::new(lake, project.stages()?, settings);
+    let watched = watch(model, &runner, &registry, as_of, terminal.as_ref()).await?;
+    if json {
+        return print_json(&watched);
+    }
+    tell_watched(&watched, terminal);
+    Ok(())
+}
+
+/// What a watch found, a line an alert.
+pub(crate) fn tell_watched(watched: &Watched, terminal: &Terminal) {
+    match watched {
+        Watched::Unchanged { model, version, moment } => terminal.note(&format!(
+            "    Fresh {model}  version {version} was watched as of {}, and no table has changed since",
+            moment.date_naive()
+        )),
+        Watched::Made { model, version, moment, customers, labelled, labels_from, alerts, .. } => {
+            let labels = match (labelled, labels_from) {
+                (Some(at), _) => format!("labels of {}", at.date_naive()),
+                (None, from) => {
+                    format!("labels newer than those that judged it are known from {} on", from.date_naive())
+                }
+            };
+            terminal.note(&format!(
+                "  Watched {model}  version {version}: {} customers as of {}, {labels}; {} alerts",
+                grouped(*customers),
+                moment.date_naive(),
+                alerts.len()
+            ));
+            alerts.iter().for_each(|alert| terminal.problem(&format!("    Alert {model}  {alert}")));
+        }
+    }
+}
+
 async fn before_champion(registry: &Registry, model: &str) -> Result<i32, CliError> {
     let moves = registry.moves(Some(model)).await?;
     let current = standing(&moves, model, CHAMPION);
@@ -292,7 +371,8 @@ async fn promote(
     let loaded = registry.load(registry.version(model, number).await?).await?;
     let settings = project.session_settings(&lake).await?;
     let runner = Runner::new(lake, project.stages()?, settings);
-    check_signature(&runner, &loaded).await?;
+    let past = runner.past(std::slice::from_ref(loaded.spec.stage()), &[]).await?;
+    loaded.check_features(&past)?;
     if registry.alias(model, CHAMPION).await? == Some(number) {
         terminal.note(&format!("Unchanged {model}  version {number} is the champion already"));
         return Ok(());
@@ -304,30 +384,6 @@ async fn promote(
         " Promoted {model}  version {number} is the champion{before}; it answered its examples as it did when it was trained. `holdfast score --model {model}` scores with it"
     ));
     Ok(())
-}
-
-/// Refuses a version whose features the stage does not make as it did.
-async fn check_signature(runner: &Runner, loaded: &Loaded) -> Result<(), CliError> {
-    let stage = loaded.spec.stage();
-    let past = runner.past(std::slice::from_ref(stage), &[]).await?;
-    let schema = past.schema(stage);
-    let gone: Vec<&str> = loaded
-        .model
-        .signature()
-        .features()
-        .iter()
-        .map(|feature| feature.name.as_str())
-        .filter(|name| schema.is_none_or(|schema| schema.field_with_name(name).is_err()))
-        .collect();
-    if gone.is_empty() {
-        return Ok(());
-    }
-    Err(CliError::Training(format!(
-        "version {} of `{}` needs features that {stage} does not make any more: {}; bring the columns back, or train again",
-        loaded.version.version,
-        loaded.version.model,
-        gone.join(", ")
-    )))
 }
 
 /// Measures beside those of all baselines, for people.

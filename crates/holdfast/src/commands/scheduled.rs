@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use holdfast_engine::{Runner, Selection, StageOutcome};
+use holdfast_engine::{RunOptions, Runner, Selection, StageOutcome};
 use holdfast_identity::{IdentifierTokens, Resolver};
 use holdfast_lake::Lake;
 use holdfast_types::{Clock, ErrorKind, Progress, TableName};
@@ -13,6 +13,10 @@ use super::ingest::run_options;
 use super::unify::Arrived;
 use crate::clock::SystemClock;
 use crate::error::CliError;
+use crate::models::cadence::{Cadence, Done};
+use crate::models::registry::Registry;
+use crate::models::score::Scored;
+use crate::models::train::Trained;
 use crate::progress::Terminal;
 use crate::project::Project;
 use crate::schedule::{Next, Schedule};
@@ -39,6 +43,8 @@ pub(crate) struct Scheduler {
     tokens: IdentifierTokens,
     /// The table of the batches that are in raw.
     books: TableName,
+    /// What is done with models behind a run.
+    cadence: tokio::sync::Mutex<Cadence>,
     /// For those who ask.
     told: Mutex<LastRun>,
 }
@@ -96,6 +102,7 @@ impl Scheduler {
             runner: Runner::new(lake.clone(), project.stages()?, project.run_settings(lake).await?),
             tokens: project.tokens(lake).await?,
             books: TableName::new("metric", "ingest_batches").map_err(|error| CliError::Lake(error.into()))?,
+            cadence: tokio::sync::Mutex::default(),
             told: Mutex::default(),
         })
     }
@@ -219,6 +226,7 @@ impl Scheduler {
         }
         match super::run::judge(&report) {
             Ok(()) => {
+                self.follow_models(&options).await?;
                 *self.told.lock().unwrap_or_else(PoisonError::into_inner) =
                     LastRun { began_at: Some(began_at), failed: None };
                 Ok(Attempt::Done)
@@ -230,6 +238,36 @@ impl Scheduler {
                 Ok(Attempt::StagesFailed)
             }
         }
+    }
+
+    /// What the files of models say is done behind a run, under the same lease. New scores go on into the stages that read them.
+    async fn follow_models(&self, options: &RunOptions) -> Result<(), CliError> {
+        let registry = Registry { lake: self.lake.clone(), settings: self.project.reader_settings() };
+        let problems = Problems(&self.terminal);
+        let done =
+            self.cadence.lock().await.follow(&self.project, &self.runner, &registry, self.now(), &problems).await?;
+        let mut scored = false;
+        for done in done {
+            match done {
+                Done::Scored(Scored::Unchanged { .. }) => {}
+                Done::Scored(made) => {
+                    super::score::tell(&made, &self.terminal);
+                    scored = true;
+                }
+                Done::Watched(watched) => super::models::tell_watched(&watched, &self.terminal),
+                Done::Trained(Trained::Unchanged { .. }) => {}
+                Done::Trained(Trained::Made(made)) => self.terminal.note(&format!(
+                    "  Trained {}  version {} is the challenger: look at it with `holdfast models show {} {}`",
+                    made.model, made.version, made.model, made.version
+                )),
+            }
+        }
+        if scored {
+            // What fails here fails in the next run, and is told there.
+            let again = RunOptions { run_id: uuid::Uuid::now_v7().to_string(), ..options.clone() };
+            self.runner.run(&again, &problems).await?;
+        }
+        Ok(())
     }
 
     async fn news(&self) -> Result<News, CliError> {

@@ -34,7 +34,13 @@ pub(crate) async fn run(project: &Project, args: &ScoreArgs, terminal: &Arc<Term
     if args.json {
         return print_json(&scored);
     }
-    match &scored {
+    tell(&scored, terminal);
+    Ok(())
+}
+
+/// What became of a scoring, in a line.
+pub(crate) fn tell(scored: &Scored, terminal: &Terminal) {
+    match scored {
         Scored::Unchanged { table, model_version, table_version } => terminal.note(&format!(
             "    Fresh {table}  v{table_version}: features, events and champion (version {model_version}) are those of these scores"
         )),
@@ -51,5 +57,4 @@ pub(crate) async fn run(project: &Project, args: &ScoreArgs, terminal: &Arc<Term
             ));
         }
     }
-    Ok(())
 }

@@ -35,19 +35,30 @@ pub(crate) struct TrainArgs {
 
 pub(crate) async fn run(project: &Project, args: &TrainArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let spec = Spec::read(project, &args.model)?;
+    let options = TrainOptions { as_of: args.as_of, again: args.again, by: user_name(), imported: None };
+    train_and_tell(project, &spec, &options, args.json, terminal).await
+}
+
+/// Makes a version of a model, and tells what became of it.
+pub(crate) async fn train_and_tell(
+    project: &Project,
+    spec: &Spec,
+    options: &TrainOptions,
+    json: bool,
+    terminal: &Arc<Terminal>,
+) -> Result<(), CliError> {
     let stages = project.stages()?;
     let lake = project.open_lake_to_write().await?;
     let registry = Registry { lake: lake.clone(), settings: project.reader_settings() };
     let settings = project.session_settings(&lake).await?;
     let runner = Runner::new(lake, stages, settings);
-    let options = TrainOptions { as_of: args.as_of, again: args.again, by: user_name() };
-    let trained = train(&spec, &runner, &registry, &options, terminal.as_ref()).await?;
-    if args.json {
+    let trained = train(spec, &runner, &registry, options, terminal.as_ref()).await?;
+    if json {
         return print_json(&trained);
     }
     match &trained {
         Trained::Unchanged { model, version, .. } => terminal.note(&format!(
-            "Unchanged {model}  version {version} was trained from the same rows by the same file: nothing to do; --again trains all the same"
+            "Unchanged {model}  version {version} was made from the same rows by the same file: nothing to do; `holdfast train --again` trains all the same"
         )),
         Trained::Made(made) => print(&summary(made))?,
     }
@@ -79,6 +90,11 @@ fn summary(made: &Made) -> String {
     }
     for (feature, why) in &made.useless {
         text.push_str(&format!("  tells nothing {feature}: {why}\n"));
+    }
+    if let Some(file) = &made.imported {
+        text.push_str(&format!(
+            "  imported      {file}: calibrated and judged here; what it learnt from is not known, and if it knows the days that judge, the figures are too good\n"
+        ));
     }
     for column in &made.accepted_changed_later {
         text.push_str(&format!(

@@ -1,17 +1,18 @@
 //! From snapshots to a model that is calibrated and measured beside its baselines.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use arrow::array::{Array, AsArray, RecordBatch, UInt64Array};
 use arrow::compute::{concat_batches, take_record_batch};
 use arrow::datatypes::Float32Type;
 use chrono::{DateTime, Utc};
 use holdfast_models::{
-    Bootstrap, Calibrator, Estimate, Hessboost, Measure, Model, Report, Scores, Signature, TrainingSet, Useless,
-    UselessBecause, report,
+    Bootstrap, Calibrator, Estimate, Hessboost, Matrix, Measure, Model, Profile, Report, Scores, Signature, Trained,
+    TrainingSet, Useless, UselessBecause, report,
 };
 use serde::{Deserialize, Serialize};
 
+use super::import::Imported;
 use super::moments::Moments;
 use super::snapshots::Snapshot;
 use super::spec::Spec;
@@ -29,6 +30,7 @@ pub(crate) struct Fitted {
     pub(crate) model: Model,
     pub(crate) calibrator: Calibrator,
     pub(crate) examples: Vec<Example>,
+    pub(crate) judged: Judged,
     pub(crate) measures: Vec<MeasureRow>,
     pub(crate) profile: Vec<FeatureProfile>,
     /// Features that are all null or all equal, with why.
@@ -54,6 +56,17 @@ pub(crate) struct Example {
     pub(crate) features: Vec<Option<f32>>,
     pub(crate) margin: f32,
     pub(crate) probability: f64,
+}
+
+/// What customers and their scores looked like where the model was judged: what later ones are held against.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Judged {
+    /// Customers a moment.
+    pub(crate) customers: u64,
+    /// Of calibrated probabilities.
+    pub(crate) scores: Profile,
+    /// Of each feature, by its name; categories by their codes.
+    pub(crate) features: BTreeMap<String, Profile>,
 }
 
 /// One measure beside one baseline.
@@ -166,6 +179,11 @@ impl Part {
         Ok(Self { features: concat_batches(&schema, &batches)?, labels, customers, scorecard })
     }
 
+    /// All rows of a snapshot.
+    pub(crate) fn of_snapshot(snapshot: &Snapshot) -> Result<Self, CliError> {
+        Self::of(&[snapshot], |_| true)
+    }
+
     /// Refuses a part of one class.
     fn check(&self, what: &str) -> Result<(), CliError> {
         let churned = self.labels.iter().filter(|label| **label).count();
@@ -193,19 +211,25 @@ fn share_of(customer: u64, seed: u64) -> f64 {
     (mixed >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// Trains, calibrates and judges. The same rows and the same spec give the same bytes, on any number of threads.
+/// Trains (or takes what was `imported`), calibrates and judges by rows of so many `moments`. The same rows and the same spec give the same bytes, on any number of threads.
 ///
 /// # Errors
 /// Parameters out of range with their line, features of which none varies, and what the model's library refuses.
-pub(crate) fn fit(spec: &Spec, rows: &Rows, rival: Option<&Rival>) -> Result<Fitted, CliError> {
-    let parameters = spec.file.training.get_ref();
-    let signature = Signature::of(&rows.learning.features)?;
-    let (learning, stopping) = (signature.matrix(&rows.learning.features)?, signature.matrix(&rows.stopping.features)?);
-    let train = TrainingSet { features: &learning, labels: &rows.learning.labels, weights: None };
-    let stop = TrainingSet { features: &stopping, labels: &rows.stopping.labels, weights: None };
-    let trained = Model::fit(&Hessboost, &signature, &train, Some(&stop), parameters);
-    let trained = trained.map_err(|error| spec.of_parameter(error))?;
-    let model = trained.model;
+pub(crate) fn fit(
+    spec: &Spec,
+    rows: &Rows,
+    moments: usize,
+    rival: Option<&Rival>,
+    imported: Option<&Imported>,
+) -> Result<Fitted, CliError> {
+    let (model, useless) = match imported {
+        Some(imported) => (imported.model()?, Vec::new()),
+        None => {
+            let trained = trees(spec, rows)?;
+            (trained.model, trained.useless)
+        }
+    };
+    let signature = model.signature().clone();
 
     let calibration = signature.matrix(&rows.calibration.features)?;
     let calibrator = Calibrator::fit(&widened(model.margins(&calibration)?), &rows.calibration.labels)?;
@@ -227,6 +251,11 @@ pub(crate) fn fit(spec: &Spec, rows: &Rows, rival: Option<&Rival>) -> Result<Fit
         measures.extend(judge.measures("unseen_customers", Some(&unseen))?);
     }
 
+    let judged = Judged {
+        customers: (rows.test.labels.len() / moments.max(1)) as u64,
+        scores: Profile::of(probabilities.iter().copied().map(Some))?,
+        features: profiles(&signature, &test)?,
+    };
     let width = signature.features().len();
     let step = (margins.len() / EXAMPLES).max(1);
     let examples = (0..margins.len()).step_by(step).take(EXAMPLES).map(|row| Example {
@@ -239,8 +268,9 @@ pub(crate) fn fit(spec: &Spec, rows: &Rows, rival: Option<&Rival>) -> Result<Fit
     });
     Ok(Fitted {
         examples: examples.collect(),
+        judged,
         profile: rows.learning.profile()?,
-        useless: trained.useless.into_iter().map(told).collect(),
+        useless: useless.into_iter().map(told).collect(),
         counts: Counts {
             learning: rows.learning.labels.len() as u64,
             stopping: rows.stopping.labels.len() as u64,
@@ -254,6 +284,15 @@ pub(crate) fn fit(spec: &Spec, rows: &Rows, rival: Option<&Rival>) -> Result<Fit
     })
 }
 
+fn trees(spec: &Spec, rows: &Rows) -> Result<Trained, CliError> {
+    let signature = Signature::of(&rows.learning.features)?;
+    let (learning, stopping) = (signature.matrix(&rows.learning.features)?, signature.matrix(&rows.stopping.features)?);
+    let train = TrainingSet { features: &learning, labels: &rows.learning.labels, weights: None };
+    let stop = TrainingSet { features: &stopping, labels: &rows.stopping.labels, weights: None };
+    let trained = Model::fit(&Hessboost, &signature, &train, Some(&stop), spec.file.training.get_ref());
+    trained.map_err(|error| spec.of_parameter(error))
+}
+
 fn told(useless: Useless) -> (String, String) {
     let why = match useless.why {
         UselessBecause::AllMissing => "has no value in any row",
@@ -264,6 +303,26 @@ fn told(useless: Useless) -> (String, String) {
 
 pub(crate) fn widened(margins: Vec<f32>) -> Vec<f64> {
     margins.into_iter().map(f64::from).collect()
+}
+
+/// The values of one feature, row by row; not a number where one is missing.
+pub(crate) fn column(matrix: &Matrix, place: usize) -> impl Iterator<Item = Option<f64>> + '_ {
+    matrix.values().iter().skip(place).step_by(matrix.columns()).map(|value| Some(f64::from(*value)))
+}
+
+fn profiles(signature: &Signature, matrix: &Matrix) -> Result<BTreeMap<String, Profile>, CliError> {
+    let features = signature.features().iter().enumerate();
+    features.map(|(place, feature)| Ok((feature.name.clone(), Profile::of(column(matrix, place))?))).collect()
+}
+
+/// All measures of probabilities over rows beside those of the spec's baselines.
+pub(crate) fn measured(
+    spec: &Spec,
+    rows: &Part,
+    probabilities: &[f64],
+    judged_on: &str,
+) -> Result<Vec<MeasureRow>, CliError> {
+    Judge { spec, test: rows, probabilities, rival: None }.measures(judged_on, None)
 }
 
 /// What judges a model: rows it has not seen, beside baselines.

@@ -3,11 +3,14 @@
 //! ```text
 //! models/<name>.toml ──► spec ──► moments ──► snapshots (engine: the same SQL at past moments) ──► leakage
 //!                                                 └──► fit ──► registry ──► score ──► risk.<table>
+//!                                                                  └─────► watch ──► metric.model_quality
 //! ```
 //!
 //! What a model is, how it is trained and measured is in `holdfast-models`, which knows no tables; here are the tables.
 
+pub(crate) mod cadence;
 pub(crate) mod fit;
+pub(crate) mod import;
 pub(crate) mod leakage;
 pub(crate) mod moments;
 pub(crate) mod reasons;
@@ -16,3 +19,4 @@ pub(crate) mod score;
 pub(crate) mod snapshots;
 pub(crate) mod spec;
 pub(crate) mod train;
+pub(crate) mod watch;

@@ -77,10 +77,15 @@ fn latest_on_day(moment: DateTime<Utc>, day: u32) -> DateTime<Utc> {
     if found <= moment { found } else { found.checked_sub_months(Months::new(1)).unwrap_or(found) }
 }
 
+/// The last midnight UTC up to a moment.
+pub(crate) fn midnight(moment: DateTime<Utc>) -> DateTime<Utc> {
+    moment.date_naive().and_time(NaiveTime::MIN).and_utc()
+}
+
 /// The end of the moment's day.
 pub(crate) fn end_of_day(moment: DateTime<Utc>) -> DateTime<Utc> {
-    let midnight = moment.date_naive().and_time(NaiveTime::MIN).and_utc();
-    if midnight == moment { moment } else { midnight.checked_add_days(Days::new(1)).unwrap_or(moment) }
+    let begins = midnight(moment);
+    if begins == moment { moment } else { begins.checked_add_days(Days::new(1)).unwrap_or(moment) }
 }
 
 #[cfg(test)]

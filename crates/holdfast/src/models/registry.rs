@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! _holdfast/models/<model>/<hash>.ubj      trees, as XGBoost reads them   ─┐ written first, named by what they hold
-//! _holdfast/models/<model>/<hash>.json     rows with what was said of them ─┘
+//! _holdfast/models/<model>/<hash>.json     rows with what was said of them, and what all of them looked like ─┘
 //! model.versions                           one row a version: all that is known of it, in one commit
 //! model.aliases                            one row a move of an alias; the last one counts
 //! ```
@@ -15,7 +15,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
-use holdfast_engine::{DeclaredTable, LakeReader, SessionSettings, TableRows, write_table};
+use holdfast_engine::{DeclaredTable, LakeReader, Past, SessionSettings, TableRows, write_table};
 use holdfast_lake::{CommitOutcome, Lake, Manifest, ManifestEntry, Position, TableSpec};
 use holdfast_models::{Calibrator, Hessboost, Model};
 use holdfast_types::{COMMENT_KEY, ErrorKind, TableName};
@@ -23,7 +23,7 @@ use object_store::ObjectStoreExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::fit::{Example, FeatureProfile, MeasureRow};
+use super::fit::{Example, FeatureProfile, Judged, MeasureRow};
 use super::spec::{Spec, SpecFile};
 use crate::error::CliError;
 
@@ -108,6 +108,43 @@ pub(crate) struct Loaded {
     pub(crate) calibrator: Calibrator,
     /// The file that it was trained by.
     pub(crate) spec: Spec,
+    /// What later customers and scores are held against; not of versions from before this was kept.
+    pub(crate) judged: Option<Judged>,
+}
+
+/// What is kept beside the trees, to be replayed and compared with.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Beside {
+    Whole {
+        examples: Vec<Example>,
+        judged: Box<Judged>,
+    },
+    /// Of versions from before `judged` was kept.
+    Examples(Vec<Example>),
+}
+
+impl Loaded {
+    /// Refuses stages that do not make the features that the version learnt from.
+    ///
+    /// # Errors
+    /// The features that are gone.
+    pub(crate) fn check_features(&self, past: &Past) -> Result<(), CliError> {
+        let stage = self.spec.stage();
+        let schema = past.schema(stage);
+        let names = self.model.signature().features().iter().map(|feature| feature.name.as_str());
+        let gone: Vec<&str> =
+            names.filter(|name| schema.is_none_or(|schema| schema.field_with_name(name).is_err())).collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        Err(CliError::Training(format!(
+            "version {} of `{}` needs features that {stage} does not make any more: {}; bring the columns back, or train again",
+            self.version.version,
+            self.version.model,
+            gone.join(", ")
+        )))
+    }
 }
 
 impl Registry {
@@ -151,9 +188,11 @@ impl Registry {
         &self,
         mut version: Version,
         artefact: Vec<u8>,
-        examples: &[Example],
+        examples: Vec<Example>,
+        judged: Judged,
     ) -> Result<Version, CliError> {
-        let examples = serde_json::to_vec(examples).map_err(unwritable)?;
+        let beside = Beside::Whole { examples, judged: Box::new(judged) };
+        let examples = serde_json::to_vec(&beside).map_err(unwritable)?;
         version.artefact_bytes = i64::try_from(artefact.len()).unwrap_or(i64::MAX);
         (version.artefact, version.artefact_hash) = self.store(&version.model, artefact, "ubj").await?;
         (version.examples, version.examples_hash) = self.store(&version.model, examples, "json").await?;
@@ -236,8 +275,11 @@ impl Registry {
         let model = Model::read_for(&Hessboost, &artefact, &signature).map_err(|error| damaged(error.to_string()))?;
         let calibrator: Calibrator = serde_json::from_str(&version.calibrator)
             .map_err(|error| damaged(format!("its calibrator cannot be read ({error})")))?;
-        let examples: Vec<Example> = serde_json::from_slice(&examples)
-            .map_err(|error| damaged(format!("its examples cannot be read ({error})")))?;
+        let (examples, judged) = match serde_json::from_slice(&examples) {
+            Ok(Beside::Whole { examples, judged }) => (examples, Some(*judged)),
+            Ok(Beside::Examples(examples)) => (examples, None),
+            Err(error) => return Err(damaged(format!("its examples cannot be read ({error})"))),
+        };
         replay(&model, &calibrator, &examples).map_err(damaged)?;
         let file: SpecFile = toml::from_str(&version.spec)
             .map_err(|error| damaged(format!("its spec cannot be read ({})", error.message())))?;
@@ -247,7 +289,7 @@ impl Registry {
             text: version.spec.clone(),
             file,
         };
-        Ok(Loaded { version, model, calibrator, spec })
+        Ok(Loaded { version, model, calibrator, spec, judged })
     }
 
     /// Puts a file in its place; one of the same name holds the same.
@@ -333,7 +375,7 @@ pub(crate) fn standing(moves: &[Move], model: &str, alias: &str) -> Option<i32> 
 
 /// The tables of models, which stages may read.
 pub(crate) fn declared() -> Result<Vec<DeclaredTable>, CliError> {
-    let tables = [versions_table()?, aliases_table()?].into_iter();
+    let tables = [versions_table()?, aliases_table()?, super::watch::quality_table()?].into_iter();
     Ok(tables.map(|spec| DeclaredTable { name: spec.name, schema: spec.schema, identifiers: Vec::new() }).collect())
 }
 
@@ -473,7 +515,7 @@ pub(crate) fn time() -> DataType {
 }
 
 /// Rows in the columns of a table.
-fn batch<T: Serialize>(schema: &SchemaRef, rows: &[T]) -> Result<RecordBatch, CliError> {
+pub(crate) fn batch<T: Serialize>(schema: &SchemaRef, rows: &[T]) -> Result<RecordBatch, CliError> {
     let mut decoder = arrow::json::ReaderBuilder::new(Arc::clone(schema)).build_decoder()?;
     decoder.serialize(rows)?;
     Ok(decoder.flush()?.unwrap_or_else(|| RecordBatch::new_empty(Arc::clone(schema))))

@@ -99,7 +99,7 @@ pub(crate) async fn score(
     Err(CliError::Moved(format!("the champion of `{model}` changed each time that customers were scored: score again")))
 }
 
-async fn no_champion(registry: &Registry, model: &str) -> Result<CliError, CliError> {
+pub(crate) async fn no_champion(registry: &Registry, model: &str) -> Result<CliError, CliError> {
     let message = match registry.versions(Some(model)).await?.last() {
         Some(last) => format!(
             "`{model}` has no champion: look at version {} with `holdfast models show {model}`, then `holdfast models promote {model} {}`",
@@ -276,7 +276,7 @@ impl<'a> Scoring<'a> {
         words: &Words,
         scored_at: DateTime<Utc>,
     ) -> Result<RecordBatch, CliError> {
-        let Loaded { model, calibrator, spec, version } = &self.loaded;
+        let Loaded { model, calibrator, spec, version, .. } = &self.loaded;
         let places: Vec<usize> = (2..batch.num_columns()).collect();
         let matrix = model.signature().matrix(&batch.project(&places)?)?;
         let margins = widened(model.margins(&matrix)?);

@@ -81,11 +81,8 @@ impl Asked<'_> {
         for at in moments.all() {
             let population = self.population(at).await?;
             let mut snapshot = self.snapshot(at, &population, Sees::KnownThen).await?;
-            if moments.test.contains(&at)
-                && let Some(scorecard) = &self.spec.file.baselines.scorecard
-            {
-                snapshot.scorecard =
-                    self.scores(at, scorecard.stage.get_ref(), scorecard.column.get_ref(), &snapshot.customers).await?;
+            if moments.test.contains(&at) {
+                self.ask_scorecard(&mut snapshot).await?;
             }
             progress.advance(STEP, snapshots.len() as u64 + 1, Some(total), "moments");
             snapshots.push(snapshot);
@@ -156,6 +153,15 @@ impl Asked<'_> {
         };
         let features = concat_batches(&first.schema(), &kept)?;
         Ok(Snapshot { at, customers, features, labels, scorecard: Vec::new() })
+    }
+
+    /// Adds what the scorecard said of the customers then, where the spec has one.
+    pub(crate) async fn ask_scorecard(&self, snapshot: &mut Snapshot) -> Result<(), CliError> {
+        if let Some(scorecard) = &self.spec.file.baselines.scorecard {
+            let (stage, column) = (scorecard.stage.get_ref(), scorecard.column.get_ref());
+            snapshot.scorecard = self.scores(snapshot.at, stage, column, &snapshot.customers).await?;
+        }
+        Ok(())
     }
 
     /// What a stage's column said of these customers at a moment.

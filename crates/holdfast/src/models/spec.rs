@@ -11,6 +11,7 @@ use holdfast_types::{CUSTOMER_BUCKET, CUSTOMER_ID, TableName};
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::commands::maintain::duration;
 use crate::error::CliError;
 use crate::project::{Project, located, parse_toml, read_text};
 
@@ -46,6 +47,10 @@ pub(crate) struct SpecFile {
     pub(crate) bands: Spanned<BandSection>,
     #[serde(default)]
     pub(crate) checks: CheckSection,
+    #[serde(default = "unsaid")]
+    pub(crate) watch: Spanned<WatchSection>,
+    #[serde(default)]
+    pub(crate) cadence: CadenceSection,
     pub(crate) scores: ScoreSection,
     /// What a feature is called in reasons; `{value}` stands for its value. What is not here is called by its column's comment.
     #[serde(default)]
@@ -176,6 +181,49 @@ impl Default for CheckSection {
     }
 }
 
+/// Beyond which a champion that is watched gives an alert.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct WatchSection {
+    /// AUC may be so much below that by which the model was judged.
+    pub(crate) auc_drop_max: f64,
+    /// Expected calibration error, ten bins.
+    pub(crate) ece_max: f64,
+    /// Accuracy at 0.50; looked at only where the model had it when it was judged and the majority class had not.
+    pub(crate) accuracy_min: f64,
+    /// Population stability index of a feature or of the scores.
+    pub(crate) psi_max: f64,
+    /// A feature's share of missing values may be so far from what it was.
+    pub(crate) missing_change_max: f64,
+    /// The number of customers may be this share more than it was, and the other way round.
+    pub(crate) volume_change_max: f64,
+}
+
+impl Default for WatchSection {
+    fn default() -> Self {
+        Self {
+            auc_drop_max: 0.05,
+            ece_max: 0.10,
+            accuracy_min: 0.85,
+            psi_max: 0.25,
+            missing_change_max: 0.10,
+            volume_change_max: 0.50,
+        }
+    }
+}
+
+/// What is done with the model behind scheduled runs; nothing of what is left out.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct CadenceSection {
+    /// Score customers after each run.
+    pub(crate) score: bool,
+    /// Watch the champion once a day.
+    pub(crate) watch: bool,
+    /// Train a challenger when the newest version is so old: `30d`.
+    pub(crate) train_every: Option<Spanned<String>>,
+}
+
 /// Where scores go.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -227,6 +275,25 @@ impl Spec {
 
     pub(crate) fn bands(&self) -> BandSection {
         *self.file.bands.get_ref()
+    }
+
+    pub(crate) fn bars(&self) -> WatchSection {
+        *self.file.watch.get_ref()
+    }
+
+    /// How old the newest version may become before a challenger is trained.
+    ///
+    /// # Errors
+    /// A time that cannot be read, or is not from a day to ten years.
+    pub(crate) fn train_every(&self) -> Result<Option<TimeDelta>, CliError> {
+        let Some(every) = &self.file.cadence.train_every else { return Ok(None) };
+        let told = |message: String| self.mistake(every.span().start, format!("[cadence] train_every: {message}"));
+        let read = duration(every.get_ref()).map_err(&told)?;
+        let read = TimeDelta::from_std(read).unwrap_or(TimeDelta::MAX);
+        if !(TimeDelta::days(1)..=TimeDelta::days(3650)).contains(&read) {
+            return Err(told("must be from 1d to 3650d".to_owned()));
+        }
+        Ok(Some(read))
     }
 
     /// Which rows of the label's table count.
@@ -292,6 +359,20 @@ impl Spec {
         if !(*bar.get_ref() > 0.5 && *bar.get_ref() <= 1.0) {
             return Err(self.mistake(bar.span().start, "an AUC to be refused is above 0.5 and at most 1"));
         }
+        let watch = self.bars();
+        let bars = [
+            ("auc_drop_max", watch.auc_drop_max, 0.5),
+            ("ece_max", watch.ece_max, 1.0),
+            ("accuracy_min", watch.accuracy_min, 1.0),
+            ("psi_max", watch.psi_max, f64::MAX),
+            ("missing_change_max", watch.missing_change_max, 1.0),
+            ("volume_change_max", watch.volume_change_max, f64::MAX),
+        ];
+        if let Some((name, _, most)) = bars.into_iter().find(|(_, bar, most)| !(*bar > 0.0 && bar <= most)) {
+            let range = if most < f64::MAX { format!("above 0 and at most {most}") } else { "above 0".to_owned() };
+            return Err(self.mistake(file.watch.span().start, format!("[watch] `{name}` must be {range}")));
+        }
+        self.train_every()?;
         file.training.get_ref().check(true).map_err(|error| self.of_parameter(error))?;
         let table = &file.scores.table;
         if table.get_ref().schema() != "risk" {

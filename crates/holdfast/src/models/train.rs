@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::fit::{Counts, MeasureRow, Rival, Rows, fit, labels_end};
+use super::import::Imported;
 use super::leakage::{check_changed_later, check_future, check_single_features};
 use super::moments::Moments;
 use super::registry::{CHAMPION, Registry, Version, publish, tables, unwritable};
@@ -26,6 +27,8 @@ pub(crate) struct TrainOptions {
     pub(crate) again: bool,
     /// Who trains.
     pub(crate) by: String,
+    /// Trees from elsewhere, in the place of trees that are trained.
+    pub(crate) imported: Option<Imported>,
 }
 
 /// What became of a training.
@@ -53,6 +56,9 @@ pub(crate) struct Made {
     pub(crate) calibration: String,
     pub(crate) useless: Vec<(String, String)>,
     pub(crate) accepted_changed_later: Vec<String>,
+    /// The file that the trees came from, where they were not trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) imported: Option<String>,
     pub(crate) strongest_feature: Option<(String, f64)>,
     pub(crate) champion: Option<i32>,
     pub(crate) measures: Vec<MeasureRow>,
@@ -69,7 +75,11 @@ pub(crate) async fn train(
     options: &TrainOptions,
     progress: &dyn Progress,
 ) -> Result<Trained, CliError> {
-    let (past, features) = spec.past(runner).await?;
+    let (past, known) = spec.past(runner).await?;
+    let features = match &options.imported {
+        Some(imported) => imported.features(spec, &past, &known)?,
+        None => known,
+    };
     let asked = Asked { spec, past: &past, features: &features };
     let accepted = check_changed_later(&asked)?;
     let as_of = match options.as_of {
@@ -78,7 +88,7 @@ pub(crate) async fn train(
     };
     let moments = Moments::of(spec, asked.span(as_of).await?)?;
     let read = past.tables().await?;
-    let dataset_id = dataset_id(spec, &past, &read, &moments)?;
+    let dataset_id = dataset_id(spec, &past, &read, &moments, options.imported.as_ref())?;
     let versions = registry.versions(Some(&spec.name)).await?;
     if let Some(same) = versions.iter().rev().find(|version| version.dataset_id == dataset_id)
         && !options.again
@@ -108,13 +118,18 @@ pub(crate) async fn train(
     ));
     let spec_owned = spec.clone();
     // Trees and resamples keep a core busy for as long as they take.
-    let fitted = tokio::task::spawn_blocking(move || fit(&spec_owned, &rows, rival.as_ref()));
+    let (test_moments, imported) = (moments.test.len(), options.imported.clone());
+    let fitted =
+        tokio::task::spawn_blocking(move || fit(&spec_owned, &rows, test_moments, rival.as_ref(), imported.as_ref()));
     let fitted = fitted.await.map_err(|error| CliError::PartEnded(format!("training ended early: {error}")))??;
 
     let notes = json!({
         "useless_features": fitted.useless,
         "accepted_changed_later": accepted,
         "strongest_feature": strongest,
+        "imported": options.imported.as_ref().map(|imported| json!({
+            "file": imported.file, "hash": imported.hash, "mlflow_run": imported.run_id,
+        })),
     });
     let version = Version {
         model: spec.name.clone(),
@@ -129,7 +144,7 @@ pub(crate) async fn train(
         moments: json!({ "train": moments.train, "test": moments.test }).to_string(),
         labels_end: labels_end(spec, &moments).unwrap_or(as_of),
         signature: serde_json::to_string(fitted.model.signature()).map_err(unwritable)?,
-        engine: "hessboost".to_owned(),
+        engine: if options.imported.is_some() { "xgboost, imported" } else { "hessboost" }.to_owned(),
         rounds: i32::try_from(fitted.model.rounds()).unwrap_or(i32::MAX),
         artefact: String::new(),
         artefact_hash: String::new(),
@@ -143,7 +158,7 @@ pub(crate) async fn train(
         measures: fitted.measures.clone(),
     };
     let artefact = fitted.model.write(holdfast_models::Format::Ubjson)?;
-    let kept = registry.keep(version, artefact, &fitted.examples).await?;
+    let kept = registry.keep(version, artefact, fitted.examples, fitted.judged).await?;
     publish(&registry.lake, &tables()?).await?;
     Ok(Trained::Made(Box::new(Made {
         model: kept.model,
@@ -159,6 +174,7 @@ pub(crate) async fn train(
         calibration: method(&kept.calibrator),
         useless: fitted.useless,
         accepted_changed_later: accepted,
+        imported: options.imported.as_ref().map(|imported| imported.file.clone()),
         strongest_feature: strongest,
         champion,
         measures: fitted.measures,
@@ -190,10 +206,16 @@ async fn rival(
 }
 
 /// Changes with everything that could make another model: the spec but for its words, the queries, the versions of tables, the moments.
-fn dataset_id(spec: &Spec, past: &Past, read: &[ReadTable], moments: &Moments) -> Result<String, CliError> {
+fn dataset_id(
+    spec: &Spec,
+    past: &Past,
+    read: &[ReadTable],
+    moments: &Moments,
+    imported: Option<&Imported>,
+) -> Result<String, CliError> {
     let mut said: toml::Table =
         toml::from_str(&spec.text).map_err(|error| CliError::Training(error.message().to_owned()))?;
-    for words in ["description", "reasons", "scores", "bands"] {
+    for words in ["description", "reasons", "scores", "bands", "watch", "cadence"] {
         said.remove(words);
     }
     let mut hasher = blake3::Hasher::new();
@@ -211,6 +233,9 @@ fn dataset_id(spec: &Spec, past: &Past, read: &[ReadTable], moments: &Moments) -
     }
     part(&told_tables(read).to_string());
     moments.all().for_each(|moment| part(&moment.to_rfc3339()));
+    if let Some(imported) = imported {
+        part(&imported.hash);
+    }
     Ok(hasher.finalize().to_hex().chars().take(32).collect())
 }
 
