@@ -28,7 +28,9 @@ mod generated {
         include!("generated/holdfast.v1.rs");
     }
 }
+mod json;
 mod metadata;
+mod online_calls;
 mod put;
 mod question;
 mod rights;
