@@ -14,14 +14,16 @@ mod error;
 mod historical;
 mod online;
 mod retrieval;
+mod served;
 mod spine;
 mod training_set;
 
 pub use dataset::{Dataset, DatasetLabel, DatasetOutput, DatasetSpine, DatasetTable, Datasets};
 pub use error::FeatureStoreError;
 pub use historical::{HistoricalFeatures, HistoricalOptions, Label, ValueStatus, historical_features};
-pub use online::{OnlineColumns, OnlineKeys, OnlinePlan, OnlineStore};
+pub use online::{OnlineColumns, OnlineKeys, OnlinePlan, OnlineStore, ViewColumns};
 pub use retrieval::{Asked, Retrieval, RetrievedView};
+pub use served::{ComparedFeature, ServedComparison, ServedLog, compare_served, forget_served};
 pub use spine::{Spine, SpineFormat};
 pub use training_set::{Made, TrainingSetRequest, make_training_set, replay_training_set};
 

@@ -22,6 +22,9 @@ pub(crate) fn any_of(bytes: &[u8]) -> Result<Any> {
     let wrong =
         |error: serde_json::Error| ServeError::Request(format!("the command is no JSON that is understood: {error}"));
     let mut command: serde_json::Map<String, Value> = serde_json::from_slice(bytes).map_err(wrong)?;
+    if let Some(api) = command.get("api") {
+        return of_feast(&api.clone(), command);
+    }
     let Some(Value::String(name)) = command.remove("@type") else {
         return Err(ServeError::Request(format!(
             "the command is JSON without `@type`: it names the message that would be in google.protobuf.Any, one of {}",
@@ -70,6 +73,50 @@ pub(crate) fn any_of(bytes: &[u8]) -> Result<Any> {
         "the command `{name}` is not offered as JSON: there are {}",
         names().join(", ")
     )))
+}
+
+/// What Feast's remote offline store sends: `{"api": "get_historical_features", "feature_refs": […], …}`, the spine behind it. Its times are in UTC, and its answers have no
+/// statuses.
+fn of_feast(api: &Value, command: serde_json::Map<String, Value>) -> Result<Any> {
+    if api.as_str() != Some("get_historical_features") {
+        let api: String = api.as_str().unwrap_or_default().chars().take(120).collect();
+        return Err(ServeError::Unsupported(format!(
+            "`{api}` of Feast's offline store is not offered: ask for get_historical_features, runs of the lake do the rest"
+        )));
+    }
+    let json: FeastHistorical = serde_json::from_value(Value::Object(command))
+        .map_err(|error| ServeError::Request(format!("Feast's command is not understood: {error}")))?;
+    let refused =
+        |what: &str| Err(ServeError::Unsupported(format!("{what} is not offered: send the entities as a data frame")));
+    if json.entity_df_sql.is_some() {
+        return refused("an entity_df in SQL");
+    }
+    if json.start_date.is_some() || json.end_date.is_some() {
+        return refused("a range of time instead of entities");
+    }
+    if json.name_aliases.iter().any(Option::is_some) {
+        return Err(ServeError::Unsupported(
+            "views under another name are not offered: leave with_name out".to_owned(),
+        ));
+    }
+    Ok(wrapped(&GetHistoricalFeatures {
+        features: json.feature_refs,
+        full_feature_names: json.full_feature_names,
+        status: StatusColumns::None.into(),
+        timestamps_are_utc: true,
+        ..GetHistoricalFeatures::default()
+    }))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct FeastHistorical {
+    feature_refs: Vec<String>,
+    full_feature_names: bool,
+    name_aliases: Vec<Option<String>>,
+    entity_df_sql: Option<Value>,
+    start_date: Option<Value>,
+    end_date: Option<Value>,
 }
 
 fn names() -> [String; 4] {
@@ -197,6 +244,33 @@ mod tests {
         let any = any_of(br#"{"@type": "holdfast.v1.FeaturesForCustomers", "customer_ids": ["a"]}"#).unwrap();
         let customer_ids = vec!["a".to_owned()];
         assert_eq!(any, wrapped(&FeaturesForCustomers { customer_ids, ..FeaturesForCustomers::default() }));
+    }
+
+    #[test]
+    fn what_feast_sends_asks_for_the_same() {
+        let any = any_of(
+            br#"{"command_id": "x", "api": "get_historical_features", "feature_view_names": ["v"], "feature_refs": ["v:a", "v:b"],
+                "project": "p", "full_feature_names": true, "name_aliases": [null]}"#,
+        )
+        .unwrap();
+        let expected = GetHistoricalFeatures {
+            features: vec!["v:a".to_owned(), "v:b".to_owned()],
+            full_feature_names: true,
+            status: StatusColumns::None.into(),
+            timestamps_are_utc: true,
+            ..GetHistoricalFeatures::default()
+        };
+        assert_eq!(any, wrapped(&expected));
+        for (more, told) in [
+            (r#""entity_df_sql": "select 1""#, "as a data frame"),
+            (r#""name_aliases": ["w"]"#, "with_name"),
+            (r#""start_date": "2026-01-01""#, "as a data frame"),
+        ] {
+            let error = any_of(format!("{{\"api\": \"get_historical_features\", {more}}}").as_bytes()).unwrap_err();
+            assert!(error.to_string().contains(told), "{error}");
+        }
+        let error = any_of(br#"{"api": "offline_write_batch"}"#).unwrap_err().to_string();
+        assert!(error.contains("offline_write_batch"), "{error}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use arrow_flight::FlightData;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use holdfast_feature_store::{OnlineColumns, OnlinePlan, OnlineStore};
+use holdfast_feature_store::{Asked, OnlineColumns, OnlinePlan, OnlineStore};
 use tonic::Streaming;
 
 use crate::feature_calls::{asked, sent_rows, status};
@@ -21,14 +21,10 @@ use crate::{Result, ServeError, ServeSettings};
 pub(crate) type Answers = BoxStream<'static, Result<(RecordBatch, Bytes)>>;
 
 /// Answers keys from memory.
-pub(crate) async fn answer(
-    store: &OnlineStore,
-    command: &GetOnlineFeatures,
-    settings: &ServeSettings,
-) -> Result<RecordBatch> {
-    let plan = plan(store, command).await?;
+pub(crate) async fn answer(runs: &Runs, command: &GetOnlineFeatures, settings: &ServeSettings) -> Result<RecordBatch> {
+    let plan = plan(runs.online(), command).await?;
     let keys = keys(&command.keys, &plan, settings.max_customer_ids)?;
-    let rows = plan.answer(&keys, store.now())?;
+    let rows = answered(runs, &plan, &keys)?;
     let schema = wire_schema(&rows.schema());
     Ok(to_wire(&rows, &schema)?)
 }
@@ -66,7 +62,7 @@ pub(crate) async fn converse(
                 let (asked, columns) = plan.pinned();
                 plan = store.plan(asked, columns)?;
             }
-            let rows = plan.answer(&batch, store.now())?;
+            let rows = answered(&runs, &plan, &batch)?;
             let run = Bytes::from(plan.run().to_string());
             Ok(Some(((to_wire(&rows, &wire)?, run), (plan, keys))))
         }
@@ -74,21 +70,34 @@ pub(crate) async fn converse(
     Ok((schema, answers.boxed()))
 }
 
-/// How a command is answered. Where no run is in memory yet, the newest is taken there first.
+/// What the keys have now; noted, if it is its turn.
+pub(crate) fn answered(runs: &Runs, plan: &OnlinePlan, keys: &RecordBatch) -> Result<RecordBatch> {
+    let at = runs.online().now();
+    let rows = plan.answer(keys, at)?;
+    runs.served().note(plan, &rows, at);
+    Ok(rows)
+}
+
+/// How a command is answered.
 async fn plan(store: &OnlineStore, command: &GetOnlineFeatures) -> Result<Arc<OnlinePlan>> {
-    if store.run() == 0 {
-        store.refresh().await?;
-    }
     let columns = OnlineColumns {
         full_names: command.full_feature_names,
         status: status(command.status)?,
         event_timestamps: command.event_timestamps,
     };
-    Ok(store.plan(&asked(&command.feature_service, &command.features)?, columns)?)
+    plan_of(store, &asked(&command.feature_service, &command.features)?, columns).await
+}
+
+/// How a request is answered. Where no run is in memory yet, the newest is taken there first.
+pub(crate) async fn plan_of(store: &OnlineStore, asked: &Asked, columns: OnlineColumns) -> Result<Arc<OnlinePlan>> {
+    if store.run() == 0 {
+        store.refresh().await?;
+    }
+    Ok(store.plan(asked, columns)?)
 }
 
 /// The keys as columns, with the names and types of the views' keys.
-fn keys(columns: &[KeyColumn], plan: &OnlinePlan, rows_max: usize) -> Result<RecordBatch> {
+pub(crate) fn keys(columns: &[KeyColumn], plan: &OnlinePlan, rows_max: usize) -> Result<RecordBatch> {
     let expected = plan.keys();
     let rows = columns.iter().map(|column| column.texts.len().max(column.integers.len())).max().unwrap_or(0);
     too_many(rows, rows_max)?;

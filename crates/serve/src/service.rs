@@ -58,7 +58,7 @@ pub(crate) struct HoldfastFlight {
 impl HoldfastFlight {
     pub(crate) fn new(reader: Arc<LakeReader>, puts: Option<Arc<Puts>>, settings: Arc<ServeSettings>) -> Self {
         Self {
-            runs: Arc::new(Runs::new(reader, settings.kept_runs)),
+            runs: Arc::new(Runs::new(reader, &settings)),
             streams: Arc::new(Streams::new(Arc::clone(&settings))),
             puts,
             settings,
@@ -103,7 +103,7 @@ impl HoldfastFlight {
 
     async fn plan(&self, question: Question, run: &Published) -> Result<Answer> {
         if let Question::Online(command) = &question {
-            return online_calls::answer(self.runs.online(), command, &self.settings).await.map(Answer::ready_batch);
+            return online_calls::answer(&self.runs, command, &self.settings).await.map(Answer::ready_batch);
         }
         Answer::plan(question, run, &self.settings, self.puts.is_some()).await
     }

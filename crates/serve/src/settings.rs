@@ -1,3 +1,4 @@
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use crate::{Result, ServeError, Token};
@@ -29,6 +30,8 @@ pub struct ServeSettings {
     pub max_waiting_queries: usize,
     /// Exchanges of online features that may be open at the same time; one more is refused. 1 to 100,000.
     pub max_online_exchanges: usize,
+    /// Every how many answers from memory one is kept in the lake, to be compared with what history says; none without.
+    pub log_served: Option<NonZeroU64>,
     /// Customer ids of one feature call. 1 to 1,000,000.
     pub max_customer_ids: usize,
     /// What a part of a spine with its features may hold in memory, for each exchange. 16 MiB to 64 GiB.
@@ -54,6 +57,7 @@ impl Default for ServeSettings {
             max_concurrent_queries: 16,
             max_waiting_queries: 256,
             max_online_exchanges: 1_024,
+            log_served: None,
             max_customer_ids: 10_000,
             feature_memory_bytes: 128 << 20,
             max_statement_bytes: 1 << 20,

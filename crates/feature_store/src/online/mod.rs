@@ -28,10 +28,11 @@ use holdfast_features::{HistoryFile, HistorySchema, read_history_file};
 use holdfast_lake::Lake;
 use holdfast_types::TableName;
 use object_store::ObjectStore;
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use self::packing::{PackedRows, Packing, versions};
-pub use self::plan::OnlinePlan;
+pub use self::plan::{OnlinePlan, ViewColumns};
 use self::slab::Bucket;
 use crate::historical::ValueStatus;
 use crate::retrieval::Asked;
@@ -45,7 +46,7 @@ const BUCKETS_READ: usize = 4;
 const PLANS_MAX: usize = 256;
 
 /// Which columns an answer from memory has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct OnlineColumns {
     /// Columns are called `view__feature`.
     pub full_names: bool,

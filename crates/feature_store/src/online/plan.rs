@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, DictionaryArray, Int8Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, FieldRef, Int8Type, Schema, SchemaRef, TimeUnit};
+use arrow::error::ArrowError;
 use chrono::{DateTime, Utc};
 use holdfast_engine::FeatureReference;
 use holdfast_features::{EVENT_TIMESTAMP, Status, status_type};
@@ -15,6 +16,7 @@ use super::packing::{event_of, is_deletion};
 use super::{OnlineColumns, OnlineKeys, OnlineTable, State};
 use crate::historical::ValueStatus;
 use crate::retrieval::Asked;
+use crate::served::{ServedFrom, ServedView};
 use crate::{FeatureStoreError, Result};
 
 /// What requests of a kind come to in one run: versions, places in memory and columns. It goes on with that run for as long as it is held.
@@ -26,6 +28,8 @@ pub struct OnlinePlan {
     keys: Vec<FieldRef>,
     views: Vec<PlannedView>,
     schema: SchemaRef,
+    /// As JSON, for samples of answers.
+    served_from: Arc<str>,
     /// The words of statuses.
     words: ArrayRef,
 }
@@ -33,10 +37,28 @@ pub struct OnlinePlan {
 #[derive(Debug)]
 struct PlannedView {
     name: String,
+    version: u32,
+    /// What columns call it.
+    label: String,
     table: Arc<OnlineTable>,
     ttl_us: Option<i64>,
     /// By their place in the view.
     features: Vec<usize>,
+}
+
+/// What the columns of a view are called in an answer; those of the view itself where they are asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ViewColumns {
+    /// The view.
+    pub view: String,
+    /// Its version.
+    pub version: u32,
+    /// Its features; a feature's status is called `<column>__status`.
+    pub features: Vec<String>,
+    /// Whether there is a row.
+    pub status: String,
+    /// When the row's event was.
+    pub event_timestamp: String,
 }
 
 /// The bytes of keys, one behind the other, and where each is looked for. A key with a null is nobody's.
@@ -54,6 +76,7 @@ impl OnlinePlan {
         let mut keys: Vec<FieldRef> = Vec::new();
         let (mut fields, mut views): (Vec<FieldRef>, Vec<PlannedView>) = (Vec::new(), Vec::new());
         let (mut tables, mut names, mut pinned) = (serde_json::Map::new(), Vec::new(), Vec::new());
+        let mut served = Vec::new();
         for (view, features) in &wanted {
             let table = state.table(view)?;
             for key in table.schema.keys() {
@@ -91,7 +114,16 @@ impl OnlinePlan {
             tables.insert(view.history.to_string(), table.version.into());
             let ttl_us = view.view.ttl_s.map(|ttl| ttl.saturating_mul(1_000_000));
             let (name, table) = (view.view.name.clone(), Arc::clone(table));
-            views.push(PlannedView { name, table, ttl_us, features: places });
+            served.push(ServedView {
+                view: name.clone(),
+                version: view.version,
+                label: label.clone(),
+                table: view.history.clone(),
+                table_version: table.version,
+                step: table.step,
+                features: features.clone(),
+            });
+            views.push(PlannedView { name, version: view.version, label, table, ttl_us, features: places });
         }
         // A key may be null in the question: it is nobody's.
         fields.splice(0..0, keys.iter().map(|key| Arc::new(key.as_ref().clone().with_nullable(true))));
@@ -103,6 +135,9 @@ impl OnlinePlan {
                 )));
             }
         }
+        let key_names = keys.iter().map(|key| key.name().clone()).collect();
+        let served_from = ServedFrom { run: state.run, columns, keys: key_names, views: served };
+        let written = |error: serde_json::Error| ArrowError::JsonError(error.to_string());
         let service = service.map(|version| format!("{}@v{}", version.service.name, version.version));
         let metadata: HashMap<String, String> = [
             ("holdfast.features".to_owned(), names.join(",")),
@@ -119,6 +154,7 @@ impl OnlinePlan {
             keys,
             views,
             schema: Arc::new(Schema::new_with_metadata(fields, metadata)),
+            served_from: serde_json::to_string(&served_from).map_err(written)?.into(),
             words: Arc::new(StringArray::from_iter_values(Status::ALL.map(Status::as_str))),
         })
     }
@@ -141,6 +177,31 @@ impl OnlinePlan {
     /// The columns of answers: keys, then of each view its features and statuses. Its metadata says where they are from.
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
+    }
+
+    /// What the columns of each view are called.
+    pub fn columns_by_view(&self) -> Vec<ViewColumns> {
+        let full_names = self.columns.full_names;
+        let of = |view: &PlannedView| {
+            let fields = view.table.schema.features();
+            let name = |feature: &usize| match full_names {
+                true => format!("{}__{}", view.label, fields[*feature].name()),
+                false => fields[*feature].name().clone(),
+            };
+            ViewColumns {
+                view: view.name.clone(),
+                version: view.version,
+                features: view.features.iter().map(name).collect(),
+                status: format!("{}__status", view.label),
+                event_timestamp: format!("{}__{EVENT_TIMESTAMP}", view.label),
+            }
+        };
+        self.views.iter().map(of).collect()
+    }
+
+    /// All that it takes to work an answer out again.
+    pub(crate) fn served_from(&self) -> &Arc<str> {
+        &self.served_from
     }
 
     /// What the keys have at a moment: one row for each, in their order.
