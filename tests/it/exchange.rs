@@ -176,10 +176,6 @@ async fn an_exchange_of_keys_goes_on_over_a_publish_with_the_versions_it_began_w
     assert_eq!(metadata["holdfast.run"], of_run);
     assert!(metadata["holdfast.tables"].contains("\"history.spend_v1\":"), "{metadata:?}");
 
-    // No rows in, no rows out.
-    sender.send(asked.slice(0, 0)).unwrap();
-    assert_eq!(next(&mut answers).await.unwrap().unwrap().0.num_rows(), 0);
-
     // Another run, with another service of that name.
     order(&shop, "b", &[("o3", "M1", 3, "5.00"), ("o4", "M2", 2, "1.00")]);
     shop.write("pipelines/churn/feature_services.toml", "[churn]\nfeatures = [\"spend:orders\"]\n");

@@ -122,7 +122,7 @@ impl ServedLog {
             let schema: SchemaRef = Arc::new(Schema::new_with_metadata(fields, HashMap::from(metadata)));
             // One stream behind the other.
             let mut writer = StreamWriter::try_new(&mut body, &schema)?;
-            writer.write(&sample.rows.clone().with_schema(schema)?)?;
+            writer.write(&RecordBatch::try_new(schema, sample.rows.columns().to_vec())?)?;
             writer.finish()?;
         }
         let now = lake.clock().now().timestamp_micros();
@@ -262,7 +262,7 @@ async fn compare(
     }
     let served: Vec<RecordBatch> = answers
         .iter()
-        .map(|(_, rows)| rows.clone().with_schema(plain(&rows.schema())))
+        .map(|(_, rows)| RecordBatch::try_new(plain(&rows.schema()), rows.columns().to_vec()))
         .collect::<std::result::Result<_, _>>()?;
     let served = concat_batches(&served[0].schema(), &served)?;
     let moments: Vec<i64> = answers.iter().flat_map(|(at, rows)| std::iter::repeat_n(*at, rows.num_rows())).collect();

@@ -125,8 +125,8 @@ async fn answer(face: &Face, body: Body) -> Result<(u64, Vec<u8>)> {
     })?;
     let request: OnlineRequest = serde_json::from_slice(&body)
         .map_err(|error| ServeError::Request(format!("the body is not understood: {error}")))?;
-    let columns =
-        OnlineColumns { full_names: request.full_feature_names, status: ValueStatus::Value, event_timestamps: true };
+    // Under full names no column hides another: a feature may be called as its view.
+    let columns = OnlineColumns { full_names: true, status: ValueStatus::Value, event_timestamps: true };
     let asked = asked(request.feature_service.as_deref().unwrap_or_default(), &request.features)?;
     let plan = plan_of(face.runs.online(), &asked, columns).await?;
     let entities =
@@ -151,14 +151,20 @@ async fn answer(face: &Face, body: Body) -> Result<(u64, Vec<u8>)> {
         let moments = texts(&rows, &view.event_timestamp)?;
         let moments: Vec<String> =
             moments.into_iter().map(|moment| if moment.is_empty() { epoch.clone() } else { moment }).collect();
-        for column in view.features {
+        for (feature, column) in view.features {
+            let name = if request.full_feature_names { column.clone() } else { feature };
+            if response.metadata.feature_names.contains(&name) {
+                return Err(ServeError::Request(format!(
+                    "two features are called {name}: ask for full_feature_names, or for one of them"
+                )));
+            }
             let found = column_of(&rows, &column)?;
             response.results.push(Column {
                 values: values(found)?,
                 statuses: texts(&rows, &format!("{column}__status"))?,
                 event_timestamps: moments.clone(),
             });
-            response.metadata.feature_names.push(column);
+            response.metadata.feature_names.push(name);
         }
         if request.include_feature_view_version_metadata {
             response.metadata.feature_view_metadata.push(ViewMetadata { name: view.view, version: view.version });

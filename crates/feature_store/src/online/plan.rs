@@ -53,8 +53,8 @@ pub struct ViewColumns {
     pub view: String,
     /// Its version.
     pub version: u32,
-    /// Its features; a feature's status is called `<column>__status`.
-    pub features: Vec<String>,
+    /// Its features, each with its column; the column of a feature's status is called `<column>__status`.
+    pub features: Vec<(String, String)>,
     /// Whether there is a row.
     pub status: String,
     /// When the row's event was.
@@ -184,9 +184,10 @@ impl OnlinePlan {
         let full_names = self.columns.full_names;
         let of = |view: &PlannedView| {
             let fields = view.table.schema.features();
-            let name = |feature: &usize| match full_names {
-                true => format!("{}__{}", view.label, fields[*feature].name()),
-                false => fields[*feature].name().clone(),
+            let name = |feature: &usize| {
+                let feature = fields[*feature].name().clone();
+                let column = if full_names { format!("{}__{feature}", view.label) } else { feature.clone() };
+                (feature, column)
             };
             ViewColumns {
                 view: view.name.clone(),
