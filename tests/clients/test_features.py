@@ -186,4 +186,4 @@ def test_the_client_needs_pyarrow_alone():
         for line in file.read_text().splitlines()
         if line.startswith(("import ", "from "))
     }
-    assert imported <= {"__future__", "collections", "holdfast", "json", "pyarrow", "threading", "typing"}
+    assert imported <= {"__future__", "collections", "holdfast", "json", "pyarrow", "threading", "typing", "uuid"}
