@@ -57,6 +57,21 @@ def test_then_and_now_are_the_numbers_of_the_table(client, view):
     assert set(now.column("churn_v1__status").to_pylist()[:-1]) == {"PRESENT"}
 
 
+def test_an_open_line_answers_as_a_call_does(client, view):
+    ids = view.column("customer_id").to_pylist()[:200]
+    called = client.get_online_features(ids, service="churn", event_timestamps=True).to_arrow()
+    with client.online(service="churn", event_timestamps=True) as line:
+        for start in range(0, 200, 50):
+            found = line.get({"customer_id": ids[start : start + 50]})
+            same(pyarrow.table(found), called.slice(start, 50))
+        assert line.get({"customer_id": []}).num_rows == 0
+        assert line.get({"customer_id": ["no such customer"]}).column("churn_v1__status").to_pylist() == ["NOT_FOUND"]
+    with pytest.raises(holdfast.FeatureError, match="no key column"), client.online(service="churn") as line:
+        line.get({"customer": ["a"]})
+    # Nothing was asked.
+    client.online(service="churn").close()
+
+
 def test_nothing_is_seen_before_it_was_known(client, view):
     ids = view.column("customer_id").to_pylist()[:10]
     early = datetime.datetime(2000, 1, 1, tzinfo=datetime.timezone.utc)
@@ -171,4 +186,4 @@ def test_the_client_needs_pyarrow_alone():
         for line in file.read_text().splitlines()
         if line.startswith(("import ", "from "))
     }
-    assert imported <= {"__future__", "collections", "holdfast", "json", "pyarrow", "threading", "typing"}
+    assert imported <= {"__future__", "collections", "holdfast", "json", "pyarrow", "threading", "typing", "uuid"}

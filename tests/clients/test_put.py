@@ -6,6 +6,7 @@ import pathlib
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import adbc_driver_flightsql
@@ -16,7 +17,11 @@ import pyarrow
 import pyarrow.flight
 import pytest
 
-from conftest import environment
+from conftest import ROOT, environment
+
+sys.path.insert(0, str(ROOT / "crates" / "serve" / "python"))
+
+import holdfast  # noqa: E402
 
 FILES = {
     "holdfast.toml": "",
@@ -133,6 +138,19 @@ def test_each_batch_is_acknowledged_with_its_position_and_can_be_put_again(servi
     assert {str(row["amount"]) for row in rows} == {"19.90"}
     assert {row["ordered_at"].timestamp() for row in rows} == {1_769_904_000}
     assert rows[0]["lines"] == [{"sku": "a", "quantity": 2}]
+
+
+def test_our_own_client_pushes_and_repeats(service):
+    rows = orders([f"o{number}" for number in range(200_000)])
+    with service, holdfast.Client(service.uri, token=PUT, timeout=60) as client:
+        assert client.push("orders", rows, stream="nightly") == {"stored": 200_000, "known": 0}
+        assert client.push("raw.orders", rows, stream="nightly") == {"stored": 0, "known": 200_000}
+        assert client.push("orders", rows.slice(0, 3))["stored"] == 3
+        with pytest.raises(holdfast.FeatureError, match="there is no source"):
+            client.push("order", rows)
+        with pytest.raises(holdfast.FeatureError, match="is missing"):
+            client.push("orders", rows.drop_columns("amount"))
+    assert len(service.ids()) == 200_003
 
 
 def test_a_batch_is_durable_when_it_is_acknowledged(service):

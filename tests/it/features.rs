@@ -11,7 +11,7 @@ use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use holdfast_engine::{
     LakeReader, Project, RunOptions, RunReport, Runner, Selection, SessionSettings, compact_history, history_of,
 };
-use holdfast_feature_store::{Asked, Datasets, OnlineOptions, OnlineStore, ValueStatus};
+use holdfast_feature_store::{Asked, Datasets, OnlineColumns, OnlineStore, ValueStatus};
 use holdfast_lake::{KeptRuns, Lake, LakeSettings, MaintainSettings, StoreOptions, open_store};
 use holdfast_testkit::{FaultStore, Moment};
 use holdfast_types::{FixedClock, NoProgress, TableName};
@@ -30,14 +30,14 @@ const SPEND: &str = "-- What a customer spent.\n-- @stage      incremental key(c
 const SERVICES: &str = "[churn]\ndescription = \"For tests\"\nfeatures = [\"spend:spend\", \"spend:orders\"]\n";
 
 /// A shop with a feature view of what customers spent, and a service.
-fn shop() -> Shop {
+pub(crate) fn shop() -> Shop {
     let shop = Shop::new(&[("sql/features/spend.sql", SPEND)]);
     shop.write("pipelines/churn/feature_services.toml", SERVICES);
     shop
 }
 
 #[expect(clippy::disallowed_methods, reason = "runs of the binary are at the real time")]
-fn now() -> DateTime<Utc> {
+pub(crate) fn now() -> DateTime<Utc> {
     Utc::now()
 }
 
@@ -46,7 +46,7 @@ fn text(moment: DateTime<Utc>) -> String {
 }
 
 /// Orders some days ago: `(order, member, days, amount)`.
-fn order(shop: &Shop, name: &str, rows: &[(&str, &str, i64, &str)]) {
+pub(crate) fn order(shop: &Shop, name: &str, rows: &[(&str, &str, i64, &str)]) {
     let row = |(order, member, days, amount): &(&str, &str, i64, &str)| {
         format!("{order},{member},{},{amount}\n", text(now() - TimeDelta::days(*days)))
     };
@@ -57,13 +57,13 @@ fn order(shop: &Shop, name: &str, rows: &[(&str, &str, i64, &str)]) {
     succeed(&mut shop.command(&["ingest", "--from", "in"]));
 }
 
-fn run(shop: &Shop) -> DateTime<Utc> {
+pub(crate) fn run(shop: &Shop) -> DateTime<Utc> {
     succeed(&mut shop.command(&["run"]));
     now()
 }
 
 /// The customer of a member, by one of their orders.
-fn customer(shop: &Shop, order: &str) -> String {
+pub(crate) fn customer(shop: &Shop, order: &str) -> String {
     shop.query(&format!("select customer_id from core.orders where order_id = '{order}'"))[0]["customer_id"]
         .as_str()
         .unwrap()
@@ -433,6 +433,50 @@ async fn lake(shop: &Shop, at: DateTime<Utc>) -> Lake {
     Lake::open_to_write(&folder, Path::new("/"), &StoreOptions::new(), Arc::new(FixedClock(at))).await.unwrap()
 }
 
+#[test]
+fn pit_3_a_row_of_an_earlier_event_is_seen_when_it_corrects_goes_or_comes_back() {
+    // The event is the first order: orders of before that come late move it back.
+    let shop = Shop::new(&[("sql/features/spend.sql", &SPEND.replace("max(ordered_at)", "min(ordered_at)"))]);
+    shop.write("pipelines/churn/feature_services.toml", SERVICES);
+    let mut moments = Vec::new();
+    for (at, orders) in [
+        vec![("o1", "M1", 10, "10.00"), ("p1", "M2", 3, "1.00")],
+        // Corrected to an earlier event.
+        vec![("o2", "M1", 20, "5.00")],
+        // Gone, from an event that is earlier than the one history has.
+        vec![("o3", "M1", 1, "-100.00")],
+        // Back, with an event that is earlier still; and the other one goes and comes in one run.
+        vec![("o4", "M1", 40, "500.00"), ("p2", "M2", 2, "-9.00"), ("p3", "M2", 30, "20.00")],
+        vec![("p4", "M2", 60, "1.00")],
+    ]
+    .iter()
+    .enumerate()
+    {
+        order(&shop, &format!("r{at}"), orders);
+        moments.push(run(&shop));
+    }
+    let (m1, m2) = (customer(&shop, "o1"), customer(&shop, "p1"));
+    let spine: Vec<(&str, DateTime<Utc>)> =
+        moments.iter().flat_map(|at| [(m1.as_str(), *at), (m2.as_str(), *at)]).collect();
+    let expected = [
+        ["10.00", "PRESENT"],
+        ["1.00", "PRESENT"],
+        ["15.00", "PRESENT"],
+        ["1.00", "PRESENT"],
+        ["", "NOT_FOUND"],
+        ["1.00", "PRESENT"],
+        ["415.00", "PRESENT"],
+        ["12.00", "PRESENT"],
+        ["415.00", "PRESENT"],
+        ["13.00", "PRESENT"],
+    ];
+    let (answer, _) = training_set(&shop, &spine, &["--service", "churn"]);
+    assert_eq!(cells(&answer, &["spend", "spend__status"]), expected);
+    succeed(&mut shop.command(&["maintain", "--table", "history.*"]));
+    let (answer, _) = training_set(&shop, &spine, &["--service", "churn"]);
+    assert_eq!(cells(&answer, &["spend", "spend__status"]), expected);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pit_4_a_training_set_is_had_again_byte_for_byte_until_it_is_released() {
     let shop = shop();
@@ -652,8 +696,8 @@ async fn pit_3_online_values_are_those_of_a_training_row_of_the_same_moment() {
             Arc::new(arrow::array::StringArray::from(customers.clone())) as arrow::array::ArrayRef,
         )])
         .unwrap();
-        let options = OnlineOptions { full_names: true, status: ValueStatus::Value, event_timestamps: true, at };
-        let online = store.answer(&Asked::Service("churn".to_owned()), &keys, &options).unwrap().rows;
+        let columns = OnlineColumns { full_names: true, status: ValueStatus::Value, event_timestamps: true };
+        let online = store.answer(&Asked::Service("churn".to_owned()), &keys, columns, at).unwrap();
         for (row, expected) in offline.iter().enumerate() {
             for (field, column) in online.schema().fields().iter().zip(online.columns()) {
                 let found = array_value_to_string(column, row).unwrap();
@@ -669,9 +713,11 @@ async fn pit_3_online_values_are_those_of_a_training_row_of_the_same_moment() {
             Arc::new(arrow::array::StringArray::from(customers)) as arrow::array::ArrayRef,
         )])
         .unwrap();
-        let options =
-            OnlineOptions { full_names: false, status: ValueStatus::View, event_timestamps: false, at: now() };
-        let rows = store.answer(&Asked::Features(vec!["spend".parse().unwrap()]), &keys, &options).unwrap().rows;
+        let columns = OnlineColumns { full_names: false, status: ValueStatus::View, event_timestamps: false };
+        let asked = Asked::Features(vec!["spend".parse().unwrap()]);
+        let early = store.answer(&asked, &keys, columns, now() - TimeDelta::days(1)).unwrap_err().to_string();
+        assert!(early.contains("became known after that moment"), "{early}");
+        let rows = store.answer(&asked, &keys, columns, store.now()).unwrap();
         let column = rows.column_by_name("spend__status").unwrap();
         (0..rows.num_rows()).map(|row| array_value_to_string(column, row).unwrap()).collect()
     };

@@ -13,6 +13,7 @@
 //! ```
 
 mod append;
+mod as_of_join;
 mod build;
 mod by_key;
 mod cases;

@@ -14,6 +14,7 @@ use datafusion::sql::sqlparser::ast::{
     Expr, Ident, Query, SelectItem, SetExpr, Value, VisitMut, VisitorMut, visit_expressions_mut,
 };
 
+use crate::as_of_join;
 use crate::diagnostic::{Diagnostic, line_and_column};
 use crate::error::describe;
 use crate::stage::{Stage, place_of};
@@ -29,7 +30,8 @@ pub(crate) async fn plan(stage: &Stage, state: &SessionState) -> Result<LogicalP
     let mut mended = None;
     let mut mistakes: Vec<Diagnostic> = Vec::new();
     for _ in 0..NAMES_MAX {
-        let statement = mended.as_ref().unwrap_or(&stage.statement).clone();
+        let mut statement = mended.as_ref().unwrap_or(&stage.statement).clone();
+        as_of_join::wrap(&mut statement);
         let error = match state.statement_to_plan(statement).await {
             Ok(plan) if mistakes.is_empty() => return analysed(stage, plan, state),
             Ok(_) => break,

@@ -18,6 +18,7 @@ use holdfast_lake::Lake;
 use holdfast_types::TableName;
 
 use crate::Result;
+use crate::as_of_join::{self, AsOfPlanner};
 use crate::diagnostic::most_similar;
 use crate::error::{EngineError, describe};
 use crate::executor::Executor;
@@ -131,6 +132,7 @@ pub fn session_with(
             .map_err(EngineError::execution(format!("registering schema {schema}")))?;
     }
     context.register_catalog(CATALOG, Arc::new(catalog));
+    context.register_relation_planner(Arc::new(AsOfPlanner)).map_err(EngineError::execution("preparing the engine"))?;
     context.register_udf(customer_bucket_function(buckets));
     context.register_udf(json_field_function());
     for function in &settings.functions {
@@ -165,9 +167,10 @@ pub(crate) fn add_table(context: &SessionContext, name: &TableName, provider: Ar
 /// The planner's own, with spans where it knows them.
 pub async fn plan_as_of(
     context: &SessionContext,
-    statement: Statement,
+    mut statement: Statement,
     as_of: DateTime<Utc>,
 ) -> Result<(SessionState, LogicalPlan), DataFusionError> {
+    as_of_join::wrap(&mut statement);
     let mut state = context.state();
     state.execution_props_mut().query_execution_start_time = Some(as_of);
     let plan = state.statement_to_plan(statement).await?;
@@ -184,7 +187,8 @@ pub async fn plan_read_only(context: &SessionContext, sql: &str) -> Result<Logic
     };
     let state = context.state();
     let dialect = state.config_options().sql_parser.dialect;
-    let statement = state.sql_to_statement(sql, &dialect).map_err(|error| query_error(&error, context))?;
+    let mut statement = state.sql_to_statement(sql, &dialect).map_err(|error| query_error(&error, context))?;
+    as_of_join::wrap(&mut statement);
     if !reads_only(&statement) {
         return Err(refused());
     }

@@ -43,7 +43,7 @@ pub struct HistoricalOptions {
 }
 
 /// Which status columns there are beside the values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ValueStatus {
     /// None.

@@ -3,7 +3,7 @@
 //! ```text
 //!  service or features ──► Retrieval: versions of views, their history as one run published it
 //!                              ├── spine ──► HistoricalFeatures ──► a training set, recorded under its id
-//!                              └── keys ───► OnlineFeatures (rows in memory, by layers of published versions)
+//!                              └── keys ───► OnlineStore: packed rows in memory
 //! ```
 //!
 //! What a view is, and how its history is kept, the engine knows; how history is joined with a spine, `holdfast-features`. This crate must not know stages, protocols or the command
@@ -14,14 +14,16 @@ mod error;
 mod historical;
 mod online;
 mod retrieval;
+mod served;
 mod spine;
 mod training_set;
 
 pub use dataset::{Dataset, DatasetLabel, DatasetOutput, DatasetSpine, DatasetTable, Datasets};
 pub use error::FeatureStoreError;
 pub use historical::{HistoricalFeatures, HistoricalOptions, Label, ValueStatus, historical_features};
-pub use online::{OnlineAnswer, OnlineKeys, OnlineOptions, OnlineStore};
+pub use online::{OnlineColumns, OnlineKeys, OnlinePlan, OnlineStore, ViewColumns};
 pub use retrieval::{Asked, Retrieval, RetrievedView};
+pub use served::{ComparedFeature, ServedComparison, ServedLog, compare_served, forget_served};
 pub use spine::{Spine, SpineFormat};
 pub use training_set::{Made, TrainingSetRequest, make_training_set, replay_training_set};
 

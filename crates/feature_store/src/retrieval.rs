@@ -11,7 +11,7 @@ use holdfast_types::TableName;
 use crate::{FeatureStoreError, Result};
 
 /// Which features: those of a service, or named one by one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Asked {
     /// `name`, or `name@v3`.
     Service(String),

@@ -44,6 +44,12 @@ pub(crate) enum CliError {
         "{} of {total} stages have rows that their queries do not give, or could not be verified: `holdfast run --full --select STAGE` makes a table anew", if *differing > 0 { differing.to_string() } else { "some".to_owned() }
     )]
     NotVerified { differing: usize, total: usize, kind: ErrorKind },
+    #[error(
+        "{mismatches} of {values} served values are not those that history gives: see metric.feature_consistency for which; a `holdfast serve` that is started again reads all of history anew"
+    )]
+    Inconsistent { mismatches: u64, values: u64 },
+    #[error("{moved} features moved from the baseline `{baseline}`: see metric.feature_stats for how far")]
+    FeaturesMoved { moved: usize, baseline: String },
     #[error("{failed} of {total} cases failed")]
     CasesFailed { failed: usize, total: usize },
     #[error("{0}")]
@@ -98,7 +104,8 @@ impl CliError {
             | Self::CasesFailed { .. }
             | Self::CheckFailed(_)
             | Self::Training(_) => ErrorKind::InvalidInput,
-            Self::ModelDamaged(_) => ErrorKind::CorruptData,
+            Self::FeaturesMoved { .. } => ErrorKind::Quarantine,
+            Self::ModelDamaged(_) | Self::Inconsistent { .. } => ErrorKind::CorruptData,
             Self::Moved(_) => ErrorKind::Conflict,
             Self::Store { .. } => ErrorKind::Retry,
             Self::Model(error) => error.kind(),

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use arrow_flight::FlightData;
 use bytes::Bytes;
@@ -12,8 +12,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use holdfast_engine::{FeatureReference, Registry, named};
 use holdfast_feature_store::{
-    Asked, Datasets, FeatureStoreError, HistoricalOptions, OnlineOptions, OnlineStore, Retrieval, ValueStatus,
-    historical_features,
+    Asked, Datasets, FeatureStoreError, HistoricalOptions, OnlineStore, Retrieval, ValueStatus, historical_features,
 };
 use holdfast_lake::Lake;
 use prost::Message;
@@ -21,31 +20,73 @@ use serde_json::json;
 use tonic::Streaming;
 
 use crate::answer::Answer;
-use crate::generated::v1::{GetHistoricalFeatures, GetOnlineFeatures, KeyColumn, StatusColumns};
+use crate::generated::v1::{GetHistoricalFeatures, GetOnlineFeatures, StatusColumns};
 use crate::put::decode::{Decoded, Decoder};
 use crate::question::{message_name, unwrapped};
-use crate::wire::{to_wire, wire_schema};
+use crate::wire::wire_schema;
 use crate::{Result, ServeError, ServeSettings};
 
 /// What the dictionaries of a spine may hold.
 const DICTIONARY_BYTES_MAX: usize = 64 << 20;
 
 /// The rows that a client sends.
-type Spine = BoxStream<'static, Result<RecordBatch, ArrowError>>;
+pub(crate) type SentRows = BoxStream<'static, Result<RecordBatch, ArrowError>>;
 
-/// Begins to answer a spine: its first messages are read, its columns are checked, and nothing of the join is done yet.
+/// What an exchange is about: what its first message says.
+#[derive(Debug)]
+pub(crate) enum Exchange {
+    /// A spine comes, its rows with features go back.
+    Historical(GetHistoricalFeatures),
+    /// Keys come for as long as the client likes, a batch each time; what is in memory for them goes back.
+    Online(GetOnlineFeatures),
+}
+
+impl Exchange {
+    /// The word for spans and metrics.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Historical(_) => "get_historical_features",
+            Self::Online(_) => "get_online_features",
+        }
+    }
+
+    /// Reads the first message of a client.
+    pub(crate) async fn begin(messages: &mut Streaming<FlightData>) -> Result<(Self, FlightData)> {
+        let first = next(messages).await?.ok_or_else(|| {
+            ServeError::Request(
+                "nothing came: send GetHistoricalFeatures or GetOnlineFeatures in the descriptor, and the rows behind it"
+                    .to_owned(),
+            )
+        })?;
+        let command = first.flight_descriptor.as_ref().map(|descriptor| descriptor.cmd.clone()).unwrap_or_default();
+        let any = unwrapped(&command)?;
+        let cut = |name: &str| ServeError::Request(format!("the {name} cannot be decoded: it was cut short"));
+        let exchange = match message_name(&any) {
+            name if name == <GetHistoricalFeatures as prost::Name>::full_name() => {
+                GetHistoricalFeatures::decode(any.value)
+                    .map(Self::Historical)
+                    .map_err(|_| cut("GetHistoricalFeatures"))?
+            }
+            name if name == <GetOnlineFeatures as prost::Name>::full_name() => {
+                GetOnlineFeatures::decode(any.value).map(Self::Online).map_err(|_| cut("GetOnlineFeatures"))?
+            }
+            _ => {
+                return Err(ServeError::Unsupported(
+                    "DoExchange answers GetHistoricalFeatures and GetOnlineFeatures alone".to_owned(),
+                ));
+            }
+        };
+        Ok((exchange, first))
+    }
+}
+
+/// Begins to answer a spine: its columns are checked, and nothing of the join is done yet.
 pub(crate) async fn historical(
     lake: &Lake,
-    mut messages: Streaming<FlightData>,
+    command: GetHistoricalFeatures,
+    (first, messages): (FlightData, Streaming<FlightData>),
     settings: &ServeSettings,
 ) -> Result<Answer> {
-    let first = next(&mut messages).await?.ok_or_else(|| {
-        ServeError::Request(
-            "nothing came: send GetHistoricalFeatures in the descriptor, and the spine behind it".to_owned(),
-        )
-    })?;
-    let command = first.flight_descriptor.as_ref().map(|descriptor| descriptor.cmd.clone()).unwrap_or_default();
-    let command = historical_command(&command)?;
     let asked = asked(&command.feature_service, &command.features)?;
     let options = HistoricalOptions {
         timestamp: match command.timestamp.as_str() {
@@ -61,7 +102,7 @@ pub(crate) async fn historical(
     };
     // What is not there is told before the spine is sent.
     let retrieval = Retrieval::of(lake, &asked).await?;
-    let (schema, spine) = spine(first, messages).await?;
+    let (schema, spine) = sent_rows(first, messages).await?;
     let answer = historical_features(
         lake,
         &retrieval,
@@ -73,28 +114,6 @@ pub(crate) async fn historical(
     )?;
     let schema = wire_schema(answer.schema());
     Ok(Answer::batches(schema, answer.map_err(ServeError::from).boxed()))
-}
-
-/// Answers keys from memory. Where no run is in memory yet, the newest is taken there first.
-pub(crate) async fn online(
-    store: &OnlineStore,
-    command: &GetOnlineFeatures,
-    settings: &ServeSettings,
-) -> Result<RecordBatch> {
-    if store.run() == 0 {
-        store.refresh().await?;
-    }
-    let asked = asked(&command.feature_service, &command.features)?;
-    let keys = keys(&command.keys, store, &asked, settings.max_customer_ids)?;
-    let options = OnlineOptions {
-        full_names: command.full_feature_names,
-        status: status(command.status)?,
-        event_timestamps: command.event_timestamps,
-        at: store.now(),
-    };
-    let rows = store.answer(&asked, &keys, &options)?.rows;
-    let schema = wire_schema(&rows.schema());
-    Ok(to_wire(&rows, &schema)?)
 }
 
 /// The views and services of the lake, as JSON.
@@ -165,16 +184,7 @@ fn text<'a>(body: &'a [u8], what: &str) -> Result<&'a str> {
     Ok(text.trim())
 }
 
-fn historical_command(command: &[u8]) -> Result<GetHistoricalFeatures> {
-    let any = unwrapped(command)?;
-    if message_name(&any) != <GetHistoricalFeatures as prost::Name>::full_name() {
-        return Err(ServeError::Unsupported("DoExchange answers GetHistoricalFeatures alone".to_owned()));
-    }
-    GetHistoricalFeatures::decode(any.value)
-        .map_err(|_| ServeError::Request("the GetHistoricalFeatures cannot be decoded: it was cut short".to_owned()))
-}
-
-fn asked(service: &str, features: &[String]) -> Result<Asked> {
+pub(crate) fn asked(service: &str, features: &[String]) -> Result<Asked> {
     match (service, features) {
         ("", []) => Err(ServeError::Request("name a feature_service or features".to_owned())),
         (service, []) => Ok(Asked::Service(service.to_owned())),
@@ -186,7 +196,7 @@ fn asked(service: &str, features: &[String]) -> Result<Asked> {
     }
 }
 
-fn status(status: i32) -> Result<ValueStatus> {
+pub(crate) fn status(status: i32) -> Result<ValueStatus> {
     match StatusColumns::try_from(status) {
         Ok(StatusColumns::View) => Ok(ValueStatus::View),
         Ok(StatusColumns::Value) => Ok(ValueStatus::Value),
@@ -195,51 +205,13 @@ fn status(status: i32) -> Result<ValueStatus> {
     }
 }
 
-/// The keys as columns, with the names and types of the views' keys.
-fn keys(columns: &[KeyColumn], store: &OnlineStore, asked: &Asked, rows_max: usize) -> Result<RecordBatch> {
-    let expected = store.keys_of(asked)?;
-    let names = || expected.iter().map(|key| key.name().clone()).collect::<Vec<_>>().join(", ");
-    let rows = columns.iter().map(|column| column.texts.len().max(column.integers.len())).max().unwrap_or(0);
-    if rows > rows_max {
-        return Err(ServeError::Request(format!("{rows} keys were asked for, and may be {rows_max}: ask in parts")));
-    }
-    let (mut fields, mut arrays): (Vec<Field>, Vec<ArrayRef>) = (Vec::new(), Vec::new());
-    for key in &expected {
-        let is_it = |column: &&KeyColumn| column.name == *key.name() || (column.name.is_empty() && expected.len() == 1);
-        let Some(column) = columns.iter().find(is_it) else {
-            return Err(ServeError::Request(format!(
-                "there is no key column `{}`: the views have {}",
-                key.name(),
-                names()
-            )));
-        };
-        let array: ArrayRef = match key.data_type() {
-            DataType::Int64 if column.texts.is_empty() => Arc::new(Int64Array::from(column.integers.clone())),
-            DataType::Utf8 if column.integers.is_empty() => Arc::new(StringArray::from(column.texts.clone())),
-            wanted => {
-                let what = if *wanted == DataType::Int64 { "integers" } else { "texts" };
-                return Err(ServeError::Request(format!("the keys of `{}` are {what}", key.name())));
-            }
-        };
-        if array.len() != rows {
-            return Err(ServeError::Request("the key columns have different lengths".to_owned()));
-        }
-        fields.push(key.as_ref().clone());
-        arrays.push(array);
-    }
-    if columns.len() > expected.len() {
-        return Err(ServeError::Request(format!("there are more key columns than the views have: {}", names())));
-    }
-    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
-}
-
-/// The spine behind a first message: its columns, and its rows as they arrive.
-async fn spine(first: FlightData, mut messages: Streaming<FlightData>) -> Result<(SchemaRef, Spine)> {
+/// What comes behind a first message: its columns, and its rows as they arrive.
+pub(crate) async fn sent_rows(first: FlightData, mut messages: Streaming<FlightData>) -> Result<(SchemaRef, SentRows)> {
     let mut decoder = Decoder::new(DICTIONARY_BYTES_MAX);
     let mut message = Some(first);
     let schema = loop {
         let Some(FlightData { data_header, data_body, .. }) = message else {
-            return Err(ServeError::Request("the stream ended before the spine's schema came".to_owned()));
+            return Err(ServeError::Request("the stream ended before the schema of its rows came".to_owned()));
         };
         // The descriptor can come by itself.
         if !data_header.is_empty() {
@@ -279,7 +251,7 @@ async fn next(messages: &mut Streaming<FlightData>) -> Result<Option<FlightData>
     messages
         .message()
         .await
-        .map_err(|status| ServeError::Request(format!("the spine ended early: {}", status.message())))
+        .map_err(|status| ServeError::Request(format!("the stream ended early: {}", status.message())))
 }
 
 impl From<FeatureStoreError> for ServeError {

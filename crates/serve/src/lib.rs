@@ -28,7 +28,10 @@ mod generated {
         include!("generated/holdfast.v1.rs");
     }
 }
+mod http;
+mod json;
 mod metadata;
+mod online_calls;
 mod put;
 mod question;
 mod rights;
@@ -45,7 +48,7 @@ pub use error::ServeError;
 pub use generated::v1::{GetHistoricalFeatures, GetOnlineFeatures, KeyColumn, StatusColumns};
 pub use put::{PutSettings, Puts};
 pub use question::{CommandMessage, FeaturesForCustomers, ScoresAbove};
-pub use server::{bind, serve};
+pub use server::{bind, serve, serve_with_http};
 pub use settings::ServeSettings;
 pub use token::Token;
 

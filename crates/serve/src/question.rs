@@ -12,6 +12,7 @@ use prost::Message;
 pub use crate::generated::v1::{FeaturesForCustomers, ScoresAbove};
 use crate::generated::v1::{GetHistoricalFeatures, GetOnlineFeatures};
 use crate::generated::v1::{PreparedStatement, Ticket};
+use crate::json;
 use crate::metadata::KeysOf;
 use crate::{Result, ServeError};
 
@@ -166,7 +167,12 @@ pub(crate) fn prepared_query(handle: &[u8]) -> Result<String> {
     PreparedStatement::decode(handle).map(|statement| statement.query).map_err(|_| not_understood("prepared statement"))
 }
 
+/// The message in a command: protobuf in `google.protobuf.Any`, or JSON.
 pub(crate) fn unwrapped(bytes: &[u8]) -> Result<Any> {
+    // A message begins with the number of a field, which is never a brace: field 15 as a group, which `Any` has not.
+    if bytes.first() == Some(&b'{') {
+        return json::any_of(bytes);
+    }
     match Any::decode(bytes) {
         Ok(any) if any.type_url.contains('/') => Ok(any),
         _ => Err(ServeError::Request(

@@ -1,13 +1,16 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use holdfast_engine::{LakeReader, Published};
-use holdfast_feature_store::OnlineStore;
+use holdfast_feature_store::{OnlineStore, ServedLog};
 use holdfast_lake::Lake;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Result, ServeError};
+use crate::{Result, ServeError, ServeSettings};
+
+/// How long answers that were noted wait until they are written.
+const SERVED_WAIT: Duration = Duration::from_secs(30);
 
 /// The newest published run, and the few before it that tickets may still ask for.
 #[derive(Debug)]
@@ -15,15 +18,17 @@ pub(crate) struct Runs {
     reader: Arc<LakeReader>,
     /// Online features of the newest run, once somebody has looked for one.
     online: OnlineStore,
+    served: ServedLog,
     /// Newest last.
     recent: Mutex<VecDeque<Arc<Published>>>,
     kept: usize,
 }
 
 impl Runs {
-    pub(crate) fn new(reader: Arc<LakeReader>, kept: usize) -> Self {
+    pub(crate) fn new(reader: Arc<LakeReader>, settings: &ServeSettings) -> Self {
         let online = OnlineStore::new(reader.lake());
-        let runs = Self { reader, online, recent: Mutex::new(VecDeque::with_capacity(kept + 1)), kept };
+        let (served, kept) = (ServedLog::new(settings.log_served), settings.kept_runs);
+        let runs = Self { reader, online, served, recent: Mutex::new(VecDeque::with_capacity(kept + 1)), kept };
         runs.newest();
         runs
     }
@@ -65,6 +70,11 @@ impl Runs {
         &self.online
     }
 
+    /// Answers from memory, by sample.
+    pub(crate) fn served(&self) -> &ServedLog {
+        &self.served
+    }
+
     /// Looks for a newer run, also for the features in memory; whether there was one.
     pub(crate) async fn refresh(&self) -> Result<bool> {
         let swapped = self.reader.refresh().await?;
@@ -80,10 +90,20 @@ impl Runs {
         if let Err(error) = self.online.refresh().await {
             tracing::warn!(%error, "online features cannot be taken into memory yet");
         }
+        let mut kept = Instant::now();
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(interval) => {}
+            let is_over = tokio::select! {
+                () = stop.cancelled() => true,
+                () = tokio::time::sleep(interval) => false,
+            };
+            if is_over || kept.elapsed() >= SERVED_WAIT {
+                if let Err(error) = self.served.keep(self.lake()).await {
+                    tracing::warn!(%error, "served features that were to be compared later are lost");
+                }
+                kept = Instant::now();
+            }
+            if is_over {
+                return;
             }
             match self.refresh().await {
                 Ok(true) => {

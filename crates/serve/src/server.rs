@@ -12,6 +12,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Status};
 
+use crate::http::{Face, answer_until};
 use crate::put::Puts;
 use crate::rights::Guard;
 use crate::service::HoldfastFlight;
@@ -59,6 +60,20 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<()> {
+    serve_with_http(reader, puts, settings, (listener, None), shutdown).await
+}
+
+/// The same, with another listener for features over HTTP (`POST /get-online-features`), which the same token opens.
+///
+/// # Errors
+/// As of [`serve`].
+pub async fn serve_with_http(
+    reader: Arc<LakeReader>,
+    puts: Option<Puts>,
+    settings: ServeSettings,
+    (listener, http): (TcpListener, Option<TcpListener>),
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<()> {
     settings.check()?;
     let address =
         listener.local_addr().map_err(|source| ServeError::Bind { address: "a listener".to_owned(), source })?;
@@ -79,7 +94,9 @@ pub async fn serve(
         .max_decoding_message_size(settings.max_request_bytes)
         .max_encoding_message_size(usize::MAX);
     let put_token = puts.as_ref().and_then(|puts| puts.0.settings().token.clone());
-    let guard = guard(Guard { read: settings.token.clone(), put: put_token, takes_puts: puts.is_some() });
+    let who = Guard { read: settings.token.clone(), put: put_token, takes_puts: puts.is_some() };
+    let face = Face { runs: Arc::clone(&runs), settings: Arc::clone(&settings), guard: who.clone() };
+    let guard = guard(who);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<FlightServiceServer<HoldfastFlight>>().await;
 
@@ -90,6 +107,17 @@ pub async fn serve(
         let (stop, interval) = (stop.clone(), settings.reload_interval);
         async move { runs.follow(interval, stop).await }
     });
+
+    let http = match http {
+        Some(listener) => {
+            let of = |source| ServeError::Bind { address: "a listener for HTTP".to_owned(), source };
+            let address = listener.local_addr().map_err(of)?;
+            check_exposure(address, settings.token.as_ref())?;
+            tracing::info!(%address, "serving features over HTTP");
+            Some(tokio::spawn(answer_until(listener, face, stop.clone())))
+        }
+        None => None,
+    };
 
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
     let server = Server::builder()
@@ -142,6 +170,11 @@ pub async fn serve(
             tokio::time::timeout(FAREWELL, &mut server).await.unwrap_or(Ok(()))
         }
     };
+    if let Some(http) = http
+        && tokio::time::timeout(settings.drain_timeout, http).await.is_err()
+    {
+        tracing::warn!("calls over HTTP went on for too long and are cut");
+    }
     if let Err(error) = reload.await {
         tracing::error!(%error, "the reload task failed");
     }

@@ -23,7 +23,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span};
 
 use crate::answer::Answer;
-use crate::feature_calls;
+use crate::feature_calls::{self, Exchange};
+use crate::online_calls;
 use crate::put::Puts;
 use crate::question::{Question, prepared_handle, prepared_query};
 use crate::rights::Rights;
@@ -41,9 +42,6 @@ const LIST_FEATURES: &str = "list_features";
 const DESCRIBE_FEATURES: &str = "describe_features";
 const DATASETS: &str = "get_dataset";
 
-/// The kind of question that an exchange is.
-const HISTORICAL: &str = "get_historical_features";
-
 /// The messages of an answer.
 type Messages = BoxStream<'static, Result<FlightData, Status>>;
 
@@ -60,7 +58,7 @@ pub(crate) struct HoldfastFlight {
 impl HoldfastFlight {
     pub(crate) fn new(reader: Arc<LakeReader>, puts: Option<Arc<Puts>>, settings: Arc<ServeSettings>) -> Self {
         Self {
-            runs: Arc::new(Runs::new(reader, settings.kept_runs)),
+            runs: Arc::new(Runs::new(reader, &settings)),
             streams: Arc::new(Streams::new(Arc::clone(&settings))),
             puts,
             settings,
@@ -105,7 +103,7 @@ impl HoldfastFlight {
 
     async fn plan(&self, question: Question, run: &Published) -> Result<Answer> {
         if let Question::Online(command) = &question {
-            return feature_calls::online(self.runs.online(), command, &self.settings).await.map(Answer::ready_batch);
+            return online_calls::answer(&self.runs, command, &self.settings).await.map(Answer::ready_batch);
         }
         Answer::plan(question, run, &self.settings, self.puts.is_some()).await
     }
@@ -137,19 +135,33 @@ impl HoldfastFlight {
         Ok(ReceiverStream::new(self.streams.start(answer, place, deadline, call, command)).boxed())
     }
 
-    /// Reads the beginning of a spine and starts to answer it.
+    /// Reads the beginning of what a client sends and starts to answer it.
     async fn begin_exchange(
         &self,
         rights: Rights,
-        messages: Streaming<FlightData>,
+        mut messages: Streaming<FlightData>,
         deadline: Instant,
         call: Call,
     ) -> Result<Messages> {
         rights.to_read()?;
-        Span::current().record("command", HISTORICAL);
-        let place = self.streams.admit().await?;
-        let answer = feature_calls::historical(self.runs.lake(), messages, &self.settings).await?;
-        Ok(ReceiverStream::new(self.streams.start(answer, place, deadline, call, HISTORICAL)).boxed())
+        let (exchange, first) = Exchange::begin(&mut messages).await?;
+        let label = exchange.label();
+        Span::current().record("command", label);
+        let answers = match exchange {
+            Exchange::Historical(command) => {
+                let place = self.streams.admit().await?;
+                let sent = (first, messages);
+                let answer = feature_calls::historical(self.runs.lake(), command, sent, &self.settings).await?;
+                self.streams.start(answer, place, deadline, call, label)
+            }
+            Exchange::Online(command) => {
+                let place = self.streams.admit_conversation()?;
+                let (runs, settings) = (Arc::clone(&self.runs), Arc::clone(&self.settings));
+                let (schema, answers) = online_calls::converse(runs, command, (first, messages), settings).await?;
+                self.streams.converse(schema, answers, place, call, label)
+            }
+        };
+        Ok(ReceiverStream::new(answers).boxed())
     }
 
     /// The published tables whose name is, or begins with, what the criteria say; all of them without criteria.

@@ -1,3 +1,4 @@
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use crate::{Result, ServeError, Token};
@@ -27,6 +28,10 @@ pub struct ServeSettings {
     pub max_concurrent_queries: usize,
     /// Calls that may wait for one of those places; one more is refused. 0 to 100,000.
     pub max_waiting_queries: usize,
+    /// Exchanges of online features that may be open at the same time; one more is refused. 1 to 100,000.
+    pub max_online_exchanges: usize,
+    /// Every how many answers from memory one is kept in the lake, to be compared with what history says; none without.
+    pub log_served: Option<NonZeroU64>,
     /// Customer ids of one feature call. 1 to 1,000,000.
     pub max_customer_ids: usize,
     /// What a part of a spine with its features may hold in memory, for each exchange. 16 MiB to 64 GiB.
@@ -51,6 +56,8 @@ impl Default for ServeSettings {
             query_timeout: Duration::from_secs(300),
             max_concurrent_queries: 16,
             max_waiting_queries: 256,
+            max_online_exchanges: 1_024,
+            log_served: None,
             max_customer_ids: 10_000,
             feature_memory_bytes: 128 << 20,
             max_statement_bytes: 1 << 20,
@@ -75,6 +82,7 @@ impl ServeSettings {
         within("query_timeout", self.query_timeout, Duration::from_millis(100), 24 * HOUR)?;
         within("max_concurrent_queries", self.max_concurrent_queries, 1, 10_000)?;
         within("max_waiting_queries", self.max_waiting_queries, 0, 100_000)?;
+        within("max_online_exchanges", self.max_online_exchanges, 1, 100_000)?;
         within("max_customer_ids", self.max_customer_ids, 1, 1_000_000)?;
         within("feature_memory_bytes", self.feature_memory_bytes, 16 << 20, 1 << 36)?;
         within("max_statement_bytes", self.max_statement_bytes, 1 << 10, 64 << 20)?;

@@ -1,13 +1,16 @@
-//! Carries an answer to a client: with a deadline around the whole stream, backpressure, and an end that is always told.
+//! Carries answers to a client: with a deadline around the whole stream, backpressure, and an end that is always told.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrow_flight::FlightData;
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
+use arrow_flight::{FlightData, SchemaAsIpc};
 use futures::{StreamExt, TryStreamExt};
-use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +19,7 @@ use tonic::Status;
 use tracing::Instrument;
 
 use crate::answer::Answer;
+use crate::online_calls::Answers;
 use crate::telemetry::{CANCELLED, Call, OK, Sent};
 use crate::{Result, ServeError, ServeSettings};
 
@@ -26,6 +30,7 @@ pub(crate) struct Streams {
     /// Running and waiting together.
     admitted: Arc<Semaphore>,
     running: Arc<Semaphore>,
+    conversations: Arc<Semaphore>,
     tasks: TaskTracker,
     abort: CancellationToken,
 }
@@ -50,6 +55,7 @@ impl Streams {
         Self {
             admitted: Arc::new(Semaphore::new(running + settings.max_waiting_queries)),
             running: Arc::new(Semaphore::new(running)),
+            conversations: Arc::new(Semaphore::new(settings.max_online_exchanges)),
             settings,
             tasks: TaskTracker::new(),
             abort: CancellationToken::new(),
@@ -65,6 +71,61 @@ impl Streams {
         let admitted = Arc::clone(&self.admitted).try_acquire_owned().map_err(|_| busy())?;
         let running = Arc::clone(&self.running).acquire_owned().await.map_err(|_| ServeError::Stopping)?;
         Ok(Place { _admitted: admitted, _running: running })
+    }
+
+    /// A place for an exchange that stays open; refused when there is none.
+    pub(crate) fn admit_conversation(&self) -> Result<OwnedSemaphorePermit> {
+        let running = self.settings.max_online_exchanges;
+        Arc::clone(&self.conversations).try_acquire_owned().map_err(|_| ServeError::Busy { running, waiting: 0 })
+    }
+
+    /// Sends answers that come one by one, each as one message, until there are no more, or none for as long as a query may take. `schema` goes first.
+    pub(crate) fn converse(
+        &self,
+        schema: SchemaRef,
+        mut answers: Answers,
+        place: OwnedSemaphorePermit,
+        call: Call,
+        command: &'static str,
+    ) -> Receiver<Result<FlightData, Status>> {
+        let (sender, receiver) = mpsc::channel(self.settings.stream_buffer + 1);
+        let last_word = sender.clone().try_reserve_owned().ok();
+        let (timeout, abort, span) = (self.settings.query_timeout, self.abort.clone(), call.span.clone());
+        let pump = async move {
+            let mut sent = Sent::default();
+            let talk = async {
+                let options = IpcWriteOptions::default();
+                let mut encoder = Encoder::default();
+                if sender.send(Ok(SchemaAsIpc::new(&schema, &options).into())).await.is_err() {
+                    return Ok(End::Cancelled);
+                }
+                loop {
+                    let next = tokio::time::timeout(timeout, answers.try_next()).await;
+                    let Some((batch, from)) = next.unwrap_or(Err(ServeError::Deadline(timeout)))? else {
+                        return Ok(End::Complete);
+                    };
+                    let message = encoder.message(&batch, &options)?.with_app_metadata(from);
+                    sent.bytes += (message.data_header.len() + message.data_body.len()) as u64;
+                    sent.rows += batch.num_rows() as u64;
+                    // Who does not read for so long is gone.
+                    match tokio::time::timeout(timeout, sender.send(Ok(message))).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(_)) => return Ok(End::Cancelled),
+                        Err(_) => return Err(ServeError::Deadline(timeout)),
+                    }
+                }
+            };
+            let end = tokio::select! {
+                biased;
+                () = abort.cancelled() => Err(ServeError::Stopping),
+                () = sender.closed() => Ok(End::Cancelled),
+                end = talk => end,
+            };
+            drop(place);
+            finish(end, call, command, sent, last_word);
+        };
+        self.tasks.spawn(pump.instrument(span));
+        receiver
     }
 
     /// Starts to run the answer; its messages come out of the receiver. Dropping the receiver cancels the work.
@@ -96,15 +157,7 @@ impl Streams {
             };
             // The plan is dropped by now: others may run while the client reads what is left.
             drop(place);
-            let outcome = match &end {
-                Ok(End::Complete) => OK,
-                Ok(End::Cancelled) => CANCELLED,
-                Err(error) => error.kind().as_str(),
-            };
-            call.end(command, sent, outcome);
-            if let (Err(error), Some(last_word)) = (end, last_word) {
-                last_word.send(Err(error.status()));
-            }
+            finish(end, call, command, sent, last_word);
         };
         self.tasks.spawn(pump.instrument(span));
         receiver
@@ -119,6 +172,40 @@ impl Streams {
     pub(crate) async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+    }
+}
+
+/// Notes the end of a stream, and tells the client when it was a bad one.
+fn finish(
+    end: Result<End>,
+    call: Call,
+    command: &'static str,
+    sent: Sent,
+    last_word: Option<OwnedPermit<Result<FlightData, Status>>>,
+) {
+    let outcome = match &end {
+        Ok(End::Complete) => OK,
+        Ok(End::Cancelled) => CANCELLED,
+        Err(error) => error.kind().as_str(),
+    };
+    call.end(command, sent, outcome);
+    if let (Err(error), Some(last_word)) = (end, last_word) {
+        last_word.send(Err(error.status()));
+    }
+}
+
+/// Encodes batches without dictionaries, each into one message.
+#[derive(Default)]
+struct Encoder {
+    generator: IpcDataGenerator,
+    context: IpcWriteContext,
+}
+
+impl Encoder {
+    fn message(&mut self, batch: &RecordBatch, options: &IpcWriteOptions) -> Result<FlightData> {
+        let mut dictionaries = DictionaryTracker::new(false);
+        let (_, message) = self.generator.encode(batch, &mut dictionaries, options, &mut self.context)?;
+        Ok(message.into())
     }
 }
 

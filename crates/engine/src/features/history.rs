@@ -12,7 +12,7 @@ use arrow::row::{OwnedRow, RowConverter, SortField};
 use chrono::{DateTime, Utc};
 use datafusion::catalog::TableProvider;
 use datafusion::catalog::view::ViewTable;
-use datafusion::datasource::provider_as_source;
+use datafusion::datasource::{MemTable, provider_as_source};
 use datafusion::error::DataFusionError;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, ident, lit};
@@ -107,6 +107,10 @@ struct Pass<'a> {
     /// Rows of what changed have these columns.
     columns: &'a SchemaRef,
     known_at: i64,
+    /// The history so far.
+    history: &'a Table,
+    /// Up to when what it has became known: no event in it is later. `None` when it is empty.
+    known_before: Option<i64>,
 }
 
 impl Keeper {
@@ -135,7 +139,8 @@ impl Keeper {
         let is_new = note.is_none() && step == 0;
         let known_at = note.as_ref().map_or(self.known_at, |note| note.known_at.max(self.known_at));
         let followed = note.as_ref().filter(|note| note.table_id == table_id && note.view_version <= rows_of);
-        let added = self.add(&registered, table, &history, (step, followed, is_new), known_at).await?;
+        let known_before = note.as_ref().map(|note| note.known_at);
+        let added = self.add(&registered, table, &history, (step, followed, is_new), (known_at, known_before)).await?;
         let rows = added.iter().map(|file| file.rows).sum();
         let note = Note { table_id, view_version: rows_of, known_at };
         let staged = added.clone();
@@ -172,7 +177,7 @@ impl Keeper {
         table: &Table,
         history: &Table,
         (step, followed, is_new): (i64, Option<&Note>, bool),
-        known_at: DateTime<Utc>,
+        (known_at, known_before): (DateTime<Utc>, Option<DateTime<Utc>>),
     ) -> Result<Vec<StagedFile>> {
         let view = &registered.view;
         let context = session_with(&self.settings, &self.runtime, self.buckets(), [])?;
@@ -191,7 +196,14 @@ impl Keeper {
         let failed = || EngineError::execution(format!("keeping the history of {}", table.name()));
         let schema = history_schema(history)?;
         let columns = row_columns(view, &schema);
-        let pass = Pass { view, schema: &schema, columns: &columns, known_at: known_at.timestamp_micros() };
+        let pass = Pass {
+            view,
+            schema: &schema,
+            columns: &columns,
+            known_at: known_at.timestamp_micros(),
+            history,
+            known_before: known_before.map(|known| known.timestamp_micros()),
+        };
         // A folder of its own: whoever writes the same version beside this run writes elsewhere.
         let folder = history.prefix().clone().join(format!("{:020}-{}", step + 1, unique()));
         let mut files = Vec::new();
@@ -267,28 +279,64 @@ impl Keeper {
         };
         let came = collect(context, after, pass.columns).await.map_err(failed())?;
         let mut last = LastMoments::new(pass)?;
+        for batch in &came {
+            last.came(batch)?;
+        }
         for batch in std::mem::take(&mut gone) {
             last.gone(&batch)?;
         }
-        let mut rows = came.iter().map(|batch| last.came(batch)).collect::<Result<Vec<_>>>()?;
+        if let Some(keys) = last.uncertain()? {
+            let kept = self.last_events(context, pass, keys).await.map_err(failed())?;
+            last.kept(&kept)?;
+        }
+        let mut rows = came.iter().map(|batch| last.rows(batch)).collect::<Result<Vec<_>>>()?;
         rows.extend(last.deletions()?);
         Ok(rows)
     }
+
+    /// The keys with their last events in history, deletions included. Reads keys and events of the history, as far as they are not seen to be of other keys.
+    async fn last_events(
+        &self,
+        context: &SessionContext,
+        pass: &Pass<'_>,
+        keys: RecordBatch,
+    ) -> Result<Vec<RecordBatch>, DataFusionError> {
+        let context = context.clone();
+        context.deregister_table("kept_history")?;
+        context.register_table("kept_history", pass.history.provider())?;
+        context.deregister_table("wanted_keys")?;
+        context.register_table("wanted_keys", Arc::new(MemTable::try_new(keys.schema(), vec![vec![keys]])?))?;
+        let columns: Vec<String> = pass.schema.keys().iter().map(|key| quoted(key.name())).collect();
+        let of = |table: &str| columns.iter().map(|key| format!("{table}.{key}")).collect::<Vec<_>>().join(", ");
+        let alike = columns.iter().map(|key| format!("h.{key} = w.{key}")).collect::<Vec<_>>().join(" and ");
+        let sql = format!(
+            "select {}, max(h.{EVENT_TIMESTAMP}) as {EVENT_TIMESTAMP} from wanted_keys w join kept_history h on {alike} group by {}",
+            of("w"),
+            of("w"),
+        );
+        let mut fields: Vec<Field> = pass.schema.keys().iter().map(|key| key.as_ref().clone()).collect();
+        fields.push(Field::new(EVENT_TIMESTAMP, moment_type(), true));
+        collect(&context, context.sql(&sql).await?.into_view(), &Arc::new(Schema::new(fields))).await
+    }
 }
 
-/// Moments of rows that went, by key: what comes in their place, and their end, must not lie before them.
+/// Moments that rows have in history. Neither a row that comes nor the end of one that goes may lie before what history has of its key, or they would never be seen.
 struct LastMoments<'a> {
     pass: &'a Pass<'a>,
     converter: RowConverter,
+    /// Keys whose rows come, with their moments.
+    came: HashMap<OwnedRow, i64>,
+    /// Keys whose rows go and do not come again, with their moments.
     gone: HashMap<OwnedRow, i64>,
-    came: std::collections::HashSet<OwnedRow>,
+    /// The last events of keys in history, where that was asked.
+    kept: HashMap<OwnedRow, i64>,
 }
 
 impl<'a> LastMoments<'a> {
     fn new(pass: &'a Pass<'a>) -> Result<Self> {
         let fields = pass.schema.keys().iter().map(|key| SortField::new(key.data_type().clone())).collect();
         let converter = RowConverter::new(fields).map_err(|error| arrow_failed(pass, error))?;
-        Ok(Self { pass, converter, gone: HashMap::new(), came: std::collections::HashSet::new() })
+        Ok(Self { pass, converter, came: HashMap::new(), gone: HashMap::new(), kept: HashMap::new() })
     }
 
     fn keys(&self, batch: &RecordBatch) -> Result<arrow::row::Rows> {
@@ -313,23 +361,10 @@ impl<'a> LastMoments<'a> {
         Ok(moments.values().iter().map(|moment| (*moment).min(known_at)).collect())
     }
 
-    fn gone(&mut self, batch: &RecordBatch) -> Result<()> {
+    fn came(&mut self, batch: &RecordBatch) -> Result<()> {
         let (keys, moments) = (self.keys(batch)?, self.moments(batch)?);
         for (key, moment) in keys.iter().zip(moments) {
-            let last = self.gone.entry(key.owned()).or_insert(moment);
-            *last = (*last).max(moment);
-        }
-        Ok(())
-    }
-
-    /// The rows as history has them.
-    fn came(&mut self, batch: &RecordBatch) -> Result<RecordBatch> {
-        let (keys, mut moments) = (self.keys(batch)?, self.moments(batch)?);
-        for (key, moment) in keys.iter().zip(&mut moments) {
-            let key = key.owned();
-            // What is corrected to an earlier moment counts from the one that it corrects.
-            *moment = self.gone.remove(&key).map_or(*moment, |last| last.max(*moment));
-            if !self.came.insert(key) {
+            if self.came.insert(key.owned(), moment).is_some() {
                 return Err(EngineError::FeatureRows {
                     table: self.pass.view.table.clone(),
                     reason: format!(
@@ -337,6 +372,55 @@ impl<'a> LastMoments<'a> {
                         self.pass.view.entity.join(", ")
                     ),
                 });
+            }
+        }
+        Ok(())
+    }
+
+    fn gone(&mut self, batch: &RecordBatch) -> Result<()> {
+        let (keys, moments) = (self.keys(batch)?, self.moments(batch)?);
+        for (key, moment) in keys.iter().zip(moments) {
+            let key = key.owned();
+            if !self.came.contains_key(&key) {
+                let last = self.gone.entry(key).or_insert(moment);
+                *last = (*last).max(moment);
+            }
+        }
+        Ok(())
+    }
+
+    /// The keys that history may have later events of: those that go, and those whose row is of a time that history knew of already.
+    fn uncertain(&self) -> Result<Option<RecordBatch>> {
+        let Some(known_before) = self.pass.known_before else { return Ok(None) };
+        let late = self.came.iter().filter(|(_, moment)| **moment < known_before).map(|(key, _)| key);
+        let mut keys: Vec<&OwnedRow> = late.chain(self.gone.keys()).collect();
+        if keys.is_empty() {
+            return Ok(None);
+        }
+        keys.sort();
+        let columns = self.converter.convert_rows(keys.iter().map(|key| key.row()));
+        let fields: Vec<Field> = self.pass.schema.keys().iter().map(|key| key.as_ref().clone()).collect();
+        let batch = columns.and_then(|columns| RecordBatch::try_new(Arc::new(Schema::new(fields)), columns));
+        batch.map(Some).map_err(|error| arrow_failed(self.pass, error))
+    }
+
+    fn kept(&mut self, batches: &[RecordBatch]) -> Result<()> {
+        for batch in batches {
+            let events = batch.column(self.pass.schema.keys().len()).as_primitive::<TimestampMicrosecondType>();
+            for (key, event) in self.keys(batch)?.iter().zip(events.values()) {
+                self.kept.insert(key.owned(), *event);
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows as history has them.
+    fn rows(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let (keys, mut moments) = (self.keys(batch)?, self.moments(batch)?);
+        if !self.kept.is_empty() {
+            for (key, moment) in keys.iter().zip(&mut moments) {
+                // What is corrected to an earlier moment, or comes back with one, counts from the last that history has.
+                *moment = self.kept.get(&key.owned()).map_or(*moment, |last| (*last).max(*moment));
             }
         }
         let mut columns = batch.columns().to_vec();
@@ -349,12 +433,15 @@ impl<'a> LastMoments<'a> {
         self.batch(columns)
     }
 
-    /// What is left over went for good.
+    /// What went for good: from its last event on.
     fn deletions(&mut self) -> Result<Option<RecordBatch>> {
         if self.gone.is_empty() {
             return Ok(None);
         }
         let mut gone: Vec<(OwnedRow, i64)> = std::mem::take(&mut self.gone).into_iter().collect();
+        for (key, moment) in &mut gone {
+            *moment = self.kept.get(key).map_or(*moment, |last| (*last).max(*moment));
+        }
         gone.sort();
         let keys = self.converter.convert_rows(gone.iter().map(|(key, _)| key.row()));
         let mut columns = keys.map_err(|error| arrow_failed(self.pass, error))?;

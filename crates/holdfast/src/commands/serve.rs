@@ -1,11 +1,12 @@
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_engine::LakeReader;
 use holdfast_lake::Lake;
-use holdfast_serve::{PutSettings, Puts, ServeError, ServeSettings, Token, bind, serve};
+use holdfast_serve::{PutSettings, Puts, ServeError, ServeSettings, Token, bind, serve_with_http};
 use holdfast_types::Progress;
 use tokio::net::TcpListener;
 
@@ -20,12 +21,18 @@ pub(crate) struct ServeArgs {
     /// The address to listen on
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8815")]
     pub(crate) listen: String,
+    /// Also answer POST /get-online-features over HTTP, as Feast's server does, on this address
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) http: Option<String>,
     /// A file with the token that clients must send; needed for any address but loopback
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// How often to look for a newer run, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 2_000)]
     pub(crate) reload_interval_ms: u64,
+    /// Keep every Nth answer of online features in the lake, for `holdfast features consistency`
+    #[arg(long, value_name = "N")]
+    pub(crate) log_served: Option<NonZeroU64>,
     /// Let clients put record batches into the pipeline's sources
     #[arg(long)]
     pub(crate) accept_puts: bool,
@@ -50,12 +57,14 @@ pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Term
     let lake = project.open_lake().await?;
     let reader = Arc::new(LakeReader::open(lake.clone(), project.reader_settings()).await?);
     let current = reader.current();
+    let http = door.http.as_ref().and_then(|listener| listener.local_addr().ok());
     // Before anybody is told: who reads the line may stop the server at once.
     let stop = stop_signal();
     terminal.note(&format!(
-        "  Serving run {} ({} tables) on grpc://{address}, Ctrl-C stops",
+        "  Serving run {} ({} tables) on grpc://{address}{}, Ctrl-C stops",
         current.sequence(),
         current.tables().len(),
+        http.map_or_else(String::new, |http| format!(" and http://{http}")),
     ));
     door.serve(project, args, (&lake, reader), ServeSettings::default(), stop).await?;
     terminal.note("  Stopped");
@@ -66,6 +75,7 @@ pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Term
 pub(crate) struct Door {
     pub(crate) address: SocketAddr,
     listener: TcpListener,
+    http: Option<TcpListener>,
     token: Option<Token>,
     put_token: Option<Token>,
 }
@@ -85,7 +95,11 @@ impl Door {
         let address = listener
             .local_addr()
             .map_err(|error| CliError::Argument(format!("cannot listen on {}: {error}", args.listen)))?;
-        Ok(Self { address, listener, token, put_token })
+        let http = match &args.http {
+            Some(address) => Some(bind(address, token.as_ref()).await?),
+            None => None,
+        };
+        Ok(Self { address, listener, http, token, put_token })
     }
 
     /// Serves what `reader` reads until `stop`.
@@ -111,10 +125,11 @@ impl Door {
         };
         let settings = ServeSettings {
             token: self.token,
+            log_served: args.log_served,
             reload_interval: Duration::from_millis(args.reload_interval_ms.max(10)),
             ..settings
         };
-        Ok(serve(reader, puts, settings, self.listener, stop).await?)
+        Ok(serve_with_http(reader, puts, settings, (self.listener, self.http), stop).await?)
     }
 }
 

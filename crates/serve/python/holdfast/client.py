@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from holdfast import _messages
 
 #: Rows that are sent at a time.
 BATCH_ROWS = 65_536
+
+#: Batches that are put before the first of them is known to be durable.
+PUTS_ON_THEIR_WAY = 8
 
 
 class FeatureError(Exception):
@@ -73,8 +77,8 @@ class Client:
         if "://" not in address:
             address = f"grpc://{address}"
         self._client = pyarrow.flight.connect(address)
-        headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
-        self._options = pyarrow.flight.FlightCallOptions(timeout=timeout, headers=headers)
+        self._headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
+        self._options = pyarrow.flight.FlightCallOptions(timeout=timeout, headers=self._headers)
 
     def __enter__(self) -> Client:
         return self
@@ -204,6 +208,56 @@ class Client:
 
         return Retrieval(schema, batches())
 
+    def online(
+        self,
+        features: Sequence[str] | None = None,
+        service: str | None = None,
+        *,
+        full_feature_names: bool = False,
+        status: str = "view",
+        event_timestamps: bool = False,
+    ) -> OnlineFeatures:
+        """An open line for features from memory: the service looks up once what is asked for, then answers keys for as long as
+        the line is open. What it costs is the keys alone, so this is for who asks again and again. Arguments are those of
+        :meth:`get_online_features`. Not for several threads at a time.
+        """
+        command = _messages.online(
+            _service(service, features), list(features or []), {}, full_feature_names, status, event_timestamps
+        )
+        descriptor = pyarrow.flight.FlightDescriptor.for_command(command)
+        with _told():
+            writer, reader = self._client.do_exchange(descriptor, pyarrow.flight.FlightCallOptions(headers=self._headers))
+        return OnlineFeatures(writer, reader)
+
+    def push(self, source: str, rows: Any, stream: str | None = None) -> dict[str, int]:
+        """Puts rows into a source of the pipeline, ready-made features as well as events; answers when all of them are durable.
+
+        ``rows`` is what :meth:`get_historical_features` takes as a spine, with the columns of the source. The service must have been
+        started with ``--accept-puts``, and ``token`` must be the one for putting. Rows that were put under the same name of a
+        ``stream`` before are not stored again, so a push that failed can be repeated under its name. Answers how many rows were
+        ``stored`` and how many were ``known``. They are features once a run has made them: in seconds where one watches.
+        """
+        table = _reader(rows)
+        stream = stream or uuid.uuid4().hex
+        descriptor = pyarrow.flight.FlightDescriptor.for_path("raw", source.removeprefix("raw."))
+        counts = {"stored": 0, "known": 0}
+        with _told():
+            writer, reader = self._client.do_put(descriptor, table.schema, self._options)
+            with writer:
+                waiting, number = 0, 0
+                for batch in table:
+                    for start in range(0, batch.num_rows, BATCH_ROWS):
+                        position = json.dumps({"stream": stream, "batch": number})
+                        writer.write_with_metadata(batch.slice(start, BATCH_ROWS), position.encode())
+                        number, waiting = number + 1, waiting + 1
+                        # Some on their way is what makes it fast, all of them on their way is not.
+                        if waiting > PUTS_ON_THEIR_WAY and _acknowledged(reader, counts):
+                            waiting -= 1
+                writer.done_writing()
+                while _acknowledged(reader, counts):
+                    pass
+        return counts
+
     def list_features(self) -> dict[str, Any]:
         """The feature views and services: ``{"views": [...], "services": [...]}``."""
         return self._ask("list_features", "")
@@ -230,6 +284,56 @@ class Client:
         with _told():
             (result,) = self._client.do_action(pyarrow.flight.Action(action, body.encode()), self._options)
         return json.loads(result.body.to_pybytes())
+
+
+class OnlineFeatures:
+    """Features from memory over an open line: :meth:`Client.online`."""
+
+    def __init__(self, writer: Any, reader: Any):
+        self._writer, self._reader, self._schema = writer, reader, None
+
+    def __enter__(self) -> OnlineFeatures:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def get(self, keys: Any) -> pyarrow.RecordBatch:
+        """One row for each key, in their order. ``keys`` maps the key columns to their values, or is a record batch of them; each
+        call has the same columns.
+        """
+        batch = keys if isinstance(keys, pyarrow.RecordBatch) else pyarrow.RecordBatch.from_pydict(dict(keys), self._schema)
+        with _told():
+            try:
+                if self._schema is None:
+                    self._schema = batch.schema
+                    self._writer.begin(self._schema)
+                self._writer.write_batch(batch)
+            except pyarrow.ArrowException:
+                # The service has ended the line: why, is what the answer says.
+                pass
+            return self._reader.read_chunk().data
+
+    def close(self) -> None:
+        """Ends the line."""
+        if self._schema is None:
+            self._reader.cancel()
+            return
+        try:
+            self._writer.close()
+        except pyarrow.ArrowException:
+            # It has ended already.
+            pass
+
+
+def _acknowledged(reader: Any, counts: dict[str, int]) -> bool:
+    """Waits for a batch to be durable; false when there are no more."""
+    metadata = reader.read()
+    if metadata is None:
+        return False
+    position = json.loads(metadata.to_pybytes())
+    counts[position["outcome"]] += position["rows"]
+    return True
 
 
 def _service(service: str | None, features: Sequence[str] | None) -> str:

@@ -64,6 +64,17 @@ const ACCEPTED: &[(&str, &str, &str)] = &[
     ("k", "select distinct k, s from core.a", "core.a"),
     ("k", "select distinct on (k) k, x, s from core.a order by k, x, s", "core.a"),
     ("k", "select k, max(n) as n from (select k, s, count(*) as n from core.a group by k, s) group by k", "core.a"),
+    // The last row of the other side that is not later.
+    (
+        "k",
+        "select a.k, a.x, a.s, b.x as y, b.s as t from core.a as a asof join core.b as b match_condition (a.x >= b.x) on a.k = b.k",
+        "core.a core.b",
+    ),
+    (
+        "k",
+        "select a.k, a.x, b.x as y from core.a as a asof join core.b as b match_condition (a.x < b.x) on a.s = b.s and a.k = b.k",
+        "core.a core.b",
+    ),
     // Joins of sides that carry the key.
     ("k", "select a.k, a.x, b.x as y from core.a as a inner join core.b as b on a.k = b.k", "core.a core.b"),
     (

@@ -1,7 +1,10 @@
-//! `holdfast features`: views, services and training sets.
+//! `holdfast features`: views, services, training sets, and whether what is served is what history says.
 
+mod consistency;
 mod datasets;
+mod metric;
 mod registry;
+mod stats;
 mod training_set;
 
 use std::sync::Arc;
@@ -10,7 +13,7 @@ use crate::error::CliError;
 use crate::progress::Terminal;
 use crate::project::Project;
 
-/// Look at feature views and services, and make training sets as of the moments of a spine
+/// Look at feature views and services, make training sets as of the moments of a spine, compare what was served
 #[derive(Debug, clap::Args)]
 pub(crate) struct FeaturesArgs {
     #[command(subcommand)]
@@ -24,6 +27,8 @@ enum FeaturesCommand {
     Diff(registry::DiffArgs),
     TrainingSet(training_set::TrainingSetArgs),
     Datasets(datasets::DatasetsArgs),
+    Consistency(consistency::ConsistencyArgs),
+    Stats(stats::StatsArgs),
 }
 
 pub(crate) async fn run(project: &Project, args: &FeaturesArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
@@ -32,6 +37,8 @@ pub(crate) async fn run(project: &Project, args: &FeaturesArgs, terminal: &Arc<T
         FeaturesCommand::Show(args) => registry::show(project, args).await,
         FeaturesCommand::Diff(args) => registry::diff(project, args).await,
         FeaturesCommand::TrainingSet(args) => training_set::run(project, args, terminal).await,
+        FeaturesCommand::Consistency(args) => consistency::run(project, args, terminal).await,
+        FeaturesCommand::Stats(args) => stats::run(project, args, terminal).await,
         FeaturesCommand::Datasets(args) => datasets::run(project, args, terminal).await,
     }
 }

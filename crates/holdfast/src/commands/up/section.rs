@@ -1,3 +1,4 @@
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer};
@@ -39,9 +40,11 @@ impl Default for UpSection {
 #[serde(deny_unknown_fields, default)]
 struct ServeSection {
     listen: Option<String>,
+    http: Option<String>,
     token_file: Option<PathBuf>,
     accept_puts: bool,
     put_token_file: Option<PathBuf>,
+    log_served: Option<NonZeroU64>,
 }
 
 /// And those of `holdfast collect`.
@@ -61,9 +64,11 @@ impl UpSection {
         if let Some(listen) = &section.listen {
             args.listen.clone_from(listen);
         }
+        args.http.clone_from(&section.http);
         args.token_file = section.token_file.as_ref().map(|file| folder.join(file));
         args.accept_puts = section.accept_puts;
         args.put_token_file = section.put_token_file.as_ref().map(|file| folder.join(file));
+        args.log_served = section.log_served;
         args
     }
 

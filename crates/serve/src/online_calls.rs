@@ -1,0 +1,153 @@
+//! Features from memory: one answer for the keys of a call, or an exchange that stays open and answers a batch of keys each time.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow_flight::FlightData;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use holdfast_feature_store::{Asked, OnlineColumns, OnlinePlan, OnlineStore};
+use tonic::Streaming;
+
+use crate::feature_calls::{asked, sent_rows, status};
+use crate::generated::v1::{GetOnlineFeatures, KeyColumn};
+use crate::runs::Runs;
+use crate::wire::{to_wire, wire_schema};
+use crate::{Result, ServeError, ServeSettings};
+
+/// Answers that come one by one, each with the run that it is from, as text.
+pub(crate) type Answers = BoxStream<'static, Result<(RecordBatch, Bytes)>>;
+
+/// Answers keys from memory.
+pub(crate) async fn answer(runs: &Runs, command: &GetOnlineFeatures, settings: &ServeSettings) -> Result<RecordBatch> {
+    let plan = plan(runs.online(), command).await?;
+    let keys = keys(&command.keys, &plan, settings.max_customer_ids)?;
+    let rows = answered(runs, &plan, &keys)?;
+    let schema = wire_schema(&rows.schema());
+    Ok(to_wire(&rows, &schema)?)
+}
+
+/// Begins an exchange: the command is resolved once, with the versions of now; what comes behind it are batches of keys, and each is answered from the run that is in memory
+/// by then.
+pub(crate) async fn converse(
+    runs: Arc<Runs>,
+    command: GetOnlineFeatures,
+    (first, messages): (FlightData, Streaming<FlightData>),
+    settings: Arc<ServeSettings>,
+) -> Result<(SchemaRef, Answers)> {
+    if !command.keys.is_empty() {
+        return Err(ServeError::Request(
+            "the keys of an exchange are the rows behind the command: leave `keys` out, or use DoGet".to_owned(),
+        ));
+    }
+    let plan = plan(runs.online(), &command).await?;
+    let (sent, keys) = sent_rows(first, messages).await?;
+    for key in plan.keys() {
+        if sent.field_with_name(key.name()).is_err() {
+            return Err(no_key(key.name(), &plan));
+        }
+    }
+    let schema = wire_schema(plan.schema());
+    let wire = Arc::clone(&schema);
+    let rows_max = settings.max_customer_ids;
+    let answers = futures::stream::try_unfold((plan, keys), move |(mut plan, mut keys)| {
+        let (runs, wire) = (Arc::clone(&runs), Arc::clone(&wire));
+        async move {
+            let Some(batch) = keys.try_next().await.map_err(sent_wrong)? else { return Ok(None) };
+            too_many(batch.num_rows(), rows_max)?;
+            let store = runs.online();
+            if plan.run() != store.run() {
+                let (asked, columns) = plan.pinned();
+                plan = store.plan(asked, columns)?;
+            }
+            let rows = answered(&runs, &plan, &batch)?;
+            let run = Bytes::from(plan.run().to_string());
+            Ok(Some(((to_wire(&rows, &wire)?, run), (plan, keys))))
+        }
+    });
+    Ok((schema, answers.boxed()))
+}
+
+/// What the keys have now; noted, if it is its turn.
+pub(crate) fn answered(runs: &Runs, plan: &OnlinePlan, keys: &RecordBatch) -> Result<RecordBatch> {
+    let at = runs.online().now();
+    let rows = plan.answer(keys, at)?;
+    runs.served().note(plan, &rows, at);
+    Ok(rows)
+}
+
+/// How a command is answered.
+async fn plan(store: &OnlineStore, command: &GetOnlineFeatures) -> Result<Arc<OnlinePlan>> {
+    let columns = OnlineColumns {
+        full_names: command.full_feature_names,
+        status: status(command.status)?,
+        event_timestamps: command.event_timestamps,
+    };
+    plan_of(store, &asked(&command.feature_service, &command.features)?, columns).await
+}
+
+/// How a request is answered. Where no run is in memory yet, the newest is taken there first.
+pub(crate) async fn plan_of(store: &OnlineStore, asked: &Asked, columns: OnlineColumns) -> Result<Arc<OnlinePlan>> {
+    if store.run() == 0 {
+        store.refresh().await?;
+    }
+    Ok(store.plan(asked, columns)?)
+}
+
+/// The keys as columns, with the names and types of the views' keys.
+pub(crate) fn keys(columns: &[KeyColumn], plan: &OnlinePlan, rows_max: usize) -> Result<RecordBatch> {
+    let expected = plan.keys();
+    let rows = columns.iter().map(|column| column.texts.len().max(column.integers.len())).max().unwrap_or(0);
+    too_many(rows, rows_max)?;
+    let (mut fields, mut arrays): (Vec<Field>, Vec<ArrayRef>) = (Vec::new(), Vec::new());
+    for key in expected {
+        let is_it = |column: &&KeyColumn| column.name == *key.name() || (column.name.is_empty() && expected.len() == 1);
+        let Some(column) = columns.iter().find(is_it) else { return Err(no_key(key.name(), plan)) };
+        let array: ArrayRef = match key.data_type() {
+            DataType::Int64 if column.texts.is_empty() => Arc::new(Int64Array::from(column.integers.clone())),
+            DataType::Utf8 if column.integers.is_empty() => Arc::new(StringArray::from(column.texts.clone())),
+            wanted => {
+                let what = if *wanted == DataType::Int64 { "integers" } else { "texts" };
+                return Err(ServeError::Request(format!("the keys of `{}` are {what}", key.name())));
+            }
+        };
+        if array.len() != rows {
+            return Err(ServeError::Request("the key columns have different lengths".to_owned()));
+        }
+        fields.push(key.as_ref().clone());
+        arrays.push(array);
+    }
+    if columns.len() > expected.len() {
+        let names = key_names(plan);
+        return Err(ServeError::Request(format!("there are more key columns than the views have: {names}")));
+    }
+    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
+}
+
+fn key_names(plan: &OnlinePlan) -> String {
+    plan.keys().iter().map(|key| key.name().as_str()).collect::<Vec<_>>().join(", ")
+}
+
+fn no_key(name: &str, plan: &OnlinePlan) -> ServeError {
+    ServeError::Request(format!("there is no key column `{name}`: the views have {}", key_names(plan)))
+}
+
+fn too_many(rows: usize, rows_max: usize) -> Result<()> {
+    if rows <= rows_max {
+        return Ok(());
+    }
+    Err(ServeError::Request(format!("{rows} keys were asked for, and may be {rows_max}: ask in parts")))
+}
+
+/// What the decoder said, without what was put around it for the join.
+fn sent_wrong(error: arrow::error::ArrowError) -> ServeError {
+    match error {
+        arrow::error::ArrowError::ExternalError(source) => match source.downcast::<ServeError>() {
+            Ok(error) => *error,
+            Err(source) => ServeError::Arrow(arrow::error::ArrowError::ExternalError(source)),
+        },
+        other => ServeError::Arrow(other),
+    }
+}
