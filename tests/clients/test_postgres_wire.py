@@ -42,7 +42,7 @@ day = "date"
 amount = "decimal(12,2)"
 quantity = "int32"
 weight = "float64"
-paid = "bool"
+paid = "boolean"
 lines = "list<struct<sku string, quantity int32>>"
 tags = "list<string>"
 """,

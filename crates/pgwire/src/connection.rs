@@ -216,7 +216,8 @@ impl Connection {
             Request::Bind(bind) => self.bind(bind).await,
             Request::Describe(target) => self.describe(target).await,
             Request::Execute { portal, max_rows } => {
-                let missing = || Problem::new(state::INVALID_CURSOR_NAME, format!("portal \"{portal}\" does not exist"));
+                let missing =
+                    || Problem::new(state::INVALID_CURSOR_NAME, format!("portal \"{portal}\" does not exist"));
                 let mut found = self.portals.remove(&portal).ok_or_else(missing)?;
                 let watch = self.watch();
                 let asked = Asked { describes: false, max_rows, sql: "" };
@@ -429,7 +430,11 @@ impl Connection {
                 match is_done {
                     true => {
                         let rows = std::mem::take(&mut portal.rows);
-                        let tag = if matches!(*statement, Statement::Explain { .. }) { "EXPLAIN".to_owned() } else { format!("SELECT {rows}") };
+                        let tag = if matches!(*statement, Statement::Explain { .. }) {
+                            "EXPLAIN".to_owned()
+                        } else {
+                            format!("SELECT {rows}")
+                        };
                         self.io.output.complete(&tag);
                     }
                     false => self.io.output.portal_suspended(),
@@ -445,12 +450,15 @@ impl Connection {
             }
             Command::ShowAll => {
                 let all = self.session.shared.all();
-                let rows: Vec<Vec<String>> = all.into_iter().map(|(name, value)| vec![name, value, String::new()]).collect();
+                let rows: Vec<Vec<String>> =
+                    all.into_iter().map(|(name, value)| vec![name, value, String::new()]).collect();
                 self.send_texts(portal, &rows, asked, watch).await
             }
             Command::CopyOut { query, style, has_header } => self.copy_out(&query, &style, has_header, watch).await,
             Command::Declare { name, query, is_held } => self.declare(name, &query, is_held, watch).await,
-            Command::Fetch { cursor, count, is_move } => self.fetch(portal, &cursor, count, is_move, asked, watch).await,
+            Command::Fetch { cursor, count, is_move } => {
+                self.fetch(portal, &cursor, count, is_move, asked, watch).await
+            }
             Command::Set { name, value } => {
                 let before = self.reported();
                 self.session.set(&name, value.as_deref()).await?;
@@ -505,8 +513,9 @@ impl Connection {
             }
             Command::DiscardSome(tag) | Command::Ignored(tag) => self.done(tag),
             Command::Deallocate(Some(name)) => {
-                let missing =
-                    || Problem::new(state::INVALID_STATEMENT_NAME, format!("prepared statement \"{name}\" does not exist"));
+                let missing = || {
+                    Problem::new(state::INVALID_STATEMENT_NAME, format!("prepared statement \"{name}\" does not exist"))
+                };
                 self.prepared.remove(&name).ok_or_else(missing)?;
                 self.done("DEALLOCATE")
             }

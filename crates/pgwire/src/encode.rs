@@ -322,7 +322,9 @@ impl<'a> Values<'a> {
             Self::Float32(array) => array.is_null(row),
             Self::Float64(array) => array.is_null(row),
             Self::Decimal(array, _) => array.is_null(row),
-            Self::Text(array) | Self::Char(array) | Self::Int2Vector(array) | Self::NumericText(array) => array.is_null(row),
+            Self::Text(array) | Self::Char(array) | Self::Int2Vector(array) | Self::NumericText(array) => {
+                array.is_null(row)
+            }
             Self::LargeText(array) => array.is_null(row),
             Self::TextView(array) => array.is_null(row),
             Self::Bytes(array) => array.is_null(row),
@@ -345,10 +347,14 @@ impl<'a> Values<'a> {
             Self::Int64(array) => put_integer(out, array.value(row)),
             Self::Oid(array) => put_unsigned(out, u64::from(array.value(row))),
             Self::UInt64(array) => put_unsigned(out, array.value(row)),
-            Self::Float32(array) => put_float(out, &format_args!("{:e}", array.value(row)), f64::from(array.value(row)), 6),
+            Self::Float32(array) => {
+                put_float(out, &format_args!("{:e}", array.value(row)), f64::from(array.value(row)), 6)
+            }
             Self::Float64(array) => put_float(out, &format_args!("{:e}", array.value(row)), array.value(row), 15),
             Self::Decimal(array, scale) => put_decimal(out, array.value(row), *scale),
-            Self::Text(array) | Self::Char(array) | Self::Int2Vector(array) | Self::NumericText(array) => put_string(out, array.value(row)),
+            Self::Text(array) | Self::Char(array) | Self::Int2Vector(array) | Self::NumericText(array) => {
+                put_string(out, array.value(row))
+            }
             Self::LargeText(array) => put_string(out, array.value(row)),
             Self::TextView(array) => put_string(out, array.value(row)),
             Self::Bytes(array) => put_hex(out, array.value(row)),
@@ -633,8 +639,11 @@ fn put_numeric_text(out: &mut Vec<u8>, text: &str) {
     let whole = whole.trim_start_matches('0');
     let padding = (4 - whole.len() % 4) % 4;
     let padded: String = "0".repeat(padding) + whole + fraction + &"0".repeat((4 - fraction.len() % 4) % 4);
-    let groups: Vec<u16> =
-        padded.as_bytes().chunks(4).map(|four| four.iter().fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0'))).collect();
+    let groups: Vec<u16> = padded
+        .as_bytes()
+        .chunks(4)
+        .map(|four| four.iter().fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0')))
+        .collect();
     let zeros = groups.iter().take_while(|group| **group == 0).count();
     let end = groups.iter().rposition(|group| *group != 0).map_or(zeros, |last| last + 1);
     let weight = i16::try_from((whole.len() + padding) / 4).unwrap_or(0) - 1 - i16::try_from(zeros).unwrap_or(0);
@@ -788,7 +797,8 @@ fn put_interval(out: &mut Vec<u8>, months: i32, days: i32, microseconds: i64) {
 /// Quotes an element of an array where PostgreSQL would.
 fn quote_element(out: &mut Vec<u8>, begins: usize) {
     let text = &out[begins..];
-    let needs = |byte: &u8| matches!(byte, b'"' | b'\\' | b'{' | b'}' | b',') || byte.is_ascii_whitespace() || *byte == 11;
+    let needs =
+        |byte: &u8| matches!(byte, b'"' | b'\\' | b'{' | b'}' | b',') || byte.is_ascii_whitespace() || *byte == 11;
     if !text.is_empty() && !text.eq_ignore_ascii_case(b"null") && !text.iter().any(needs) {
         return;
     }
@@ -839,7 +849,8 @@ mod tests {
     fn numbers_are_written_as_postgresql_writes_them() {
         let integers = Int64Array::from(vec![Some(0), Some(-7), Some(i64::MIN), Some(100), Some(1234567), None]);
         assert_eq!(texts(Arc::new(integers)), ["0", "-7", "-9223372036854775808", "100", "1234567", "∅"]);
-        let doubles = [0.0, -0.0, 1.5, 1e15, 123456789012345.0, 0.0001, 1.5e-5, 1e300, f64::NAN, f64::NEG_INFINITY, 0.1];
+        let doubles =
+            [0.0, -0.0, 1.5, 1e15, 123456789012345.0, 0.0001, 1.5e-5, 1e300, f64::NAN, f64::NEG_INFINITY, 0.1];
         assert_eq!(
             texts(Arc::new(Float64Array::from(doubles.to_vec()))),
             ["0", "-0", "1.5", "1e+15", "123456789012345", "0.0001", "1.5e-05", "1e+300", "NaN", "-Infinity", "0.1"]
@@ -906,7 +917,8 @@ mod tests {
 
     #[test]
     fn lists_are_arrays_and_structs_are_json() {
-        let list = ListArray::from_iter_primitive::<Int32Type, _, _>(vec![Some(vec![Some(1), None]), Some(vec![]), None]);
+        let list =
+            ListArray::from_iter_primitive::<Int32Type, _, _>(vec![Some(vec![Some(1), None]), Some(vec![]), None]);
         assert_eq!(texts(Arc::new(list.clone())), ["{1,NULL}", "{}", "∅"]);
         let bytes = encoded(Arc::new(list), Format::Binary).remove(0).unwrap();
         let words: Vec<i32> = bytes.chunks(4).map(|four| i32::from_be_bytes(four.try_into().unwrap())).collect();
@@ -933,7 +945,8 @@ mod tests {
     #[test]
     fn copies_are_escaped_and_quoted() {
         let field = Field::new("c", DataType::Utf8, true);
-        let column: ArrayRef = Arc::new(StringArray::from(vec![Some("a\tb\\"), Some("x,\"y\""), None, Some(""), Some("\\.")]));
+        let column: ArrayRef =
+            Arc::new(StringArray::from(vec![Some("a\tb\\"), Some("x,\"y\""), None, Some(""), Some("\\.")]));
         let batch = RecordBatch::try_new(Arc::new(Schema::new(vec![field])), vec![column]).unwrap();
         let mut encoder = BatchEncoder::new(&batch, &[Format::Text]).unwrap();
         let mut lines = |style: &CopyStyle| -> Vec<String> {

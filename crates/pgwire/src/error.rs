@@ -175,6 +175,13 @@ fn split_place(message: &str) -> (Option<(u64, u64)>, String) {
 
 /// DataFusion has no codes: its words tell.
 fn code_of(error: &EngineError, message: &str) -> &'static str {
+    // What the system functions of ours say.
+    if message.contains("relation \"") && message.contains("\" does not exist") {
+        return state::UNDEFINED_TABLE;
+    }
+    if message.contains("\" does not exist") || message.contains("unrecognized configuration parameter") {
+        return state::UNDEFINED_OBJECT;
+    }
     if let EngineError::Query { .. } = error {
         let lower = message.to_lowercase();
         let has = |text: &str| lower.contains(text);

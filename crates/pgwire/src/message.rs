@@ -9,10 +9,17 @@ use crate::error::Problem;
 #[derive(Debug)]
 pub(crate) enum Request {
     Query(String),
-    Parse { name: String, sql: String, types: Vec<u32> },
+    Parse {
+        name: String,
+        sql: String,
+        types: Vec<u32>,
+    },
     Bind(Bind),
     Describe(Target),
-    Execute { portal: String, max_rows: usize },
+    Execute {
+        portal: String,
+        max_rows: usize,
+    },
     Close(Target),
     Sync,
     Flush,
@@ -364,7 +371,7 @@ mod tests {
         };
         for _ in 0..200_000 {
             let length = usize::try_from(random() % 40).unwrap();
-            let body: Vec<u8> = (0..length).map(|_| (random() % 5) as u8 * 63).collect();
+            let body: Vec<u8> = (0..length).map(|_| u8::try_from(random() % 5).unwrap() * 63).collect();
             let kind = b"QPBDECSHXF"[usize::try_from(random() % 10).unwrap()];
             let _ = frame(kind, &body);
         }

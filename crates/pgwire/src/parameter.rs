@@ -248,12 +248,16 @@ mod tests {
     #[test]
     fn arrays_are_read_in_both_forms_and_lies_are_refused() {
         let some = |text: &str| Some(text.to_owned());
-        assert_eq!(array_elements(r#"{1, "a \"b\", c",NULL,"NULL"}"#), Some(vec![some("1"), some("a \"b\", c"), None, some("NULL")]));
+        assert_eq!(
+            array_elements(r#"{1, "a \"b\", c",NULL,"NULL"}"#),
+            Some(vec![some("1"), some("a \"b\", c"), None, some("NULL")])
+        );
         assert_eq!(array_elements("{}"), Some(vec![]));
         for wrong in ["", "1", "{", "{1,}", "{\"a}", "{{1}}", "{,1}"] {
             assert_eq!(array_elements(wrong), None, "{wrong}");
         }
-        let bytes = [0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 23, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 4, 0, 0, 0, 7, 255, 255, 255, 255];
+        let bytes =
+            [0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 23, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 4, 0, 0, 0, 7, 255, 255, 255, 255];
         assert_eq!(binary_array(types::INT4, Bytes::copy_from_slice(&bytes)), Some(vec![some("7"), None]));
         for end in 0..bytes.len() {
             assert_eq!(binary_array(types::INT4, Bytes::copy_from_slice(&bytes[..end])), None, "{end}");

@@ -56,11 +56,7 @@ pub(crate) async fn plan(
 }
 
 /// Finds out what the parameters of a statement are; `said` are the numbers of the types that the client gives, zero for none.
-pub(crate) async fn infer(
-    context: &SessionContext,
-    statement: &Statement,
-    said: &[u32],
-) -> Result<Inferred, Problem> {
+pub(crate) async fn infer(context: &SessionContext, statement: &Statement, said: &[u32]) -> Result<Inferred, Problem> {
     let (rewritten, found) = for_inference(statement);
     let count = found.count.max(said.len());
     if count == 0 {
@@ -70,7 +66,9 @@ pub(crate) async fn infer(
     let mut known: Vec<Option<ColumnType>> = (0..count)
         .map(|index| {
             let said = said.get(index).copied().unwrap_or(0);
-            ColumnType::numbered(said).filter(|said| said.of != types::UNKNOWN).or(found.types.get(&(index + 1)).copied())
+            ColumnType::numbered(said)
+                .filter(|said| said.of != types::UNKNOWN)
+                .or(found.types.get(&(index + 1)).copied())
         })
         .collect();
     // Where a type is missing, the planner says what fits. It may not be able to.

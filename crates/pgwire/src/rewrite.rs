@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 use datafusion::sql::sqlparser::ast::{
     ArrayElemTypeDef, BinaryOperator, CastKind, DataType, Expr, Function, FunctionArg, FunctionArgExpr,
     FunctionArgumentList, FunctionArguments, GroupByExpr, Ident, JoinOperator, LimitClause, ObjectName, ObjectNamePart,
-    Query, Select, SelectItem, SetExpr, SetOperator, Statement, TableFactor, TableWithJoins, UnaryOperator, Value,
-    ValueWithSpan, VisitMut, VisitorMut,
+    Query, Select, SelectItem, SetExpr, SetOperator, Statement, TableFactor, TableWithJoins, Value, ValueWithSpan,
+    VisitMut, VisitorMut,
 };
 use datafusion::sql::sqlparser::tokenizer::Span;
 
@@ -214,11 +214,10 @@ impl Rewriter<'_> {
             Expr::Collate { expr, .. } => *expr,
             Expr::Cast { kind, expr, data_type, array, format } => match object_kind(&data_type) {
                 Some(kind) => call(kind, vec![*expr]),
-                None => {
-                    let data_type = known_type(data_type);
-                    // The text of a boolean, as PostgreSQL gives it to a column of characters, is what the planner gives, too.
-                    Expr::Cast { kind, expr, data_type, array, format }
+                None if matches!(known_type(data_type.clone()), DataType::Bytea) && hexadecimal(&expr).is_some() => {
+                    Expr::Value(Value::HexStringLiteral(hexadecimal(&expr).unwrap_or_default()).into())
                 }
+                None => Expr::Cast { kind, expr, data_type: known_type(data_type), array, format },
             },
             Expr::TypedString(mut typed) => {
                 typed.data_type = known_type(typed.data_type);
@@ -229,6 +228,10 @@ impl Rewriter<'_> {
                 let op = op.unwrap_or(BinaryOperator::PGCustomBinaryOperator(names));
                 Expr::BinaryOp { left, op, right }
             }
+            Expr::BinaryOp { left, op, right } => match functions_compared(&left, &op, &right) {
+                Some(expr) => expr,
+                None => Expr::BinaryOp { left, op, right },
+            },
             Expr::AnyOp { left, compare_op, right, is_some } => match any_of(&left, &compare_op, &right, false) {
                 Some(expr) => expr,
                 None => Expr::AnyOp { left, compare_op, right, is_some },
@@ -260,6 +263,12 @@ fn placeholder(expr: &Expr) -> Option<usize> {
         Expr::Value(ValueWithSpan { value: Value::Placeholder(name), .. }) => name.strip_prefix('$')?.parse().ok(),
         _ => None,
     }
+}
+
+/// The digits of a text that is the text of bytes.
+fn hexadecimal(expr: &Expr) -> Option<String> {
+    let Expr::Value(ValueWithSpan { value: Value::SingleQuotedString(text), .. }) = expr else { return None };
+    Some(text.strip_prefix("\\x")?.to_owned())
 }
 
 /// A value as an expression of its type.
@@ -321,7 +330,8 @@ fn sql_type(column_type: ColumnType, value: Option<&str>) -> DataType {
                 let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
                 let (whole, fraction) = (whole.trim_start_matches(['-', '+']).len(), fraction.len());
                 // Not a plain number, such as 1e5: wide on both sides of the point.
-                if !text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'+')) || whole + fraction > 38 {
+                if !text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'+')) || whole + fraction > 38
+                {
                     (38, 10)
                 } else {
                     ((whole + fraction).max(1) as u64, fraction as i64)
@@ -331,11 +341,7 @@ fn sql_type(column_type: ColumnType, value: Option<&str>) -> DataType {
         }
         _ => DataType::Text,
     };
-    if column_type.is_array {
-        DataType::Array(ArrayElemTypeDef::SquareBracket(Box::new(plain), None))
-    } else {
-        plain
-    }
+    if column_type.is_array { DataType::Array(ArrayElemTypeDef::SquareBracket(Box::new(plain), None)) } else { plain }
 }
 
 fn null() -> Expr {
@@ -438,7 +444,8 @@ fn called_in_from(factor: &TableFactor) -> Option<TableFactor> {
     };
     let mut alias = alias.clone();
     let table = alias.as_ref().map_or_else(|| Ident::new(function.as_str()), |alias| alias.name.clone());
-    let column = alias.as_mut().and_then(|alias| alias.columns.pop()).map_or_else(|| table.clone(), |column| column.name);
+    let column =
+        alias.as_mut().and_then(|alias| alias.columns.pop()).map_or_else(|| table.clone(), |column| column.name);
     let statement = crate::statement::parse_one(&format!("select {rows} as {column}")).ok()?;
     let Statement::Query(subquery) = *statement else { return None };
     let sql = format!("select * from (select 1) as {table}");
@@ -520,7 +527,9 @@ fn named_type(data_type: &DataType) -> Option<ColumnType> {
         "text" | "varchar" | "character varying" | "char" | "character" | "bpchar" | "name" | "cstring" | "unknown"
         | "uuid" | "json" | "jsonb" | "xml" | "citext" | "inet" | "int2vector" | "oidvector" | "aclitem"
         | "pg_node_tree" | "sql_identifier" | "character_data" | "yes_or_no" => types::TEXT,
-        other => return ColumnType::named(other).map(|found| ColumnType { is_array: is_array || found.is_array, ..found }),
+        other => {
+            return ColumnType::named(other).map(|found| ColumnType { is_array: is_array || found.is_array, ..found });
+        }
     };
     Some(ColumnType { of, is_array })
 }
@@ -550,6 +559,32 @@ fn operator(name: &str) -> Option<BinaryOperator> {
     })
 }
 
+/// A comparison of a column that names a function, such as `typreceive`, with a number: functions have names here and no numbers.
+fn functions_compared(left: &Expr, op: &BinaryOperator, right: &Expr) -> Option<Expr> {
+    let column = |expr: &Expr| match expr {
+        Expr::Identifier(name) => Some(folded(name)),
+        Expr::CompoundIdentifier(names) => names.last().map(folded),
+        _ => None,
+    };
+    let names_function = |expr: &Expr| column(expr).is_some_and(|name| catalog::names_function(&name));
+    let is_zero = |expr: &Expr| matches!(expr, Expr::Value(ValueWithSpan { value: Value::Number(number, _), .. }) if number.to_string() == "0");
+    let is_number = |expr: &Expr| column(expr).is_some_and(|name| name == "oid");
+    let compared = |left: &Expr, right: Expr| {
+        Some(Expr::BinaryOp { left: Box::new(left.clone()), op: op.clone(), right: Box::new(right) })
+    };
+    match (left, right) {
+        (left, right) if names_function(left) && is_zero(right) => compared(left, string("-")),
+        (left, right) if is_zero(left) && names_function(right) => compared(right, string("-")),
+        (left, right)
+            if *op == BinaryOperator::Eq
+                && (names_function(left) && is_number(right) || is_number(left) && names_function(right)) =>
+        {
+            Some(boolean(false))
+        }
+        _ => None,
+    }
+}
+
 /// `left op any (right)`, or `all`, of an array, in other words where there are some.
 fn any_of(left: &Expr, op: &BinaryOperator, right: &Expr, is_all: bool) -> Option<Expr> {
     let mut right = right;
@@ -566,21 +601,14 @@ fn any_of(left: &Expr, op: &BinaryOperator, right: &Expr, is_all: bool) -> Optio
         Some(list) if is_equality => Some(Expr::InList { expr: Box::new(left.clone()), list, negated: is_all }),
         Some(list) => {
             let joined = if is_all { BinaryOperator::And } else { BinaryOperator::Or };
-            let one = |right: Expr| Expr::BinaryOp {
-                left: Box::new(left.clone()),
-                op: op.clone(),
-                right: Box::new(right),
-            };
+            let one =
+                |right: Expr| Expr::BinaryOp { left: Box::new(left.clone()), op: op.clone(), right: Box::new(right) };
             let all = list.into_iter().map(one).reduce(|left, right| Expr::BinaryOp {
                 left: Box::new(left),
                 op: joined.clone(),
                 right: Box::new(right),
             })?;
             Some(Expr::Nested(Box::new(all)))
-        }
-        None if is_equality => {
-            let has = call("array_has", vec![right.clone(), left.clone()]);
-            Some(if is_all { Expr::UnaryOp { op: UnaryOperator::Not, expr: Box::new(has) } } else { has })
         }
         None => None,
     }
@@ -619,7 +647,8 @@ fn distinct_names(select: &mut Select) {
         match item {
             SelectItem::UnnamedExpr(expr) if !seen.insert(expr.to_string()) => {
                 let expr = expr.clone();
-                *item = SelectItem::ExprWithAlias { expr, alias: Ident::with_quote('"', format!("column {}", index + 1)) };
+                *item =
+                    SelectItem::ExprWithAlias { expr, alias: Ident::with_quote('"', format!("column {}", index + 1)) };
             }
             SelectItem::ExprWithAlias { alias, .. } if !seen.insert(folded(alias)) => {
                 *alias = Ident::with_quote('"', format!("{} {}", alias.value, index + 1));
@@ -766,9 +795,8 @@ fn no_values() -> datafusion::sql::sqlparser::ast::Values {
 fn forget_rows(body: &mut Box<SetExpr>) -> bool {
     match body.as_mut() {
         SetExpr::Select(select) => {
-            let is_wild = |item: &SelectItem| {
-                !matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. })
-            };
+            let is_wild =
+                |item: &SelectItem| !matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. });
             if select.projection.iter().any(is_wild) {
                 return false;
             }
@@ -787,10 +815,8 @@ fn forget_rows(body: &mut Box<SetExpr>) -> bool {
                 if !names.insert(name.clone()) {
                     name = format!("{name} {}", index + 1);
                 }
-                *item = SelectItem::ExprWithAlias {
-                    expr: cast(null(), data_type),
-                    alias: Ident::with_quote('"', name),
-                };
+                *item =
+                    SelectItem::ExprWithAlias { expr: cast(null(), data_type), alias: Ident::with_quote('"', name) };
             }
             select.from.clear();
             select.distinct = None;
@@ -844,15 +870,24 @@ mod tests {
             ("select 'a.b'::regclass::oid", "SELECT regclass('a.b')::INT UNSIGNED"),
             ("select x::pg_catalog.text", "SELECT x::TEXT"),
             ("select a OPERATOR(pg_catalog.~) '^b$' COLLATE pg_catalog.default", "SELECT a ~ '^b$'"),
-            ("select a = any('{1,\"x y\",NULL}'::text[])", "SELECT a IN (CAST('1' AS TEXT), CAST('x y' AS TEXT), CAST(NULL AS TEXT))"),
+            (
+                "select a = any('{1,\"x y\",NULL}'::text[])",
+                "SELECT a IN (CAST('1' AS TEXT), CAST('x y' AS TEXT), CAST(NULL AS TEXT))",
+            ),
             ("select a = any(array[1,2])", "SELECT a IN (1, 2)"),
-            ("select a <> all(b)", "SELECT NOT array_has(b, a)"),
+            ("select a <> all(b)", "SELECT a <> ALL(b)"),
             ("select a like any(array['x','y'])", "SELECT a LIKE ANY(ARRAY['x', 'y'])"),
             ("select 1, 1 as x, 2 as x", "SELECT 1, 1 AS x, 2 AS \"x 3\""),
             ("select * from information_schema.tables", "SELECT * FROM pg_information.tables"),
-            ("select i from generate_series(1, array_upper(a, 1)) as s(i)", "SELECT i FROM (SELECT unnest(generate_series(1, CAST(array_length(a) AS BIGINT))) AS i) AS s"),
+            (
+                "select i from generate_series(1, array_upper(a, 1)) as s(i)",
+                "SELECT i FROM (SELECT unnest(generate_series(1, CAST(array_length(a) AS BIGINT))) AS i) AS s",
+            ),
             ("select * from pg_catalog.pg_get_keywords()", "SELECT * FROM pg_catalog.pg_get_keywords"),
-            ("with pg_class as (select 1) select * from pg_class", "WITH pg_class AS (SELECT 1) SELECT * FROM pg_class"),
+            (
+                "with pg_class as (select 1) select * from pg_class",
+                "WITH pg_class AS (SELECT 1) SELECT * FROM pg_class",
+            ),
             ("select a from t for update", "SELECT a FROM t"),
         ] {
             assert_eq!(executed(sql), expected, "{sql}");
@@ -896,7 +931,9 @@ mod tests {
     fn what_reads_tables_that_are_always_empty_is_left_out() {
         let simple = |sql: &str| simplified(&for_execution(&parse_one(sql).unwrap(), &[]).0).to_string();
         assert_eq!(
-            simple("select p.polname, array(select 1 from pg_roles where oid = any(p.polroles)) from pg_policy p order by 1"),
+            simple(
+                "select p.polname, array(select 1 from pg_roles where oid = any(p.polroles)) from pg_policy p order by 1"
+            ),
             "SELECT CAST(NULL AS TEXT) AS \"polname\", CAST(NULL AS TEXT) AS \"array\" WHERE false"
         );
         assert_eq!(

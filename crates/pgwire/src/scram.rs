@@ -176,8 +176,11 @@ impl Exchange {
             return Err(malformed());
         }
         let client_nonce = client_nonce.strip_prefix("r=").ok_or_else(malformed)?;
-        let server_first =
-            format!("r={client_nonce}{nonce},s={},i={}", STANDARD.encode(&self.verifier.salt), self.verifier.iterations);
+        let server_first = format!(
+            "r={client_nonce}{nonce},s={},i={}",
+            STANDARD.encode(&self.verifier.salt),
+            self.verifier.iterations
+        );
         self.state = State::Challenged {
             client_first: bare.to_owned(),
             server_first: server_first.clone(),
@@ -201,8 +204,7 @@ impl Exchange {
         let nonce_sent = server_first.split(',').next().unwrap_or_default();
         let is_ours = said_channel.strip_prefix("c=") == Some(channel.as_str()) && nonce == nonce_sent;
 
-        let auth: [&[u8]; 5] =
-            [client_first.as_bytes(), b",", server_first.as_bytes(), b",", without_proof.as_bytes()];
+        let auth: [&[u8]; 5] = [client_first.as_bytes(), b",", server_first.as_bytes(), b",", without_proof.as_bytes()];
         let signature = sign(&self.verifier.stored_key, &auth);
         let mut client_key = [0; KEY_BYTES];
         for (key, (proof, signature)) in client_key.iter_mut().zip(proof.iter().zip(signature)) {
@@ -293,7 +295,8 @@ mod tests {
         let verifier = Verifier::of_password("пароль ½").unwrap();
         let text = verifier.to_string();
         assert_eq!(Verifier::parse(&text).unwrap().to_string(), text);
-        for wrong in ["", "md5abc", "SCRAM-SHA-256$4096:c2FsdA==$YQ==:YQ==", &format!("{text}$"), &text.replace("4096", "0")]
+        for wrong in
+            ["", "md5abc", "SCRAM-SHA-256$4096:c2FsdA==$YQ==:YQ==", &format!("{text}$"), &text.replace("4096", "0")]
         {
             Verifier::parse(wrong).unwrap_err();
         }

@@ -237,8 +237,10 @@ impl Service {
                 io.flush().await?;
             }
             let limit = self.settings.max_connections;
-            let problem =
-                Problem::fatal(state::TOO_MANY_CONNECTIONS, format!("{limit} connections are open, which is the limit"));
+            let problem = Problem::fatal(
+                state::TOO_MANY_CONNECTIONS,
+                format!("{limit} connections are open, which is the limit"),
+            );
             io.output.problem("FATAL", &problem.with_hint("try again later"), None);
             io.flush().await
         };
@@ -273,10 +275,7 @@ impl Service {
     }
 
     /// TLS, cancellation and the parameters of the start-up.
-    async fn negotiate(
-        &self,
-        stream: TcpStream,
-    ) -> Result<Option<(Io, HashMap<String, String>)>, (Option<Io>, Stop)> {
+    async fn negotiate(&self, stream: TcpStream) -> Result<Option<(Io, HashMap<String, String>)>, (Option<Io>, Stop)> {
         let mut first = [0; 1];
         let is_hello = matches!(stream.peek(&mut first).await, Ok(1)) && first[0] == TLS_HELLO;
         let mut is_secure = false;
@@ -334,7 +333,8 @@ impl Service {
                     }
                     if tls.is_some() && !is_secure {
                         let message = "connections are taken with TLS only";
-                        let problem = Problem::fatal(state::INVALID_AUTHORIZATION, message).with_hint("use sslmode=require");
+                        let problem =
+                            Problem::fatal(state::INVALID_AUTHORIZATION, message).with_hint("use sslmode=require");
                         return Err((Some(io), problem.into()));
                     }
                     return match parameters(&mut body) {
@@ -369,9 +369,9 @@ impl Service {
                 .with_hint(format!("the database is called {DATABASE}"))
                 .into());
         }
-        let pid = self.next_pid.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pid| {
-            Some(if pid == i32::MAX { 1 } else { pid + 1 })
-        });
+        let pid = self
+            .next_pid
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pid| Some(if pid == i32::MAX { 1 } else { pid + 1 }));
         let pid = pid.unwrap_or(1);
         let key = scram::random_u32()
             .ok_or_else(|| Problem::fatal(state::CANNOT_CONNECT_NOW, "the system gives no random bytes"))?;

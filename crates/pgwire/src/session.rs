@@ -196,8 +196,16 @@ impl Shared {
             "statement_timeout" if milliseconds(&lower).is_none() => {
                 return refused("a number of milliseconds, or a text such as '5s' or '2min'");
             }
-            "server_version" | "server_version_num" | "server_encoding" | "is_superuser" | "session_authorization"
-            | "integer_datetimes" | "in_hot_standby" | "max_identifier_length" | "max_index_keys" | "lc_collate"
+            "server_version"
+            | "server_version_num"
+            | "server_encoding"
+            | "is_superuser"
+            | "session_authorization"
+            | "integer_datetimes"
+            | "in_hot_standby"
+            | "max_identifier_length"
+            | "max_index_keys"
+            | "lc_collate"
             | "lc_ctype" => {
                 return Err(Problem::new("55P02", format!("parameter \"{name}\" cannot be changed")));
             }
@@ -263,7 +271,9 @@ fn moment(text: &str) -> Option<DateTime<Utc>> {
     let with_zone = |text: &str| DateTime::parse_from_rfc3339(text).ok().map(|moment| moment.with_timezone(&Utc));
     with_zone(text)
         .or_else(|| DateTime::parse_from_str(&format!("{text}00"), "%Y-%m-%d %H:%M:%S%.f%z").ok().map(|m| m.to_utc()))
-        .or_else(|| NaiveDateTime::parse_from_str(&text.replace('T', " "), "%Y-%m-%d %H:%M:%S%.f").ok().map(|m| m.and_utc()))
+        .or_else(|| {
+            NaiveDateTime::parse_from_str(&text.replace('T', " "), "%Y-%m-%d %H:%M:%S%.f").ok().map(|m| m.and_utc())
+        })
         .or_else(|| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0).map(|m| m.and_utc()))
 }
 
@@ -402,6 +412,8 @@ async fn context_of(
     notes: &NotesByTable,
 ) -> Result<SessionContext, Problem> {
     let context = gate.open(shared.user(), run).await.map_err(|error| Problem::of_engine(&error))?;
+    // Moments without a zone are of UTC, and the present is told with it; functions learn of it by the statement alone.
+    context.sql("set datafusion.execution.time_zone = 'UTC'").await.map_err(Problem::of_query)?;
     catalog::install(&context, run, shared, notes, gate.tells_sizes()).await.map_err(Problem::of_query)?;
     search_in(&context, shared);
     Ok(context)
@@ -437,7 +449,9 @@ mod tests {
             shared.set_plain(name, value).unwrap();
             assert_eq!(shared.get(name).as_deref(), Some(kept), "{name}");
         }
-        for (name, value) in [("client_encoding", "LATIN1"), ("datestyle", "German"), ("server_version", "9"), ("nonsense", "1")] {
+        for (name, value) in
+            [("client_encoding", "LATIN1"), ("datestyle", "German"), ("server_version", "9"), ("nonsense", "1")]
+        {
             assert!(shared.set_plain(name, value).is_err(), "{name}");
         }
         shared.reset_all();
@@ -454,7 +468,13 @@ mod tests {
             assert_eq!(shared.statement_timeout(), Some(Duration::from_millis(milliseconds)));
         }
         assert!(shared.set_plain("statement_timeout", "soon").is_err());
-        for text in ["2026-01-31", "2026-01-31 00:00:00", "2026-01-31T00:00:00Z", "2026-01-31 01:00:00+01", "2026-01-31T01:00:00+01:00"] {
+        for text in [
+            "2026-01-31",
+            "2026-01-31 00:00:00",
+            "2026-01-31T00:00:00Z",
+            "2026-01-31 01:00:00+01",
+            "2026-01-31T01:00:00+01:00",
+        ] {
             assert_eq!(moment(text).unwrap().to_rfc3339(), "2026-01-31T00:00:00+00:00", "{text}");
         }
         assert_eq!(moment("yesterday"), None);

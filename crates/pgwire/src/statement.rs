@@ -15,7 +15,10 @@ use crate::settings::PgSettings;
 pub(crate) enum Command {
     Query(Box<Statement>),
     /// No value is the default.
-    Set { name: String, value: Option<String> },
+    Set {
+        name: String,
+        value: Option<String>,
+    },
     /// Of what has no effect here, such as the isolation of transactions.
     SetNothing,
     Show(String),
@@ -27,10 +30,22 @@ pub(crate) enum Command {
     Savepoint,
     Release,
     RollbackTo,
-    Declare { name: String, query: Box<Statement>, is_held: bool },
-    Fetch { cursor: String, count: Option<usize>, is_move: bool },
+    Declare {
+        name: String,
+        query: Box<Statement>,
+        is_held: bool,
+    },
+    Fetch {
+        cursor: String,
+        count: Option<usize>,
+        is_move: bool,
+    },
     CloseCursor(Option<String>),
-    CopyOut { query: Box<Statement>, style: CopyStyle, has_header: bool },
+    CopyOut {
+        query: Box<Statement>,
+        style: CopyStyle,
+        has_header: bool,
+    },
     DiscardAll,
     /// `discard plans`, `sequences`, `temp`.
     DiscardSome(&'static str),
@@ -128,9 +143,9 @@ impl<'a> Words<'a> {
                     format!("{first} as a statement is not offered: drivers prepare by messages of the protocol"),
                 ));
             }
-            "insert" | "update" | "delete" | "merge" | "truncate" | "create" | "alter" | "drop" | "grant" | "revoke"
-            | "vacuum" | "analyze" | "reindex" | "cluster" | "refresh" | "comment" | "lock" | "call" | "do"
-            | "notify" | "import" | "security" | "reassign" | "checkpoint" | "load" => {
+            "insert" | "update" | "delete" | "merge" | "truncate" | "create" | "alter" | "drop" | "grant"
+            | "revoke" | "vacuum" | "analyze" | "reindex" | "cluster" | "refresh" | "comment" | "lock" | "call"
+            | "do" | "notify" | "import" | "security" | "reassign" | "checkpoint" | "load" => {
                 return Err(read_only(&first));
             }
             _ => Command::Query(query_of(self.tokens)?),
@@ -251,14 +266,17 @@ impl<'a> Words<'a> {
             query_of(&self.tokens[begins..self.at - 1])?
         } else {
             let begins = self.at;
-            while self.tokens.get(self.at).is_some_and(|token| {
-                !is_word(&token.token, "to") && !is_word(&token.token, "from")
-            }) {
+            while self
+                .tokens
+                .get(self.at)
+                .is_some_and(|token| !is_word(&token.token, "to") && !is_word(&token.token, "from"))
+            {
                 self.at += 1;
             }
             let named = &self.tokens[begins..self.at];
             let open = named.iter().position(|token| token.token == Token::LParen).unwrap_or(named.len());
-            let text = |tokens: &[TokenWithSpan]| tokens.iter().map(|token| token.token.to_string()).collect::<String>();
+            let text =
+                |tokens: &[TokenWithSpan]| tokens.iter().map(|token| token.token.to_string()).collect::<String>();
             let columns = match named.get(open + 1..named.len().saturating_sub(1)) {
                 Some(columns) if open < named.len() => text(columns),
                 _ => "*".to_owned(),
@@ -374,7 +392,11 @@ impl<'a> Words<'a> {
         }
         self.at = self.tokens.len();
         match value.is_empty() && !is_default {
-            true if self.tokens.last().is_some_and(|token| text_of(&token.token).is_some_and(|text| text.is_empty())) => {
+            true if self
+                .tokens
+                .last()
+                .is_some_and(|token| text_of(&token.token).is_some_and(|text| text.is_empty())) =>
+            {
                 Ok(Some(value))
             }
             true => Err(self.mistake("a value is missing")),
@@ -542,7 +564,8 @@ mod tests {
             let Command::Set { name: found, value: set } = only(sql).unwrap() else { panic!("{sql}") };
             assert_eq!((found.as_str(), set.as_deref()), (name, value), "{sql}");
         }
-        for sql in ["SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "set transaction isolation level serializable"]
+        for sql in
+            ["SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "set transaction isolation level serializable"]
         {
             assert!(matches!(only(sql).unwrap(), Command::SetNothing), "{sql}");
         }
@@ -553,7 +576,10 @@ mod tests {
     fn cursors_and_copies_are_understood() {
         let declared = only("DECLARE \"My c\" NO SCROLL CURSOR WITHOUT HOLD FOR SELECT 1").unwrap();
         assert!(matches!(declared, Command::Declare { ref name, is_held: false, .. } if name == "My c"));
-        assert!(matches!(only("declare c cursor with hold for select 1").unwrap(), Command::Declare { is_held: true, .. }));
+        assert!(matches!(
+            only("declare c cursor with hold for select 1").unwrap(),
+            Command::Declare { is_held: true, .. }
+        ));
         assert!(only("declare c scroll cursor for select 1").is_err());
         for (sql, expected) in [
             ("FETCH FORWARD 100 FROM \"c\"", Some(100)),

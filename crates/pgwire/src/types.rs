@@ -53,8 +53,7 @@ pub(crate) const BPCHAR: PgType = pg(1042, "bpchar", "character", -1, 'S', (1014
 pub(crate) const VARCHAR: PgType = pg(1043, "varchar", "character varying", -1, 'S', (1015, "_varchar"));
 pub(crate) const DATE: PgType = pg(1082, "date", "date", 4, 'D', (1182, "_date"));
 pub(crate) const TIME: PgType = pg(1083, "time", "time without time zone", 8, 'D', (1183, "_time"));
-pub(crate) const TIMESTAMP: PgType =
-    pg(1114, "timestamp", "timestamp without time zone", 8, 'D', (1115, "_timestamp"));
+pub(crate) const TIMESTAMP: PgType = pg(1114, "timestamp", "timestamp without time zone", 8, 'D', (1115, "_timestamp"));
 pub(crate) const TIMESTAMPTZ: PgType =
     pg(1184, "timestamptz", "timestamp with time zone", 8, 'D', (1185, "_timestamptz"));
 pub(crate) const INTERVAL: PgType = pg(1186, "interval", "interval", 16, 'T', (1187, "_interval"));
@@ -66,8 +65,35 @@ pub(crate) const JSONB: PgType = pg(3802, "jsonb", "jsonb", -1, 'U', (3807, "_js
 
 /// All that are known here; `pg_type` lists them.
 pub(crate) const ALL: [PgType; 29] = [
-    BOOL, BYTEA, CHAR, NAME, INT8, INT2, INT2VECTOR, INT4, REGPROC, TEXT, OID, XID, JSON, FLOAT4, FLOAT8, UNKNOWN,
-    BPCHAR, VARCHAR, DATE, TIME, TIMESTAMP, TIMESTAMPTZ, INTERVAL, NUMERIC, REGCLASS, REGTYPE, UUID, JSONB, VOID,
+    BOOL,
+    BYTEA,
+    CHAR,
+    NAME,
+    INT8,
+    INT2,
+    INT2VECTOR,
+    INT4,
+    REGPROC,
+    TEXT,
+    OID,
+    XID,
+    JSON,
+    FLOAT4,
+    FLOAT8,
+    UNKNOWN,
+    BPCHAR,
+    VARCHAR,
+    DATE,
+    TIME,
+    TIMESTAMP,
+    TIMESTAMPTZ,
+    INTERVAL,
+    NUMERIC,
+    REGCLASS,
+    REGTYPE,
+    UUID,
+    JSONB,
+    VOID,
 ];
 pub(crate) const VOID: PgType = pg(2278, "void", "void", 4, 'P', (0, ""));
 
@@ -95,6 +121,7 @@ impl ColumnType {
     pub(crate) fn of(field: &Field) -> Self {
         if let Some(name) = field.metadata().get(TYPE_KEY)
             && let Some(found) = Self::named(name)
+            && found.fits(field.data_type())
         {
             return found;
         }
@@ -108,6 +135,23 @@ impl ColumnType {
             DataType::Dictionary(_, value) => Self::of(&Field::new("", value.as_ref().clone(), true)),
             DataType::RunEndEncoded(_, value) => Self::of(value),
             plain => Self::plain(scalar(plain)),
+        }
+    }
+
+    /// Whether values of the Arrow type can be of it: a cast or a function keeps the metadata of a column, and not its type.
+    fn fits(self, data_type: &DataType) -> bool {
+        use DataType::{LargeUtf8, Utf8, Utf8View};
+        let data_type = match (self.is_array, data_type) {
+            (true, DataType::List(item) | DataType::LargeList(item)) => item.data_type(),
+            (false, plain) => plain,
+            (true, _) => return false,
+        };
+        let is_text = matches!(data_type, Utf8 | LargeUtf8 | Utf8View);
+        match self.of {
+            NUMERIC => is_text || data_type.is_decimal(),
+            REGPROC => is_text,
+            of if of.category == 'S' || of == CHAR || of == INT2VECTOR => is_text,
+            of => scalar(data_type) == of || (of == XID && *data_type == DataType::UInt32),
         }
     }
 

@@ -190,9 +190,8 @@ impl PgDoor {
             }
         };
         let listener = holdfast_pgwire::bind(listen, gate.as_ref()).await?;
-        let address = listener
-            .local_addr()
-            .map_err(|error| CliError::Argument(format!("cannot listen on {listen}: {error}")))?;
+        let address =
+            listener.local_addr().map_err(|error| CliError::Argument(format!("cannot listen on {listen}: {error}")))?;
         Ok(Self { address, listener, gate, tls })
     }
 

@@ -74,7 +74,8 @@ type Body = Arc<dyn Fn(&Snapshot, &[Plain]) -> Result<Plain> + Send + Sync>;
 pub(super) fn register(context: &SessionContext, snapshot: &Arc<Snapshot>) {
     let add = |names: &[&'static str], gives: Gives, body: Body| {
         for name in names {
-            let signature = Signature::one_of(vec![TypeSignature::Nullary, TypeSignature::VariadicAny], volatility(name));
+            let signature =
+                Signature::one_of(vec![TypeSignature::Nullary, TypeSignature::VariadicAny], volatility(name));
             let function =
                 SystemFunction { name, gives, signature, body: Arc::clone(&body), snapshot: Arc::clone(snapshot) };
             context.register_udf(ScalarUDF::from(function));
@@ -85,15 +86,25 @@ pub(super) fn register(context: &SessionContext, snapshot: &Arc<Snapshot>) {
     add(&["version"], Gives::Text, constant(crate::session::version().as_str().into()));
     add(&["current_user"], Gives::Text, Arc::new(|snapshot, _| Ok(snapshot.user.as_str().into())));
     add(&["current_database"], Gives::Text, constant(DATABASE.into()));
-    add(&["current_schema"], Gives::Text, Arc::new(|snapshot, _| Ok(snapshot.shared.search_path().first().cloned().into())));
+    add(
+        &["current_schema"],
+        Gives::Text,
+        Arc::new(|snapshot, _| Ok(snapshot.shared.search_path().first().cloned().into())),
+    );
     add(&["current_schemas"], Gives::Texts, Arc::new(current_schemas));
     add(&["current_setting"], Gives::Text, Arc::new(current_setting));
     add(&["set_config"], Gives::Text, Arc::new(set_config));
     add(&["pg_backend_pid"], Gives::Int4, Arc::new(|snapshot, _| Ok(Plain::Number(i64::from(snapshot.shared.pid())))));
-    add(&["pg_postmaster_start_time", "pg_conf_load_time"], Gives::Moment, Arc::new(|snapshot, _| {
-        Ok(Plain::Number(snapshot.shared.began_microseconds()))
-    }));
-    add(&["pg_is_in_recovery", "pg_is_wal_replay_paused", "pg_relation_is_publishable", "pg_is_other_temp_schema"], Gives::Bool, constant(Plain::Bool(false)));
+    add(
+        &["pg_postmaster_start_time", "pg_conf_load_time"],
+        Gives::Moment,
+        Arc::new(|snapshot, _| Ok(Plain::Number(snapshot.shared.began_microseconds()))),
+    );
+    add(
+        &["pg_is_in_recovery", "pg_is_wal_replay_paused", "pg_relation_is_publishable", "pg_is_other_temp_schema"],
+        Gives::Bool,
+        constant(Plain::Bool(false)),
+    );
     add(&["pg_my_temp_schema"], Gives::Oid, constant(Plain::Number(0)));
     add(&["pg_client_encoding", "pg_encoding_to_char"], Gives::Text, constant("UTF8".into()));
     add(&["pg_char_to_encoding"], Gives::Int4, constant(Plain::Number(6)));
@@ -101,29 +112,59 @@ pub(super) fn register(context: &SessionContext, snapshot: &Arc<Snapshot>) {
     add(&["txid_current"], Gives::Int8, constant(Plain::Number(1)));
     add(
         &[
-            "pg_get_expr", "pg_get_constraintdef", "pg_get_indexdef", "pg_get_viewdef", "pg_get_functiondef", "pg_get_function_result",
-            "pg_get_function_arguments", "pg_get_function_identity_arguments", "pg_get_triggerdef", "pg_get_ruledef",
-            "pg_get_partkeydef", "pg_get_partition_constraintdef", "pg_get_statisticsobjdef_columns", "pg_get_statisticsobjdef",
-            "pg_get_serial_sequence", "shobj_description", "pg_tablespace_location", "inet_server_addr", "inet_client_addr",
+            "pg_get_expr",
+            "pg_get_constraintdef",
+            "pg_get_indexdef",
+            "pg_get_viewdef",
+            "pg_get_functiondef",
+            "pg_get_function_result",
+            "pg_get_function_arguments",
+            "pg_get_function_identity_arguments",
+            "pg_get_triggerdef",
+            "pg_get_ruledef",
+            "pg_get_partkeydef",
+            "pg_get_partition_constraintdef",
+            "pg_get_statisticsobjdef_columns",
+            "pg_get_statisticsobjdef",
+            "pg_get_serial_sequence",
+            "shobj_description",
+            "pg_tablespace_location",
+            "inet_server_addr",
+            "inet_client_addr",
             "pg_get_function_sqlbody",
+            "pg_advisory_unlock_all",
         ],
         Gives::Text,
         constant(Plain::Null),
     );
     add(&["format_type"], Gives::Text, Arc::new(format_type));
-    add(&["pg_get_userbyid"], Gives::Text, Arc::new(|snapshot, given| {
-        let role = oid(given, 0).and_then(|oid| snapshot.roles.iter().find(|role| role.oid == oid));
-        Ok(role.map(|role| role.name.clone()).into())
-    }));
-    add(&["pg_table_is_visible"], Gives::Bool, Arc::new(|snapshot, given| {
-        let search = snapshot.shared.search_path();
-        let table = oid(given, 0).and_then(|oid| snapshot.table(oid));
-        Ok(table.map_or(Plain::Null, |table| Plain::Bool(search.contains(&table.schema))))
-    }));
+    add(
+        &["pg_get_userbyid"],
+        Gives::Text,
+        Arc::new(|snapshot, given| {
+            let role = oid(given, 0).and_then(|oid| snapshot.roles.iter().find(|role| role.oid == oid));
+            Ok(role.map(|role| role.name.clone()).into())
+        }),
+    );
+    add(
+        &["pg_table_is_visible"],
+        Gives::Bool,
+        Arc::new(|snapshot, given| {
+            let search = snapshot.shared.search_path();
+            let table = oid(given, 0).and_then(|oid| snapshot.table(oid));
+            Ok(table.map_or(Plain::Null, |table| Plain::Bool(search.contains(&table.schema))))
+        }),
+    );
     add(
         &[
-            "pg_type_is_visible", "pg_function_is_visible", "pg_operator_is_visible", "pg_opclass_is_visible",
-            "pg_collation_is_visible", "pg_statistics_obj_is_visible", "pg_ts_config_is_visible", "pg_ts_dict_is_visible",
+            "pg_type_is_visible",
+            "pg_function_is_visible",
+            "pg_operator_is_visible",
+            "pg_opclass_is_visible",
+            "pg_collation_is_visible",
+            "pg_statistics_obj_is_visible",
+            "pg_ts_config_is_visible",
+            "pg_ts_dict_is_visible",
             "pg_conversion_is_visible",
         ],
         Gives::Bool,
@@ -131,77 +172,151 @@ pub(super) fn register(context: &SessionContext, snapshot: &Arc<Snapshot>) {
     );
     add(
         &[
-            "has_table_privilege", "has_schema_privilege", "has_database_privilege", "has_column_privilege",
-            "has_any_column_privilege", "has_function_privilege", "has_language_privilege", "has_sequence_privilege",
-            "has_tablespace_privilege", "has_type_privilege", "has_foreign_data_wrapper_privilege", "has_server_privilege",
+            "has_table_privilege",
+            "has_schema_privilege",
+            "has_database_privilege",
+            "has_column_privilege",
+            "has_any_column_privilege",
+            "has_function_privilege",
+            "has_language_privilege",
+            "has_sequence_privilege",
+            "has_tablespace_privilege",
+            "has_type_privilege",
+            "has_foreign_data_wrapper_privilege",
+            "has_server_privilege",
         ],
         Gives::Bool,
-        Arc::new(|_, given| Ok(given.last().and_then(Plain::text).map_or(Plain::Null, |name| Plain::Bool(is_granted(name))))),
+        Arc::new(|_, given| {
+            Ok(given.last().and_then(Plain::text).map_or(Plain::Null, |name| Plain::Bool(is_granted(name))))
+        }),
     );
-    add(&["pg_has_role"], Gives::Bool, Arc::new(|snapshot, given| {
-        let role = given.len().checked_sub(2).map(|at| &given[at]);
-        Ok(Plain::Bool(role.is_some_and(|role| {
-            role.text() == Some(&snapshot.user) || role.oid() == Some(snapshot.role(&snapshot.user))
-        })))
-    }));
-    add(&["obj_description"], Gives::Text, Arc::new(|snapshot, given| {
-        let is_class = given.get(1).and_then(Plain::text).is_none_or(|name| name == "pg_class");
-        let table = oid(given, 0).filter(|_| is_class).and_then(|oid| snapshot.table(oid));
-        Ok(table.and_then(|table| table.comment.clone()).into())
-    }));
-    add(&["col_description"], Gives::Text, Arc::new(|snapshot, given| {
-        let table = oid(given, 0).and_then(|oid| snapshot.table(oid));
-        let index = oid(given, 1).and_then(|number| usize::try_from(number).ok()?.checked_sub(1));
-        let comment = table.zip(index).filter(|(table, index)| *index < table.columns.fields().len());
-        Ok(comment.and_then(|(table, index)| table.column_comment(index)).into())
-    }));
-    add(&["pg_relation_size", "pg_total_relation_size", "pg_table_size"], Gives::Int8, Arc::new(|snapshot, given| {
-        let table = oid(given, 0).and_then(|oid| snapshot.table(oid));
-        Ok(table.map_or(Plain::Null, |table| {
-            Plain::Number(i64::try_from(table.bytes.unwrap_or(0)).unwrap_or(i64::MAX))
-        }))
-    }));
+    add(
+        &["pg_has_role"],
+        Gives::Bool,
+        Arc::new(|snapshot, given| {
+            let role = given.len().checked_sub(2).map(|at| &given[at]);
+            Ok(Plain::Bool(role.is_some_and(|role| {
+                role.text() == Some(&snapshot.user) || role.oid() == Some(snapshot.role(&snapshot.user))
+            })))
+        }),
+    );
+    add(
+        &["obj_description"],
+        Gives::Text,
+        Arc::new(|snapshot, given| {
+            let is_class = given.get(1).and_then(Plain::text).is_none_or(|name| name == "pg_class");
+            let table = oid(given, 0).filter(|_| is_class).and_then(|oid| snapshot.table(oid));
+            Ok(table.and_then(|table| table.comment.clone()).into())
+        }),
+    );
+    add(
+        &["col_description"],
+        Gives::Text,
+        Arc::new(|snapshot, given| {
+            let table = oid(given, 0).and_then(|oid| snapshot.table(oid));
+            let index = oid(given, 1).and_then(|number| usize::try_from(number).ok()?.checked_sub(1));
+            let comment = table.zip(index).filter(|(table, index)| *index < table.columns.fields().len());
+            Ok(comment.and_then(|(table, index)| table.column_comment(index)).into())
+        }),
+    );
+    add(
+        &["pg_relation_size", "pg_total_relation_size", "pg_table_size"],
+        Gives::Int8,
+        Arc::new(|snapshot, given| {
+            let table = oid(given, 0).and_then(|oid| snapshot.table(oid));
+            Ok(table.map_or(Plain::Null, |table| {
+                Plain::Number(i64::try_from(table.bytes.unwrap_or(0)).unwrap_or(i64::MAX))
+            }))
+        }),
+    );
     add(&["pg_indexes_size"], Gives::Int8, constant(Plain::Number(0)));
-    add(&["pg_database_size"], Gives::Int8, Arc::new(|snapshot, _| {
-        let bytes: u64 = snapshot.tables.iter().filter_map(|table| table.bytes).sum();
-        Ok(Plain::Number(i64::try_from(bytes).unwrap_or(i64::MAX)))
-    }));
-    add(&["pg_size_pretty"], Gives::Text, Arc::new(|_, given| {
-        Ok(match given.first() {
-            Some(Plain::Number(bytes)) => Plain::Text(pretty(*bytes)),
-            _ => Plain::Null,
-        })
-    }));
+    add(
+        &["pg_database_size"],
+        Gives::Int8,
+        Arc::new(|snapshot, _| {
+            let bytes: u64 = snapshot.tables.iter().filter_map(|table| table.bytes).sum();
+            Ok(Plain::Number(i64::try_from(bytes).unwrap_or(i64::MAX)))
+        }),
+    );
+    add(
+        &["pg_size_pretty"],
+        Gives::Text,
+        Arc::new(|_, given| {
+            Ok(match given.first() {
+                Some(Plain::Number(bytes)) => Plain::Text(pretty(*bytes)),
+                _ => Plain::Null,
+            })
+        }),
+    );
     add(&["pg_stat_get_numscans", "pg_stat_get_live_tuples"], Gives::Int8, constant(Plain::Number(0)));
-    add(&["quote_ident"], Gives::Text, Arc::new(|_, given| Ok(given.first().and_then(Plain::text).map(quote_ident).into())));
-    add(&["parse_ident"], Gives::Texts, Arc::new(|_, given| {
-        Ok(given.first().and_then(Plain::text).map_or(Plain::Null, |name| Plain::Texts(identifier_parts(name))))
-    }));
-    add(&["quote_literal"], Gives::Text, Arc::new(|_, given| {
-        Ok(given.first().and_then(Plain::text).map(|text| format!("'{}'", text.replace('\'', "''"))).into())
-    }));
-    add(&["regclass"], Gives::NameOrOid, Arc::new(|snapshot, given| {
-        named(given, |name| snapshot.table_named(name), |oid| table_name(snapshot, oid), "relation", true)
-    }));
-    add(&["to_regclass"], Gives::Oid, Arc::new(|snapshot, given| {
-        named(given, |name| snapshot.table_named(name), |_| None, "relation", false)
-    }));
+    add(
+        &["quote_ident"],
+        Gives::Text,
+        Arc::new(|_, given| Ok(given.first().and_then(Plain::text).map(quote_ident).into())),
+    );
+    add(
+        &["parse_ident"],
+        Gives::Texts,
+        Arc::new(|_, given| {
+            Ok(given.first().and_then(Plain::text).map_or(Plain::Null, |name| Plain::Texts(identifier_parts(name))))
+        }),
+    );
+    add(
+        &["quote_literal"],
+        Gives::Text,
+        Arc::new(|_, given| {
+            Ok(given.first().and_then(Plain::text).map(|text| format!("'{}'", text.replace('\'', "''"))).into())
+        }),
+    );
+    add(
+        &["regclass"],
+        Gives::NameOrOid,
+        Arc::new(|snapshot, given| {
+            named(given, |name| snapshot.table_named(name), |oid| table_name(snapshot, oid), "relation", true)
+        }),
+    );
+    add(
+        &["to_regclass"],
+        Gives::Oid,
+        Arc::new(|snapshot, given| named(given, |name| snapshot.table_named(name), |_| None, "relation", false)),
+    );
     add(&["regtype"], Gives::NameOrOid, Arc::new(|_, given| named(given, type_oid, type_name, "type", true)));
     add(&["to_regtype"], Gives::Oid, Arc::new(|_, given| named(given, type_oid, |_| None, "type", false)));
-    add(&["regproc"], Gives::NameOrOid, Arc::new(|_, given| named(given, |_| None, |_| None, "function", true)));
-    add(&["regnamespace"], Gives::NameOrOid, Arc::new(|snapshot, given| {
-        let by_name = |name: &str| {
-            let name = identifier_parts(name).pop()?;
-            snapshot.schemas.iter().find(|schema| schema.name == name).map(|schema| schema.oid)
-        };
-        let by_oid = |oid| snapshot.schemas.iter().find(|schema| schema.oid == oid).map(|schema| quote_ident(&schema.name));
-        named(given, by_name, by_oid, "schema", true)
-    }));
-    add(&["regrole"], Gives::NameOrOid, Arc::new(|snapshot, given| {
-        let by_name = |name: &str| snapshot.roles.iter().find(|role| role.name == name).map(|role| role.oid);
-        let by_oid = |oid| snapshot.roles.iter().find(|role| role.oid == oid).map(|role| quote_ident(&role.name));
-        named(given, by_name, by_oid, "role", true)
-    }));
+    // Functions have names here and no numbers.
+    add(
+        &["regproc"],
+        Gives::Text,
+        Arc::new(|_, given| {
+            Ok(match given.first() {
+                Some(Plain::Text(name)) => name.strip_prefix("pg_catalog.").unwrap_or(name).into(),
+                Some(Plain::Number(0)) => "-".into(),
+                Some(Plain::Number(number)) => Plain::Text(number.to_string()),
+                _ => Plain::Null,
+            })
+        }),
+    );
+    add(
+        &["regnamespace"],
+        Gives::NameOrOid,
+        Arc::new(|snapshot, given| {
+            let by_name = |name: &str| {
+                let name = identifier_parts(name).pop()?;
+                snapshot.schemas.iter().find(|schema| schema.name == name).map(|schema| schema.oid)
+            };
+            let by_oid =
+                |oid| snapshot.schemas.iter().find(|schema| schema.oid == oid).map(|schema| quote_ident(&schema.name));
+            named(given, by_name, by_oid, "schema", true)
+        }),
+    );
+    add(
+        &["regrole"],
+        Gives::NameOrOid,
+        Arc::new(|snapshot, given| {
+            let by_name = |name: &str| snapshot.roles.iter().find(|role| role.name == name).map(|role| role.oid);
+            let by_oid = |oid| snapshot.roles.iter().find(|role| role.oid == oid).map(|role| quote_ident(&role.name));
+            named(given, by_name, by_oid, "role", true)
+        }),
+    );
 }
 
 /// What a session can change between two statements is not worked out in advance.
@@ -237,7 +352,10 @@ fn set_config(snapshot: &Snapshot, given: &[Plain]) -> Result<Plain> {
     let (Some(name), value) = (given.first().and_then(Plain::text), given.get(1).and_then(Plain::text)) else {
         return Ok(Plain::Null);
     };
-    snapshot.shared.set_plain(name, value.unwrap_or_default()).map_err(|problem| DataFusionError::Plan(problem.message))?;
+    snapshot
+        .shared
+        .set_plain(name, value.unwrap_or_default())
+        .map_err(|problem| DataFusionError::Plan(problem.message))?;
     Ok(snapshot.shared.get(name).into())
 }
 
@@ -373,11 +491,8 @@ impl ScalarUDFImpl for SystemFunction {
         let rows = arguments.number_rows;
         let is_constant = arguments.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
         let count = if is_constant { 1 } else { rows };
-        let columns: Vec<Column> = arguments
-            .args
-            .iter()
-            .map(|arg| Column::of(&arg.to_array(count)?))
-            .collect::<Result<_>>()?;
+        let columns: Vec<Column> =
+            arguments.args.iter().map(|arg| Column::of(&arg.to_array(count)?)).collect::<Result<_>>()?;
         let mut given = Vec::with_capacity(columns.len());
         let mut results = Vec::with_capacity(count);
         for row in 0..count {
@@ -429,7 +544,10 @@ fn array_of(values: &[Plain], data_type: &DataType) -> ArrayRef {
     let numbers = || values.iter().map(|value| if let Plain::Number(number) = value { Some(*number) } else { None });
     match data_type {
         DataType::Boolean => Arc::new(
-            values.iter().map(|value| if let Plain::Bool(value) = value { Some(*value) } else { None }).collect::<BooleanArray>(),
+            values
+                .iter()
+                .map(|value| if let Plain::Bool(value) = value { Some(*value) } else { None })
+                .collect::<BooleanArray>(),
         ),
         DataType::Int32 => Arc::new(numbers().map(|number| number?.try_into().ok()).collect::<Int32Array>()),
         DataType::Int64 => Arc::new(numbers().collect::<Int64Array>()),
@@ -455,7 +573,9 @@ mod tests {
 
     #[test]
     fn types_are_found_by_every_name_they_have() {
-        for (name, oid) in [("int4", 23), ("integer", 23), ("pg_catalog.text", 25), ("text[]", 1009), ("_int8", 1016), ("json", 114)] {
+        for (name, oid) in
+            [("int4", 23), ("integer", 23), ("pg_catalog.text", 25), ("text[]", 1009), ("_int8", 1016), ("json", 114)]
+        {
             assert_eq!(type_oid(name), Some(oid), "{name}");
         }
         assert_eq!(type_oid("geometry"), None);

@@ -48,6 +48,11 @@ pub(crate) fn is_always_empty(name: &str) -> bool {
     is_system_table(name) && !FILLED.contains(&name)
 }
 
+/// Whether a column of a system table has the name of a function.
+pub(crate) fn names_function(column: &str) -> bool {
+    TABLES.iter().any(|(_, columns)| columns.split(", ").any(|one| one.trim().strip_suffix(" regproc") == Some(column)))
+}
+
 /// What there is for one session, looked up once.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
@@ -288,7 +293,9 @@ impl SchemaProvider for System {
 
 /// Of each kind of privilege, whether everybody has it: to read, and nothing else.
 fn is_granted(privilege: &str) -> bool {
-    privilege.split(',').all(|one| matches!(one.trim().to_lowercase().as_str(), "select" | "usage" | "connect" | "execute"))
+    privilege
+        .split(',')
+        .all(|one| matches!(one.trim().to_lowercase().as_str(), "select" | "usage" | "connect" | "execute"))
 }
 
 /// Settings by name, for `pg_settings`.

@@ -128,20 +128,18 @@ impl Sheet {
         };
         match data_type {
             DataType::Boolean => Arc::new(
-                cells().map(|cell| if let Cell::Bool(value) = cell { Some(*value) } else { None }).collect::<BooleanArray>(),
+                cells()
+                    .map(|cell| if let Cell::Bool(value) = cell { Some(*value) } else { None })
+                    .collect::<BooleanArray>(),
             ),
-            DataType::Int16 => {
-                Arc::new(cells().map(|cell| number(cell)?.try_into().ok()).collect::<Int16Array>())
-            }
-            DataType::Int32 => {
-                Arc::new(cells().map(|cell| number(cell)?.try_into().ok()).collect::<Int32Array>())
-            }
+            DataType::Int16 => Arc::new(cells().map(|cell| number(cell)?.try_into().ok()).collect::<Int16Array>()),
+            DataType::Int32 => Arc::new(cells().map(|cell| number(cell)?.try_into().ok()).collect::<Int32Array>()),
             DataType::Int64 => Arc::new(cells().map(number).collect::<Int64Array>()),
-            DataType::UInt32 => {
-                Arc::new(cells().map(|cell| number(cell)?.try_into().ok()).collect::<UInt32Array>())
-            }
+            DataType::UInt32 => Arc::new(cells().map(|cell| number(cell)?.try_into().ok()).collect::<UInt32Array>()),
             DataType::Float32 => Arc::new(
-                cells().map(|cell| if let Cell::Real(value) = cell { Some(*value) } else { None }).collect::<Float32Array>(),
+                cells()
+                    .map(|cell| if let Cell::Real(value) = cell { Some(*value) } else { None })
+                    .collect::<Float32Array>(),
             ),
             DataType::Utf8 => Arc::new(
                 cells()

@@ -57,9 +57,28 @@ fn access_methods() -> Sheet {
 
 fn attributes(snapshot: &Snapshot) -> Sheet {
     let mut sheet = Sheet::new(&[
-        "attrelid", "attname", "atttypid", "attstattarget", "attlen", "attnum", "attndims", "attcacheoff", "atttypmod", "attbyval",
-        "attalign", "attstorage", "attcompression", "attnotnull", "atthasdef", "atthasmissing", "attidentity", "attgenerated",
-        "attisdropped", "attislocal", "attinhcount", "attcollation",
+        "attrelid",
+        "attname",
+        "atttypid",
+        "attstattarget",
+        "attlen",
+        "attnum",
+        "attndims",
+        "attcacheoff",
+        "atttypmod",
+        "attbyval",
+        "attalign",
+        "attstorage",
+        "attcompression",
+        "attnotnull",
+        "atthasdef",
+        "atthasmissing",
+        "attidentity",
+        "attgenerated",
+        "attisdropped",
+        "attislocal",
+        "attinhcount",
+        "attcollation",
     ]);
     for table in &snapshot.tables {
         for (index, field) in table.columns.fields().iter().enumerate() {
@@ -96,10 +115,36 @@ fn attributes(snapshot: &Snapshot) -> Sheet {
 
 fn classes(snapshot: &Snapshot) -> Sheet {
     let mut sheet = Sheet::new(&[
-        "oid", "relname", "relnamespace", "reltype", "reloftype", "relowner", "relam", "relfilenode", "reltablespace", "relpages",
-        "reltuples", "relallvisible", "reltoastrelid", "relhasindex", "relisshared", "relpersistence", "relkind", "relnatts",
-        "relchecks", "relhasrules", "relhastriggers", "relhassubclass", "relrowsecurity", "relforcerowsecurity", "relispopulated",
-        "relreplident", "relispartition", "relrewrite", "relfrozenxid", "relminmxid",
+        "oid",
+        "relname",
+        "relnamespace",
+        "reltype",
+        "reloftype",
+        "relowner",
+        "relam",
+        "relfilenode",
+        "reltablespace",
+        "relpages",
+        "reltuples",
+        "relallvisible",
+        "reltoastrelid",
+        "relhasindex",
+        "relisshared",
+        "relpersistence",
+        "relkind",
+        "relnatts",
+        "relchecks",
+        "relhasrules",
+        "relhastriggers",
+        "relhassubclass",
+        "relrowsecurity",
+        "relforcerowsecurity",
+        "relispopulated",
+        "relreplident",
+        "relispartition",
+        "relrewrite",
+        "relfrozenxid",
+        "relminmxid",
     ]);
     for table in &snapshot.tables {
         let pages = table.bytes.map_or(0, |bytes| i64::try_from(bytes.div_ceil(8_192)).unwrap_or(i64::MAX));
@@ -142,8 +187,20 @@ fn classes(snapshot: &Snapshot) -> Sheet {
 
 fn databases(snapshot: &Snapshot) -> Sheet {
     let mut sheet = Sheet::new(&[
-        "oid", "datname", "datdba", "encoding", "datlocprovider", "datistemplate", "datallowconn", "datconnlimit", "datfrozenxid",
-        "datminmxid", "dattablespace", "datcollate", "datctype", "datlastsysoid",
+        "oid",
+        "datname",
+        "datdba",
+        "encoding",
+        "datlocprovider",
+        "datistemplate",
+        "datallowconn",
+        "datconnlimit",
+        "datfrozenxid",
+        "datminmxid",
+        "dattablespace",
+        "datcollate",
+        "datctype",
+        "datlastsysoid",
     ]);
     sheet.row(vec![
         16_000.into(),
@@ -198,8 +255,17 @@ fn namespaces(snapshot: &Snapshot) -> Sheet {
 
 fn roles(snapshot: &Snapshot) -> Sheet {
     let mut sheet = Sheet::new(&[
-        "oid", "rolname", "rolsuper", "rolinherit", "rolcreaterole", "rolcreatedb", "rolcanlogin", "rolreplication", "rolconnlimit",
-        "rolpassword", "rolbypassrls",
+        "oid",
+        "rolname",
+        "rolsuper",
+        "rolinherit",
+        "rolcreaterole",
+        "rolcreatedb",
+        "rolcanlogin",
+        "rolreplication",
+        "rolconnlimit",
+        "rolpassword",
+        "rolbypassrls",
     ]);
     for role in &snapshot.roles {
         sheet.row(vec![
@@ -238,7 +304,16 @@ fn users(snapshot: &Snapshot) -> Sheet {
 
 fn settings(snapshot: &Snapshot) -> Sheet {
     let mut sheet = Sheet::new(&[
-        "name", "setting", "category", "short_desc", "context", "vartype", "source", "boot_val", "reset_val", "pending_restart",
+        "name",
+        "setting",
+        "category",
+        "short_desc",
+        "context",
+        "vartype",
+        "source",
+        "boot_val",
+        "reset_val",
+        "pending_restart",
     ]);
     for (name, value) in settings_of(&snapshot.shared) {
         let about = if name == "holdfast.run" { format!("What is read: {}", snapshot.run) } else { String::new() };
@@ -260,7 +335,8 @@ fn settings(snapshot: &Snapshot) -> Sheet {
 
 /// Of sessions only the one that asks: others are nobody's business.
 fn activity(snapshot: &Snapshot) -> Sheet {
-    let mut sheet = Sheet::new(&["datid", "datname", "pid", "usesysid", "usename", "application_name", "state", "backend_type"]);
+    let mut sheet =
+        Sheet::new(&["datid", "datname", "pid", "usesysid", "usename", "application_name", "state", "backend_type"]);
     sheet.row(vec![
         16_000.into(),
         DATABASE.into(),
@@ -315,15 +391,46 @@ fn tablespaces() -> Sheet {
 
 fn all_types() -> Sheet {
     let mut sheet = Sheet::new(&[
-        "oid", "typname", "typnamespace", "typowner", "typlen", "typbyval", "typtype", "typcategory", "typispreferred", "typisdefined",
-        "typdelim", "typrelid", "typsubscript", "typelem", "typarray", "typinput", "typoutput", "typreceive", "typsend", "typalign",
-        "typstorage", "typnotnull", "typbasetype", "typtypmod", "typndims", "typcollation",
+        "oid",
+        "typname",
+        "typnamespace",
+        "typowner",
+        "typlen",
+        "typbyval",
+        "typtype",
+        "typcategory",
+        "typispreferred",
+        "typisdefined",
+        "typdelim",
+        "typrelid",
+        "typsubscript",
+        "typelem",
+        "typarray",
+        "typinput",
+        "typoutput",
+        "typreceive",
+        "typsend",
+        "typalign",
+        "typstorage",
+        "typnotnull",
+        "typbasetype",
+        "typtypmod",
+        "typndims",
+        "typcollation",
     ]);
     let mut add = |oid: u32, name: &str, size: i16, category: char, element: u32, array: u32| {
         let kind = if category == 'P' || category == 'X' { "p" } else { "b" };
         let (input, output, receive, send) = match category {
-            'A' if element != 0 && name.starts_with('_') => ("array_in".into(), "array_out".into(), "array_recv".into(), "array_send".into()),
-            _ => (format!("{name}in"), format!("{name}out"), format!("{name}recv"), format!("{name}send")),
+            'A' if element != 0 && name.starts_with('_') => {
+                ("array_in".into(), "array_out".into(), "array_recv".into(), "array_send".into())
+            }
+            _ => {
+                // As history has it.
+                let is_parted =
+                    matches!(category, 'D' | 'T' | 'P') || matches!(name, "numeric" | "json" | "jsonb" | "uuid");
+                let name = if is_parted { format!("{name}_") } else { name.to_owned() };
+                (format!("{name}in"), format!("{name}out"), format!("{name}recv"), format!("{name}send"))
+            }
         };
         sheet.row(vec![
             oid.into(),
@@ -384,7 +491,14 @@ fn information_tables(snapshot: &Snapshot) -> Sheet {
 
 fn privileges(snapshot: &Snapshot) -> Sheet {
     let mut sheet = Sheet::new(&[
-        "grantor", "grantee", "table_catalog", "table_schema", "table_name", "privilege_type", "is_grantable", "with_hierarchy",
+        "grantor",
+        "grantee",
+        "table_catalog",
+        "table_schema",
+        "table_name",
+        "privilege_type",
+        "is_grantable",
+        "with_hierarchy",
     ]);
     for table in &snapshot.tables {
         let (schema, name) = place(table);
@@ -404,16 +518,34 @@ fn privileges(snapshot: &Snapshot) -> Sheet {
 
 fn information_columns(snapshot: &Snapshot) -> Sheet {
     let mut sheet = Sheet::new(&[
-        "table_catalog", "table_schema", "table_name", "column_name", "ordinal_position", "is_nullable", "data_type",
-        "numeric_precision", "numeric_precision_radix", "numeric_scale", "datetime_precision", "udt_catalog", "udt_schema", "udt_name",
-        "dtd_identifier", "is_self_referencing", "is_identity", "identity_cycle", "is_generated", "is_updatable",
+        "table_catalog",
+        "table_schema",
+        "table_name",
+        "column_name",
+        "ordinal_position",
+        "is_nullable",
+        "data_type",
+        "numeric_precision",
+        "numeric_precision_radix",
+        "numeric_scale",
+        "datetime_precision",
+        "udt_catalog",
+        "udt_schema",
+        "udt_name",
+        "dtd_identifier",
+        "is_self_referencing",
+        "is_identity",
+        "identity_cycle",
+        "is_generated",
+        "is_updatable",
     ]);
     for table in &snapshot.tables {
         for (index, field) in table.columns.fields().iter().enumerate() {
             let (schema, name) = place(table);
             let column_type = ColumnType::of(field);
             let (precision, radix, scale) = precision(field.data_type());
-            let is_time = matches!(field.data_type(), DataType::Timestamp(..) | DataType::Time64(_) | DataType::Time32(_));
+            let is_time =
+                matches!(field.data_type(), DataType::Timestamp(..) | DataType::Time64(_) | DataType::Time32(_));
             let optional = |value: Option<i32>| value.map_or(Cell::Null, Cell::from);
             sheet.row(vec![
                 DATABASE.into(),
