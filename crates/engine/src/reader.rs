@@ -143,6 +143,17 @@ impl Published {
     }
 }
 
+/// A published run, as a person names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WhichRun {
+    /// By its place in the order of runs.
+    Sequence(u64),
+    /// By its name.
+    Id(String),
+    /// The newest whose data is of this moment or before.
+    AsOf(DateTime<Utc>),
+}
+
 /// Follows the published runs of a lake. Readers get a whole run or the whole one before it, never half.
 #[derive(Debug)]
 pub struct LakeReader {
@@ -216,6 +227,45 @@ impl LakeReader {
     pub fn current(&self) -> Arc<Published> {
         // A poisoned lock still holds a whole run: writers only ever swap the pointer.
         Arc::clone(&self.current.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// A run that was published before, if the lake still has it. Reading its tables fails where maintenance has removed what it read.
+    ///
+    /// # Errors
+    /// What the lake answers.
+    pub async fn published(&self, which: &WhichRun) -> Result<Option<Arc<Published>>> {
+        let current = self.current();
+        if matches!(which, WhichRun::Sequence(sequence) if *sequence == current.sequence())
+            || matches!(which, WhichRun::Id(id) if id == current.run_id())
+        {
+            return Ok(Some(current));
+        }
+        let Some(manifest) = self.manifest(which).await? else { return Ok(None) };
+        Ok(Some(Arc::new(Published::read(&self.lake, &self.settings, &self.runtime, &manifest).await?)))
+    }
+
+    async fn manifest(&self, which: &WhichRun) -> Result<Option<Manifest>> {
+        let mut sequences = self.lake.run_sequences().await?;
+        if let WhichRun::Sequence(sequence) = which {
+            return Ok(match sequences.contains(sequence) {
+                true => Some(self.lake.manifest(*sequence).await?),
+                false => None,
+            });
+        }
+        // The newest first: what is asked for is seldom long ago.
+        sequences.reverse();
+        for sequence in sequences {
+            let manifest = self.lake.manifest(sequence).await?;
+            let is_it = match which {
+                WhichRun::Sequence(_) => false,
+                WhichRun::Id(id) => manifest.run_id == *id,
+                WhichRun::AsOf(moment) => manifest.as_of <= *moment,
+            };
+            if is_it {
+                return Ok(Some(manifest));
+            }
+        }
+        Ok(None)
     }
 
     /// Looks for a newer run and switches to it. Answers whether it did. May be called again at any time; when it fails, readers keep what they have.

@@ -182,17 +182,25 @@ pub async fn plan_as_of(
 /// # Errors
 /// [`EngineError::Query`] with line and column when the text cannot be planned or is not a query.
 pub async fn plan_read_only(context: &SessionContext, sql: &str) -> Result<LogicalPlan> {
-    let refused = || EngineError::Query {
-        message: "only queries are allowed: tables are written by ingestion and stages".to_owned(),
-    };
     let state = context.state();
     let dialect = state.config_options().sql_parser.dialect;
     let mut statement = state.sql_to_statement(sql, &dialect).map_err(|error| query_error(&error, context))?;
     as_of_join::wrap(&mut statement);
+    plan_statement_read_only(context, statement).await
+}
+
+/// As [`plan_read_only`], of a statement that is parsed already.
+///
+/// # Errors
+/// [`EngineError::Query`], with line and column where the statement has places.
+pub async fn plan_statement_read_only(context: &SessionContext, statement: Statement) -> Result<LogicalPlan> {
+    let refused = || EngineError::Query {
+        message: "only queries are allowed: tables are written by ingestion and stages".to_owned(),
+    };
     if !reads_only(&statement) {
         return Err(refused());
     }
-    let plan = state.statement_to_plan(statement).await.map_err(|error| query_error(&error, context))?;
+    let plan = context.state().statement_to_plan(statement).await.map_err(|error| query_error(&error, context))?;
     // The plan decides: what a statement looks like is only the first hurdle.
     SQLOptions::new()
         .with_allow_ddl(false)

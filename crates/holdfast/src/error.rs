@@ -9,6 +9,7 @@ use holdfast_identity::IdentityError;
 use holdfast_ingest::IngestError;
 use holdfast_lake::LakeError;
 use holdfast_models::ModelError;
+use holdfast_pgwire::PgWireError;
 use holdfast_serve::ServeError;
 use holdfast_synth::SynthError;
 use holdfast_types::ErrorKind;
@@ -87,6 +88,8 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error(transparent)]
+    PgWire(#[from] PgWireError),
+    #[error(transparent)]
     Serve(#[from] ServeError),
     #[error(transparent)]
     Synth(#[from] SynthError),
@@ -120,6 +123,7 @@ impl CliError {
             Self::Feed(error) => error.kind(),
             Self::Ingest(error) => error.kind(),
             Self::Identity(error) => error.kind(),
+            Self::PgWire(error) => error.kind(),
             Self::Serve(error) => error.kind(),
             Self::Synth(error) => error.kind(),
             Self::Telemetry(error) => error.kind(),

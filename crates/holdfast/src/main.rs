@@ -62,6 +62,7 @@ enum Command {
     Identity(identity::IdentityArgs),
     Ingest(ingest::IngestArgs),
     Lineage(lineage::LineageArgs),
+    PgUser(serve::PgUserArgs),
     Plan(plan::PlanArgs),
     Promote(environments::PromoteArgs),
     Run(run::RunArgs),
@@ -95,6 +96,7 @@ impl Command {
             Self::Identity(_) => "identity",
             Self::Ingest(_) => "ingest",
             Self::Lineage(_) => "lineage",
+            Self::PgUser(_) => "pg-user",
             Self::Plan(_) => "plan",
             Self::Promote(_) => "promote",
             Self::Run(_) => "run",
@@ -175,6 +177,9 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     if let Command::Check(check::CheckArgs { explain: Some(code), .. }) = &cli.command {
         return check::explain_code(code);
     }
+    if let Command::PgUser(args) = &cli.command {
+        return serve::pg_user(args);
+    }
     if let Command::Cluster(args) = &cli.command {
         return Box::pin(cluster::run(args, &cli.project, store_options(), terminal)).await;
     }
@@ -188,7 +193,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Environments(args) => environments::run(&project, args, terminal).await,
         Command::Features(args) => features::run(&project, args, terminal).await,
         Command::Fmt(args) => fmt::run(&project, args, terminal),
-        Command::Cluster(_) | Command::Generate(_) => Ok(()),
+        Command::Cluster(_) | Command::Generate(_) | Command::PgUser(_) => Ok(()),
         Command::Identity(args) => identity::run(&project, args, terminal).await,
         Command::Ingest(args) => Box::pin(ingest::run(&project, args, terminal)).await,
         Command::Lineage(args) => lineage::run(&project, args).await,

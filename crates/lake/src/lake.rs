@@ -558,6 +558,22 @@ impl Lake {
         manifest::latest(self).await
     }
 
+    /// The places in the order of runs of all published runs that are kept, in that order.
+    ///
+    /// # Errors
+    /// What the store answers.
+    pub async fn run_sequences(&self) -> Result<Vec<u64>> {
+        manifest::sequences(self).await
+    }
+
+    /// The published run at one place in the order of runs.
+    ///
+    /// # Errors
+    /// What the store answers, which is not found where there is none; [`LakeError::Damaged`] when the manifest cannot be read.
+    pub async fn manifest(&self, sequence: u64) -> Result<manifest::Manifest> {
+        manifest::read(self, sequence).await
+    }
+
     /// Publishes a run under the next sequence number, which this call finds. Readers switch to it as a whole.
     ///
     /// # Errors

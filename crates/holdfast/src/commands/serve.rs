@@ -1,21 +1,24 @@
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_engine::LakeReader;
+use holdfast_engine::{LakeReader, Stage};
 use holdfast_lake::Lake;
+use holdfast_pgwire::{Notes, PgSettings, TlsIdentity, UserFile};
 use holdfast_serve::{PutSettings, Puts, ServeError, ServeSettings, Token, bind, serve_with_http};
-use holdfast_types::Progress;
+use holdfast_types::{Progress, TableName};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use super::stop_signal;
 use crate::error::CliError;
 use crate::progress::Terminal;
 use crate::project::Project;
 
-/// Serve features, scores and queries over Arrow Flight
+/// Serve features, scores and queries over Arrow Flight, and over the PostgreSQL protocol
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ServeArgs {
     /// The address to listen on
@@ -48,6 +51,18 @@ pub(crate) struct ServeArgs {
     /// How often what was put is brought into raw, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 1_000, requires = "accept_puts")]
     pub(crate) ingest_interval_ms: u64,
+    /// Speak the PostgreSQL protocol, too, on this address, such as 127.0.0.1:5432
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) pg_listen: Option<String>,
+    /// A file of users of the PostgreSQL protocol, lines of `holdfast pg-user`; needed for any address but loopback
+    #[arg(long, value_name = "FILE", requires = "pg_listen")]
+    pub(crate) pg_users: Option<PathBuf>,
+    /// A certificate in PEM; with it nobody comes in without TLS
+    #[arg(long, value_name = "FILE", requires = "pg_listen", requires = "pg_tls_key")]
+    pub(crate) pg_tls_cert: Option<PathBuf>,
+    /// The private key of the certificate, in PEM
+    #[arg(long, value_name = "FILE", requires = "pg_listen", requires = "pg_tls_cert")]
+    pub(crate) pg_tls_key: Option<PathBuf>,
 }
 
 pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
@@ -60,8 +75,9 @@ pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Term
     let http = door.http.as_ref().and_then(|listener| listener.local_addr().ok());
     // Before anybody is told: who reads the line may stop the server at once.
     let stop = stop_signal();
+    let postgres = door.postgres().map_or_else(String::new, |address| format!(" and postgresql://{address}/holdfast"));
     terminal.note(&format!(
-        "  Serving run {} ({} tables) on grpc://{address}{}, Ctrl-C stops",
+        "  Serving run {} ({} tables) on grpc://{address}{}{postgres}, Ctrl-C stops",
         current.sequence(),
         current.tables().len(),
         http.map_or_else(String::new, |http| format!(" and http://{http}")),
@@ -78,6 +94,7 @@ pub(crate) struct Door {
     http: Option<TcpListener>,
     token: Option<Token>,
     put_token: Option<Token>,
+    postgres: Option<PgDoor>,
 }
 
 impl Door {
@@ -99,7 +116,16 @@ impl Door {
             Some(address) => Some(bind(address, token.as_ref()).await?),
             None => None,
         };
-        Ok(Self { address, listener, http, token, put_token })
+        let postgres = match &args.pg_listen {
+            Some(listen) => Some(PgDoor::open(listen, args).await?),
+            None => None,
+        };
+        Ok(Self { address, listener, http, token, put_token, postgres })
+    }
+
+    /// Where the PostgreSQL protocol is spoken, if it is.
+    pub(crate) fn postgres(&self) -> Option<SocketAddr> {
+        self.postgres.as_ref().map(|door| door.address)
     }
 
     /// Serves what `reader` reads until `stop`.
@@ -129,8 +155,103 @@ impl Door {
             reload_interval: Duration::from_millis(args.reload_interval_ms.max(10)),
             ..settings
         };
-        Ok(serve_with_http(reader, puts, settings, (self.listener, self.http), stop).await?)
+        let Some(postgres) = self.postgres else {
+            return Ok(serve_with_http(reader, puts, settings, (self.listener, self.http), stop).await?);
+        };
+        let drain = settings.drain_timeout;
+        let stopped = CancellationToken::new();
+        // If one of the two fails, the other ends, too.
+        let ending = stopped.clone();
+        let flight = async {
+            let stop = async {
+                tokio::select! {
+                    () = stop => {}
+                    () = ending.cancelled() => {}
+                }
+                ending.cancel();
+            };
+            let ended = serve_with_http(Arc::clone(&reader), puts, settings, (self.listener, self.http), stop).await;
+            stopped.cancel();
+            ended.map_err(CliError::from)
+        };
+        let wire = async {
+            let ended = postgres.serve(project, Arc::clone(&reader), drain, stopped.cancelled()).await;
+            stopped.cancel();
+            ended
+        };
+        let (flight, wire) = tokio::join!(Box::pin(flight), Box::pin(wire));
+        flight.and(wire)
     }
+}
+
+/// A port on which the PostgreSQL protocol is going to be spoken, and who may come in.
+struct PgDoor {
+    address: SocketAddr,
+    listener: TcpListener,
+    gate: Arc<dyn holdfast_pgwire::Gate>,
+    tls: Option<TlsIdentity>,
+}
+
+impl PgDoor {
+    async fn open(listen: &str, args: &ServeArgs) -> Result<Self, CliError> {
+        let users = args.pg_users.as_deref().map(UserFile::read).transpose()?;
+        let gate: Arc<dyn holdfast_pgwire::Gate> = Arc::new(users.unwrap_or_else(UserFile::nobody));
+        let tls = match (&args.pg_tls_cert, &args.pg_tls_key) {
+            (Some(certificate), Some(key)) => Some(TlsIdentity::read(certificate, key)?),
+            (None, None) => None,
+            _ => {
+                let text = "a certificate and its key belong together: give both --pg-tls-cert and --pg-tls-key";
+                return Err(CliError::Argument(text.to_owned()));
+            }
+        };
+        let listener = holdfast_pgwire::bind(listen, gate.as_ref()).await?;
+        let address =
+            listener.local_addr().map_err(|error| CliError::Argument(format!("cannot listen on {listen}: {error}")))?;
+        Ok(Self { address, listener, gate, tls })
+    }
+
+    async fn serve(
+        self,
+        project: &Project,
+        reader: Arc<LakeReader>,
+        drain_timeout: Duration,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<(), CliError> {
+        let settings = PgSettings { drain_timeout, ..PgSettings::default() };
+        let notes = notes(project);
+        Ok(holdfast_pgwire::serve(reader, self.gate, self.tls, notes, settings, self.listener, stop).await?)
+    }
+}
+
+/// Owners and tags of stages. The service works without: a project whose stages cannot be read is told of elsewhere.
+fn notes(project: &Project) -> BTreeMap<TableName, Notes> {
+    let draft = match project.draft() {
+        Ok(draft) => draft,
+        Err(error) => {
+            tracing::warn!(%error, "owners and tags of tables are not known");
+            return BTreeMap::new();
+        }
+    };
+    let note = |stage: &Stage| {
+        let of_table = stage.directives.tags.iter().filter(|(_, columns)| columns.is_empty());
+        let tags = of_table.map(|(tag, _)| tag.clone()).collect();
+        (stage.name.clone(), Notes { owner: stage.directives.owner.clone(), tags })
+    };
+    draft.stages().iter().map(note).collect()
+}
+
+/// Make the line of a user for --pg-users of `serve`; the password comes from standard input
+#[derive(Debug, clap::Args)]
+pub(crate) struct PgUserArgs {
+    /// The user's name
+    name: String,
+}
+
+pub(crate) fn pg_user(args: &PgUserArgs) -> Result<(), CliError> {
+    let password = std::io::read_to_string(std::io::stdin())
+        .map_err(|error| CliError::Argument(format!("cannot read the password from standard input: {error}")))?;
+    let line = UserFile::line(&args.name, password.trim_end_matches(['\r', '\n']))?;
+    super::print(&format!("{line}\n"))
 }
 
 fn read_token(path: &Path) -> Result<Token, CliError> {

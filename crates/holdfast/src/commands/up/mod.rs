@@ -81,8 +81,9 @@ pub(crate) async fn run(project: &Project, args: &UpArgs, terminal: &Arc<Termina
     let events = gate
         .as_ref()
         .map_or_else(String::new, |gate| format!(", events for {} on http://{}", gate.names(), gate.address));
+    let postgres = door.postgres().map_or_else(String::new, |address| format!(", PostgreSQL on {address}"));
     terminal.note(&format!(
-        "       Up {}: {place} every {} s, stages {}, Flight on grpc://{}{events}, health on http://{}/health, Ctrl-C stops",
+        "       Up {}: {place} every {} s, stages {}, Flight on grpc://{}{postgres}{events}, health on http://{}/health, Ctrl-C stops",
         project.pipeline,
         section.every_s,
         scheduler.schedule(),
@@ -135,7 +136,8 @@ fn start(
     // The first start has the port already; those after it take the same one again.
     let address = door.address.to_string();
     let first = Arc::new(Mutex::new(Some(door)));
-    let serve = ServeArgs { listen: address, ..serve };
+    let pg_listen = door.postgres().map(|address| address.to_string());
+    let serve = ServeArgs { listen: address, pg_listen, ..serve };
     let (served, project_served, served_lake) = (Arc::clone(reader), project.clone(), lake.clone());
     parts.start("service", move |stop| {
         let (first, args, project) = (Arc::clone(&first), serve.clone(), project_served.clone());

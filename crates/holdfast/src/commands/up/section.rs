@@ -45,6 +45,10 @@ struct ServeSection {
     accept_puts: bool,
     put_token_file: Option<PathBuf>,
     log_served: Option<NonZeroU64>,
+    pg_listen: Option<String>,
+    pg_users: Option<PathBuf>,
+    pg_tls_cert: Option<PathBuf>,
+    pg_tls_key: Option<PathBuf>,
 }
 
 /// And those of `holdfast collect`.
@@ -69,6 +73,10 @@ impl UpSection {
         args.accept_puts = section.accept_puts;
         args.put_token_file = section.put_token_file.as_ref().map(|file| folder.join(file));
         args.log_served = section.log_served;
+        args.pg_listen.clone_from(&section.pg_listen);
+        args.pg_users = section.pg_users.as_ref().map(|file| folder.join(file));
+        args.pg_tls_cert = section.pg_tls_cert.as_ref().map(|file| folder.join(file));
+        args.pg_tls_key = section.pg_tls_key.as_ref().map(|file| folder.join(file));
         args
     }
 
