@@ -184,8 +184,7 @@ pub async fn plan_as_of(
 pub async fn plan_read_only(context: &SessionContext, sql: &str) -> Result<LogicalPlan> {
     let state = context.state();
     let dialect = state.config_options().sql_parser.dialect;
-    let mut statement = state.sql_to_statement(sql, &dialect).map_err(|error| query_error(&error, context))?;
-    as_of_join::wrap(&mut statement);
+    let statement = state.sql_to_statement(sql, &dialect).map_err(|error| query_error(&error, context))?;
     plan_statement_read_only(context, statement).await
 }
 
@@ -193,7 +192,8 @@ pub async fn plan_read_only(context: &SessionContext, sql: &str) -> Result<Logic
 ///
 /// # Errors
 /// [`EngineError::Query`], with line and column where the statement has places.
-pub async fn plan_statement_read_only(context: &SessionContext, statement: Statement) -> Result<LogicalPlan> {
+pub async fn plan_statement_read_only(context: &SessionContext, mut statement: Statement) -> Result<LogicalPlan> {
+    as_of_join::wrap(&mut statement);
     let refused = || EngineError::Query {
         message: "only queries are allowed: tables are written by ingestion and stages".to_owned(),
     };
