@@ -24,6 +24,11 @@ use crate::types::ColumnType;
 /// Bytes of a copy's head in binary form: signature, flags, no extension.
 const BINARY_HEAD: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
+/// And its end: a row of minus one columns.
+const BINARY_END: &[u8] = &(-1_i16).to_be_bytes();
+/// The kind and the length of a message.
+const FRAME_HEAD: usize = 5;
+
 /// What cancels the statement that runs.
 pub(crate) type CancelSlot = Arc<Mutex<CancellationToken>>;
 
@@ -639,16 +644,27 @@ impl Connection {
         let mut rows = self.io.guarded(watch, Rows::start(planned, &context)).await?;
         let is_binary = *style == CopyStyle::Binary;
         self.io.output.copy_out(if is_binary { Format::Binary } else { Format::Text }, columns.len());
+        let mut sent = 0;
         if is_binary {
-            self.io.output.frame(b'd', |body| body.extend_from_slice(BINARY_HEAD));
+            // The head comes in one message with the first row, or with the end.
+            let mut first = Vec::new();
+            if self.io.guarded(watch, rows.wait()).await? {
+                sent = rows.write(1, &Sink::Copy(style), &mut first)?;
+            }
+            let row = first.get(FRAME_HEAD..).unwrap_or(BINARY_END);
+            self.io.output.frame(b'd', |body| {
+                body.extend_from_slice(BINARY_HEAD);
+                body.extend_from_slice(row);
+            });
         }
         if has_header {
             let names: Vec<String> = columns.into_iter().map(|column| column.name).collect();
             copy_header(&names, style, &mut self.io.output);
         }
-        let sent = self.pump(&mut rows, u64::MAX, &Sink::Copy(style), watch).await?;
-        if is_binary {
-            self.io.output.frame(b'd', |body| body.extend_from_slice(&(-1_i16).to_be_bytes()));
+        let is_headed_only = is_binary && sent == 0;
+        sent += self.pump(&mut rows, u64::MAX, &Sink::Copy(style), watch).await?;
+        if is_binary && !is_headed_only {
+            self.io.output.frame(b'd', |body| body.extend_from_slice(BINARY_END));
         }
         self.io.output.copy_done();
         self.done(&format!("COPY {sent}"))

@@ -81,7 +81,6 @@ pub(crate) mod state {
     pub(crate) const INVALID_TEXT: &str = "22P02";
     pub(crate) const INVALID_PARAMETER_VALUE: &str = "22023";
     pub(crate) const DATA_EXCEPTION: &str = "22000";
-    pub(crate) const INVALID_CURSOR_STATE: &str = "24000";
     pub(crate) const READ_ONLY: &str = "25006";
     pub(crate) const IN_FAILED_TRANSACTION: &str = "25P02";
     pub(crate) const INVALID_STATEMENT_NAME: &str = "26000";
@@ -89,7 +88,6 @@ pub(crate) mod state {
     pub(crate) const INVALID_PASSWORD: &str = "28P01";
     pub(crate) const INVALID_CURSOR_NAME: &str = "34000";
     pub(crate) const INVALID_CATALOG_NAME: &str = "3D000";
-    pub(crate) const INVALID_SCHEMA_NAME: &str = "3F000";
     pub(crate) const SYNTAX_ERROR: &str = "42601";
     pub(crate) const UNDEFINED_COLUMN: &str = "42703";
     pub(crate) const UNDEFINED_FUNCTION: &str = "42883";

@@ -54,6 +54,8 @@ pub(crate) fn array_elements(text: &str) -> Option<Vec<Option<String>>> {
             match c {
                 '"' => {
                     is_quoted = true;
+                    // Spaces before it are none of it.
+                    value.clear();
                     loop {
                         match chars.next()? {
                             '\\' => value.push(chars.next()?),
@@ -69,6 +71,7 @@ pub(crate) fn array_elements(text: &str) -> Option<Vec<Option<String>>> {
                     break;
                 }
                 '{' | '}' => return None,
+                other if is_quoted && other.is_whitespace() => {}
                 other => value.push(other),
             }
         }

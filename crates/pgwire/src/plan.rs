@@ -107,7 +107,7 @@ async fn planned(context: &SessionContext, statement: Statement, found: &Paramet
     }
     // What tools ask of system tables is tried as it is and then without what is empty anyway.
     let first = match plan_statement_read_only(context, wrap(statement.clone())).await {
-        Ok(plan) => match context.state().optimize(&plan) {
+        Ok(plan) => match context.state().create_physical_plan(&plan).await {
             Ok(_) => return Ok(plan),
             Err(error) => Problem::of_query(error),
         },

@@ -1,8 +1,10 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use datafusion::dataframe::DataFrame;
+use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::error::DataFusionError;
+use datafusion::physical_plan::coop::CooperativeExec;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 use tokio::sync::mpsc::{self, Receiver};
@@ -67,8 +69,10 @@ impl Drop for Rows {
 impl Rows {
     /// Begins to run a plan.
     pub(crate) async fn start(planned: Planned, context: &SessionContext) -> Result<Self, Problem> {
-        let frame = DataFrame::new(context.state(), planned.plan);
-        let mut stream = frame.execute_stream().await.map_err(Problem::of_query)?;
+        let state = context.state();
+        let plan = state.create_physical_plan(&planned.plan).await.map_err(Problem::of_query)?;
+        let plan = yielding(plan).map_err(Problem::of_query)?;
+        let mut stream = execute_stream(plan, state.task_ctx()).map_err(Problem::of_query)?;
         let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
         let task = tokio::spawn(async move {
             while let Some(batch) = stream.next().await {
@@ -155,6 +159,18 @@ impl Rows {
         *at += count;
         count as u64
     }
+}
+
+/// The plan with joins that give way now and then. A join of two small tables can give a great many rows without asking them again, and
+/// whoever wants to stop it would wait for a thread that it holds.
+fn yielding(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+    plan.transform_up(|plan| {
+        Ok(match plan.name().ends_with("JoinExec") {
+            true => Transformed::yes(Arc::new(CooperativeExec::new(plan)) as Arc<dyn ExecutionPlan>),
+            false => Transformed::no(plan),
+        })
+    })
+    .data()
 }
 
 /// One row, or none, of texts.

@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 use datafusion::sql::sqlparser::ast::{
     ArrayElemTypeDef, BinaryOperator, CastKind, DataType, Expr, Function, FunctionArg, FunctionArgExpr,
     FunctionArgumentList, FunctionArguments, GroupByExpr, Ident, JoinOperator, LimitClause, ObjectName, ObjectNamePart,
-    Query, Select, SelectItem, SetExpr, SetOperator, Statement, TableFactor, TableWithJoins, Value, ValueWithSpan,
-    VisitMut, VisitorMut,
+    Query, Select, SelectItem, SetExpr, SetOperator, Statement, TableFactor, TableWithJoins, UnaryOperator, Value,
+    ValueWithSpan, Visit, VisitMut, Visitor, VisitorMut,
 };
 use datafusion::sql::sqlparser::tokenizer::Span;
 
@@ -212,6 +212,22 @@ impl Rewriter<'_> {
             Expr::Value(ValueWithSpan { value: Value::Placeholder(name), span }) => self.placeholder(name, span),
             Expr::Function(function) => bounds(&function).unwrap_or_else(|| Expr::Function(system_function(function))),
             Expr::Collate { expr, .. } => *expr,
+            Expr::Identifier(name) if name.quote_style.is_none() => match folded(&name).as_str() {
+                "current_schema" => call("current_schema", Vec::new()),
+                "current_role" => call("current_user", Vec::new()),
+                _ => Expr::Identifier(name),
+            },
+            Expr::Like { negated, any, expr, pattern, escape_char: Some(escape) } => match unescaped(*pattern, &escape)
+            {
+                Ok(pattern) => Expr::Like { negated, any, expr, pattern, escape_char: None },
+                Err(pattern) => Expr::Like { negated, any, expr, pattern, escape_char: Some(escape) },
+            },
+            Expr::ILike { negated, any, expr, pattern, escape_char: Some(escape) } => {
+                match unescaped(*pattern, &escape) {
+                    Ok(pattern) => Expr::ILike { negated, any, expr, pattern, escape_char: None },
+                    Err(pattern) => Expr::ILike { negated, any, expr, pattern, escape_char: Some(escape) },
+                }
+            }
             Expr::Cast { kind, expr, data_type, array, format } => match object_kind(&data_type) {
                 Some(kind) => call(kind, vec![*expr]),
                 None if matches!(known_type(data_type.clone()), DataType::Bytea) && hexadecimal(&expr).is_some() => {
@@ -559,6 +575,20 @@ fn operator(name: &str) -> Option<BinaryOperator> {
     })
 }
 
+/// A pattern whose escape is written as the planner knows it, a backslash; the pattern as it was where the escape is none.
+fn unescaped(pattern: Expr, escape: &ValueWithSpan) -> Result<Box<Expr>, Box<Expr>> {
+    let Value::SingleQuotedString(escape) = &escape.value else { return Err(Box::new(pattern)) };
+    Ok(Box::new(match escape.as_str() {
+        "\\" => pattern,
+        // A backslash is a letter like any other then.
+        "" => call("replace", vec![pattern, string("\\"), string("\\\\")]),
+        escape => {
+            let plain = call("replace", vec![pattern, string("\\"), string("\\\\")]);
+            call("replace", vec![plain, string(escape), string("\\")])
+        }
+    }))
+}
+
 /// A comparison of a column that names a function, such as `typreceive`, with a number: functions have names here and no numbers.
 fn functions_compared(left: &Expr, op: &BinaryOperator, right: &Expr) -> Option<Expr> {
     let column = |expr: &Expr| match expr {
@@ -684,11 +714,17 @@ impl VisitorMut for Simplifier {
             Expr::Subquery(query) if is_known_empty(query) => Some(null()),
             Expr::Exists { subquery, negated } if is_known_empty(subquery) => Some(boolean(*negated)),
             Expr::InSubquery { subquery, negated, .. } if is_known_empty(subquery) => Some(boolean(*negated)),
+            Expr::InSubquery { expr, subquery, negated } => collected(subquery).map(|array| {
+                let has = call("array_has", vec![array, expr.as_ref().clone()]);
+                if *negated { Expr::UnaryOp { op: UnaryOperator::Not, expr: Box::new(has) } } else { has }
+            }),
             Expr::Function(function) => match &function.args {
-                FunctionArguments::Subquery(query)
-                    if last_part(&function.name).as_deref() == Some("array") && is_known_empty(query) =>
-                {
-                    Some(null())
+                FunctionArguments::Subquery(query) if last_part(&function.name).as_deref() == Some("array") => {
+                    if is_known_empty(query) {
+                        Some(null())
+                    } else {
+                        collected(query)
+                    }
                 }
                 _ => None,
             },
@@ -752,24 +788,102 @@ fn factor_is_empty(factor: &TableFactor) -> bool {
             is_system && last_part(name).is_some_and(|table| catalog::is_always_empty(&table))
         }
         TableFactor::Derived { subquery, .. } => is_known_empty(subquery),
+        TableFactor::UNNEST { array_exprs, .. } => array_exprs.iter().any(is_never_filled),
+        TableFactor::Table { name, args: Some(args), .. } if last_part(name).as_deref() == Some("unnest") => {
+            args.args.iter().any(|arg| match arg {
+                FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) => is_never_filled(expr),
+                _ => false,
+            })
+        }
         TableFactor::NestedJoin { table_with_joins, .. } => joins_are_empty(table_with_joins),
         _ => false,
     }
 }
 
+/// Whether it is a column of a system table that is always null.
+fn is_never_filled(expr: &Expr) -> bool {
+    matches!(
+        name_of(expr).as_deref(),
+        Some(
+            "reloptions"
+                | "relacl"
+                | "attoptions"
+                | "attacl"
+                | "nspacl"
+                | "datacl"
+                | "spcacl"
+                | "spcoptions"
+                | "rolconfig"
+        )
+    )
+}
+
 fn aggregates(select: &Select) -> bool {
     let is_grouped = !matches!(&select.group_by, GroupByExpr::Expressions(by, _) if by.is_empty());
     let is_aggregate = |expr: &Expr| {
-        let text = expr.to_string().to_lowercase();
-        ["count(", "sum(", "max(", "min(", "avg(", "array_agg(", "string_agg(", "bool_or(", "bool_and("]
-            .iter()
-            .any(|name| text.contains(name))
+        let mut finder = AggregateFinder { depth: 0 };
+        Visit::visit(expr, &mut finder).is_break()
     };
     let expr = |item: &SelectItem| match item {
         SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => is_aggregate(expr),
         _ => false,
     };
     !is_grouped && select.projection.iter().any(expr)
+}
+
+/// Looks for an aggregate that is the query's own and not a subquery's.
+struct AggregateFinder {
+    depth: usize,
+}
+
+impl Visitor for AggregateFinder {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, _: &Query) -> ControlFlow<()> {
+        self.depth += 1;
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, _: &Query) -> ControlFlow<()> {
+        self.depth -= 1;
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        const AGGREGATES: [&str; 9] =
+            ["count", "sum", "max", "min", "avg", "array_agg", "string_agg", "bool_or", "bool_and"];
+        match expr {
+            Expr::Function(function)
+                if self.depth == 0
+                    && last_part(&function.name).is_some_and(|name| AGGREGATES.contains(&name.as_str())) =>
+            {
+                ControlFlow::Break(())
+            }
+            _ => ControlFlow::Continue(()),
+        }
+    }
+}
+
+/// The elements of a query of one column, as an array that a subquery gives.
+fn collected(query: &Query) -> Option<Expr> {
+    let mut query = query.clone();
+    if let SetExpr::Select(select) = query.body.as_mut()
+        && select.distinct.is_none()
+        && !aggregates(select)
+        && query.limit_clause.is_none()
+        && let [SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }] =
+            select.projection.as_mut_slice()
+    {
+        // In place, so that it may depend on the row outside.
+        *expr = call("array_agg", vec![expr.clone()]);
+        query.order_by = None;
+        return Some(Expr::Subquery(Box::new(query)));
+    }
+    let statement = crate::statement::parse_one(&format!("select array_agg(element) from ({query}) as one(element)"));
+    match *statement.ok()? {
+        Statement::Query(query) => Some(Expr::Subquery(query)),
+        _ => None,
+    }
 }
 
 /// Leaves empty sides out of unions.
@@ -865,7 +979,7 @@ mod tests {
     fn system_names_are_written_in_the_planners_words() {
         for (sql, expected) in [
             ("select pg_catalog.version()", "SELECT version()"),
-            ("select current_user, user", "SELECT current_user(), current_user()"),
+            ("select current_user, user", "SELECT current_user(), current_user() AS \"column 2\""),
             ("select relname from pg_class", "SELECT relname FROM pg_catalog.pg_class"),
             ("select 'a.b'::regclass::oid", "SELECT regclass('a.b')::INT UNSIGNED"),
             ("select x::pg_catalog.text", "SELECT x::TEXT"),

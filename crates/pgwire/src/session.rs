@@ -179,7 +179,8 @@ impl Shared {
                     format!("{name} is set with `set {name} = …`, in a statement of its own"),
                 ));
             }
-            "client_encoding" => match lower.replace(['-', '_'], "").as_str() {
+            // Some drivers put it in quotation marks in their start-up message.
+            "client_encoding" => match lower.replace(['-', '_', '\''], "").as_str() {
                 "utf8" | "unicode" | "sqlascii" => "UTF8",
                 _ => return refused("UTF8"),
             },
@@ -440,7 +441,7 @@ mod tests {
     fn settings_are_kept_as_postgresql_keeps_them_and_others_are_refused() {
         let shared = shared();
         for (name, value, kept) in [
-            ("client_encoding", "utf-8", "UTF8"),
+            ("client_encoding", "'utf-8'", "UTF8"),
             ("DateStyle", "iso", "ISO, MDY"),
             ("TimeZone", "Asia/Shanghai", "UTC"),
             ("extra_float_digits", "3", "3"),

@@ -88,11 +88,71 @@ pub(crate) fn parse(sql: &str, settings: &PgSettings) -> Result<Vec<Command>, Pr
         let message = format!("the statement has {} words and signs, and may have {limit}", tokens.len());
         return Err(Problem::new(state::STATEMENT_TOO_COMPLEX, message));
     }
+    check_depth(&tokens)?;
     tokens
         .split(|token| token.token == Token::SemiColon)
         .filter(|tokens| !tokens.is_empty())
         .map(|tokens| Words { tokens, at: 0 }.command())
         .collect()
+}
+
+/// Operators that may stand in each other, and queries that may be joined or united: what is parsed is a tree, and walks over it, and its
+/// end, take stack.
+const OPERATORS_DEEP: usize = 500;
+const QUERIES_LONG: usize = 300;
+
+/// Refuses what would be too deep a tree: nested operators count, and those one behind the other, as in `a or b or c`.
+fn check_depth(tokens: &[TokenWithSpan]) -> Result<(), Problem> {
+    let refused = |what: &str, limit: usize, token: &TokenWithSpan| {
+        let mut problem =
+            Problem::new(state::STATEMENT_TOO_COMPLEX, format!("the statement has more than {limit} {what}"))
+                .with_hint("write many values as `in (…)`, or read them from a table");
+        problem.place = Some((token.span.start.line, token.span.start.column));
+        Err(problem)
+    };
+    // How deep it was where the brackets that are open began.
+    let mut outside = vec![0];
+    let (mut depth, mut queries) = (0_usize, 0_usize);
+    for token in tokens {
+        let base = outside.last().copied().unwrap_or(0);
+        match &token.token {
+            Token::LParen | Token::LBracket => {
+                depth += 1;
+                outside.push(depth);
+            }
+            Token::RParen | Token::RBracket => {
+                depth = base.saturating_sub(1);
+                if outside.len() > 1 {
+                    outside.pop();
+                }
+            }
+            Token::Comma => depth = base,
+            Token::SemiColon => (depth, queries, outside) = (0, 0, vec![0]),
+            Token::Word(word) if word.quote_style.is_none() => match word.value.to_lowercase().as_str() {
+                "select" | "from" | "where" | "group" | "order" | "having" | "on" => depth = base,
+                "union" | "except" | "intersect" | "join" | "lateral" => {
+                    depth = base;
+                    queries += 1;
+                }
+                "and" | "or" | "not" | "like" | "ilike" | "is" | "between" | "in" | "case" | "any" | "all"
+                | "collate" | "at" => depth += 1,
+                _ => {}
+            },
+            Token::Word(_)
+            | Token::Number(..)
+            | Token::SingleQuotedString(_)
+            | Token::Period
+            | Token::Placeholder(_) => {}
+            _ => depth += 1,
+        }
+        if depth > OPERATORS_DEEP {
+            return refused("operators in or behind each other", OPERATORS_DEEP, token);
+        }
+        if queries > QUERIES_LONG {
+            return refused("queries joined or united", QUERIES_LONG, token);
+        }
+    }
+    Ok(())
 }
 
 /// The words of one statement, read from the left.
@@ -630,7 +690,19 @@ mod tests {
         let settings = PgSettings { max_statement_tokens: 1_000, ..PgSettings::default() };
         let wide = format!("select {}", "1,".repeat(600));
         assert_eq!(parse(&wide, &settings).unwrap_err().code, state::STATEMENT_TOO_COMPLEX);
-        let deep = format!("select {}1{}", "(".repeat(5_000), ")".repeat(5_000));
-        assert_eq!(only(&deep).unwrap_err().code, state::STATEMENT_TOO_COMPLEX);
+        let repeated = |what: &str, count: usize| format!("select {}1", what.repeat(count));
+        for deep in [
+            format!("select {}1{}", "(".repeat(5_000), ")".repeat(5_000)),
+            repeated("1 + ", 20_000),
+            repeated("not ", 20_000),
+            repeated("- ", 20_000),
+            repeated("(1 + ", 400) + &")".repeat(400),
+            format!("select 1{}", " union all select 1".repeat(10_000)),
+            format!("select 1{}", "::int".repeat(10_000)),
+        ] {
+            assert_eq!(only(&deep).unwrap_err().code, state::STATEMENT_TOO_COMPLEX, "{}", &deep[..40]);
+        }
+        let many = format!("select a in ({}1) from t where {}true", "1 + 1, ".repeat(5_000), "a = 1 or ".repeat(200));
+        assert!(matches!(only(&many).unwrap(), Command::Query(_)));
     }
 }

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Float32Array, Int16Array, Int32Array, Int64Array, ListBuilder, RecordBatch, StringArray,
-    StringBuilder, UInt32Array, new_null_array,
+    ArrayRef, BooleanArray, Float32Array, Int16Array, Int32Array, Int64Array, RecordBatch, StringArray, UInt32Array,
+    new_null_array,
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
@@ -17,7 +17,6 @@ pub(super) enum Cell {
     Number(i64),
     Real(f32),
     Text(String),
-    Texts(Vec<String>),
 }
 
 impl From<&str> for Cell {
@@ -146,16 +145,6 @@ impl Sheet {
                     .map(|cell| if let Cell::Text(text) = cell { Some(text.as_str()) } else { None })
                     .collect::<StringArray>(),
             ),
-            DataType::List(item) if *item.data_type() == DataType::Utf8 => {
-                let mut lists = ListBuilder::new(StringBuilder::new()).with_field(Arc::clone(item));
-                for cell in cells() {
-                    match cell {
-                        Cell::Texts(texts) => lists.append_value(texts.iter().map(Some)),
-                        _ => lists.append_null(),
-                    }
-                }
-                Arc::new(lists.finish())
-            }
             other => new_null_array(other, self.rows.len()),
         }
     }

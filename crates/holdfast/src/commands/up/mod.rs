@@ -135,8 +135,8 @@ fn start(
 
     // The first start has the port already; those after it take the same one again.
     let address = door.address.to_string();
-    let first = Arc::new(Mutex::new(Some(door)));
     let pg_listen = door.postgres().map(|address| address.to_string());
+    let first = Arc::new(Mutex::new(Some(door)));
     let serve = ServeArgs { listen: address, pg_listen, ..serve };
     let (served, project_served, served_lake) = (Arc::clone(reader), project.clone(), lake.clone());
     parts.start("service", move |stop| {
