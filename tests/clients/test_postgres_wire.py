@@ -674,8 +674,9 @@ def test_who_leaves_has_the_query_stopped(service):
 def test_rows_wait_for_a_slow_reader(service):
     """The server holds a part of a large answer, not all of it."""
     pages = lambda: int(pathlib.Path(f"/proc/{service.process.pid}/statm").read_text().split()[1]) * 4096
+    with service.psycopg() as other:
+        other.execute("select count(*) from features.numbers")
     with service.psycopg() as connection:
-        connection.execute("select count(*) from features.numbers")
         before = pages()
         connection.pgconn.send_query(b"select a.n, a.name, b.name from features.numbers a, features.numbers b")
         time.sleep(2)
