@@ -9,7 +9,7 @@ use holdfast_engine::plan_statement_read_only;
 
 use crate::error::{Problem, state};
 use crate::message::{Described, Format};
-use crate::rewrite::{Given, Parameters, for_execution, for_inference, output_names, simplified};
+use crate::rewrite::{APART, Given, Parameters, for_execution, for_inference, output_names, simplified};
 use crate::types::{self, ColumnType};
 
 /// A column of an answer.
@@ -129,8 +129,13 @@ fn columns_of(plan: &LogicalPlan, statement: &Statement) -> Vec<Column> {
         .iter()
         .enumerate()
         .map(|(index, field)| Column {
-            name: names.as_ref().map_or_else(|| field.name().clone(), |names| names[index].clone()),
+            name: names.as_ref().map_or_else(|| shown(field.name()), |names| names[index].clone()),
             column_type: ColumnType::of(field),
         })
         .collect()
+}
+
+/// A column's name without what tells it apart from others of the same name.
+fn shown(name: &str) -> String {
+    name.split(APART).next().unwrap_or_default().to_owned()
 }

@@ -670,18 +670,27 @@ fn elements(expr: &Expr) -> Option<Vec<Expr>> {
     }
 }
 
+/// What stands between a name that PostgreSQL gives to a column and a number that makes it the planner's alone.
+pub(crate) const APART: char = '\u{1}';
+
 /// PostgreSQL lets columns of an answer share a name; the planner does not.
 fn distinct_names(select: &mut Select) {
+    let is_wild = |item: &SelectItem| matches!(item, SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..));
+    // A column that is named beside a wildcard is likely to be one of its.
+    let has_wildcard = select.projection.iter().any(is_wild);
+    let apart = |name: &str, index: usize| Ident::with_quote('"', format!("{name}{APART}{}", index + 1));
     let mut seen = BTreeSet::new();
     for (index, item) in select.projection.iter_mut().enumerate() {
         match item {
-            SelectItem::UnnamedExpr(expr) if !seen.insert(expr.to_string()) => {
-                let expr = expr.clone();
-                *item =
-                    SelectItem::ExprWithAlias { expr, alias: Ident::with_quote('"', format!("column {}", index + 1)) };
+            SelectItem::UnnamedExpr(expr) => {
+                let is_column = matches!(expr, Expr::Identifier(_) | Expr::CompoundIdentifier(_));
+                if !seen.insert(expr.to_string()) || (has_wildcard && is_column) {
+                    let alias = apart(&name_of(expr).unwrap_or_else(|| "?column?".to_owned()), index);
+                    *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias };
+                }
             }
             SelectItem::ExprWithAlias { alias, .. } if !seen.insert(folded(alias)) => {
-                *alias = Ident::with_quote('"', format!("{} {}", alias.value, index + 1));
+                *alias = apart(&alias.value, index);
             }
             _ => {}
         }
@@ -979,7 +988,7 @@ mod tests {
     fn system_names_are_written_in_the_planners_words() {
         for (sql, expected) in [
             ("select pg_catalog.version()", "SELECT version()"),
-            ("select current_user, user", "SELECT current_user(), current_user() AS \"column 2\""),
+            ("select current_user, user", "SELECT current_user(), current_user() AS \"current_user\u{1}2\""),
             ("select relname from pg_class", "SELECT relname FROM pg_catalog.pg_class"),
             ("select 'a.b'::regclass::oid", "SELECT regclass('a.b')::INT UNSIGNED"),
             ("select x::pg_catalog.text", "SELECT x::TEXT"),
@@ -991,7 +1000,7 @@ mod tests {
             ("select a = any(array[1,2])", "SELECT a IN (1, 2)"),
             ("select a <> all(b)", "SELECT a <> ALL(b)"),
             ("select a like any(array['x','y'])", "SELECT a LIKE ANY(ARRAY['x', 'y'])"),
-            ("select 1, 1 as x, 2 as x", "SELECT 1, 1 AS x, 2 AS \"x 3\""),
+            ("select 1, 1 as x, 2 as x", "SELECT 1, 1 AS x, 2 AS \"x\u{1}3\""),
             ("select * from information_schema.tables", "SELECT * FROM pg_information.tables"),
             (
                 "select i from generate_series(1, array_upper(a, 1)) as s(i)",

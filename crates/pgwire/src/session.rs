@@ -57,6 +57,8 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("array_nulls", "on"),
     ("backslash_quote", "safe_encoding"),
     ("client_min_messages", "notice"),
+    ("default_table_access_method", "heap"),
+    ("default_tablespace", ""),
     ("default_transaction_deferrable", "off"),
     ("default_transaction_isolation", "repeatable read"),
     ("enable_seqscan", "on"),
