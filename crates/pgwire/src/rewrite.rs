@@ -750,6 +750,11 @@ impl VisitorMut for Simplifier {
     }
 }
 
+/// Nothing where an array is expected.
+fn no_texts() -> Expr {
+    cast(null(), DataType::Array(ArrayElemTypeDef::SquareBracket(Box::new(DataType::Text), None)))
+}
+
 /// A query that was emptied, or is empty.
 fn is_known_empty(query: &Query) -> bool {
     match query.body.as_ref() {
