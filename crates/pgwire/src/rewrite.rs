@@ -1062,7 +1062,7 @@ mod tests {
             simple(
                 "select p.polname, array(select 1 from pg_roles where oid = any(p.polroles)) from pg_policy p order by 1"
             ),
-            "SELECT CAST(NULL AS TEXT) AS \"polname\", CAST(NULL AS TEXT) AS \"array\" WHERE false"
+            "SELECT CAST(NULL AS TEXT) AS \"polname\", CAST(NULL AS TEXT) AS \"array_agg\" WHERE false"
         );
         assert_eq!(
             simple("select a, (select x from pg_attrdef d where d.adnum = a) from pg_attribute"),
