@@ -145,7 +145,10 @@ def full(bench):
     for name in inputs:
         if name.startswith("raw."):
             rows["raw"] += deltalake.DeltaTable(str(lake / name.replace(".", "/"))).count()
-    print(f"\n{arguments.customers:,} customers, {arguments.days} days, {rows['raw']:,} raw rows that stages read, {rows['core.events']:,} events; {len(plan['stages'])} stages\n", flush=True)
+    print(
+        f"\n{arguments.customers:,} customers, {arguments.days} days, {rows['raw']:,} raw rows that stages read, {rows['core.events']:,} events; {len(plan['stages'])} stages\n",
+        flush=True,
+    )
 
     print("| | wall s | CPU s | peak MiB | of holdfast's wall | of its CPU | tables that differ |\n|---|---|---|---|---|---|---|")
     base = median(ours)
@@ -188,7 +191,9 @@ def sides(bench, plan, report):
 
         def run():
             shutil.rmtree(out, ignore_errors=True)
-            return measure_tree([bench.environment(peer) / "python", HERE / "stages_peers.py", how, path], environment=environment, checked=False)
+            return measure_tree(
+                [bench.environment(peer) / "python", HERE / "stages_peers.py", how, path], environment=environment, checked=False
+            )
 
         if how == "tables":
             return label, run, lambda name: (out / "tables.duckdb", name)
@@ -204,7 +209,12 @@ def sides(bench, plan, report):
 
             def run(folder=folder, command=command):
                 stages_projects.write_dbt(folder, plan, report, bench.stages, MOMENT)
-                return measure_tree([bench.environment("dbt") / "dbt", "--quiet", command, "--threads", "2"], folder, {**environment, "DBT_PROFILES_DIR": str(folder)}, checked=False)
+                return measure_tree(
+                    [bench.environment("dbt") / "dbt", "--quiet", command, "--threads", "2"],
+                    folder,
+                    {**environment, "DBT_PROFILES_DIR": str(folder)},
+                    checked=False,
+                )
 
             yield label, run, lambda name, folder=folder: (folder / "bench.duckdb", name)
     if "sqlmesh" in bench.peers:
@@ -212,7 +222,9 @@ def sides(bench, plan, report):
 
         def run_mesh():
             stages_projects.write_sqlmesh(folder, plan, report, bench.stages, MOMENT)
-            return measure_tree([bench.environment("sqlmesh") / "sqlmesh", "plan", "--auto-apply", "--no-prompts"], folder, environment, checked=False)
+            return measure_tree(
+                [bench.environment("sqlmesh") / "sqlmesh", "plan", "--auto-apply", "--no-prompts"], folder, environment, checked=False
+            )
 
         yield "SQLMesh plan, expectations as audits", run_mesh, lambda name: (folder / "bench.duckdb", name)
     if "spark" in bench.peers:
@@ -308,9 +320,9 @@ def differing(lake, plan, tables):
         file, theirs = tables(name)
         try:
             if file:
-                database.execute(f"attach '{file}' as peer (read_only)")
-                schema, table = theirs.split(".")
-                theirs = f"peer.{schema}.{table}"
+                # Under its own name, which views of SQLMesh say.
+                database.execute(f"attach '{file}' as {file.stem} (read_only)")
+                theirs = f"{file.stem}.{theirs}"
             columns = {row[0]: row[1] for row in database.execute(f"describe from {theirs}").fetchall()}
         except duckdb.Error as error:
             found.append((name, f"is not there ({str(error).splitlines()[0]})"))
@@ -374,7 +386,9 @@ def changed(bench):
     customers, identity, by_key, full_run, stages, by_key_lake = change(bench, lake, bench.work / "in")
     kinds = [stage.get("refresh", {}).get("kind", "fresh") for stage in stages]
     told = f"{kinds.count('keys')} by key, {kinds.count('full')} in full, {kinds.count('fresh')} as they were"
-    print(f"\n{customers:,} of {bench.arguments.customers:,} customers have a new order and five new events; every table is what a full refresh makes of it.\n")
+    print(
+        f"\n{customers:,} of {bench.arguments.customers:,} customers have a new order and five new events; every table is what a full refresh makes of it.\n"
+    )
     print("| | wall s | CPU s | peak MiB |\n|---|---|---|---|")
     for label, run in (
         (f"full refresh of all {len(stages)} stages", full_run),
@@ -383,8 +397,13 @@ def changed(bench):
     ):
         print(f"| {label} | {run.wall_seconds:.2f} | {run.cpu_seconds:.1f} | {run.peak_memory_mib:,.0f} |")
     both = identity.wall_seconds + by_key.wall_seconds
-    print(f"\n{full_run.wall_seconds / both:.1f} times as fast, identity included; {full_run.wall_seconds / by_key.wall_seconds:.1f} times for the stages behind core.")
-    print(f"By CPU {full_run.cpu_seconds / (identity.cpu_seconds + by_key.cpu_seconds):.1f} and {full_run.cpu_seconds / by_key.cpu_seconds:.1f} times.\n", flush=True)
+    print(
+        f"\n{full_run.wall_seconds / both:.1f} times as fast, identity included; {full_run.wall_seconds / by_key.wall_seconds:.1f} times for the stages behind core."
+    )
+    print(
+        f"By CPU {full_run.cpu_seconds / (identity.cpu_seconds + by_key.cpu_seconds):.1f} and {full_run.cpu_seconds / by_key.cpu_seconds:.1f} times.\n",
+        flush=True,
+    )
     if "dbt" in bench.peers:
         changed_dbt(bench, lake, by_key_lake, behind, inputs, before)
 
@@ -395,7 +414,9 @@ def changed_dbt(bench, lake, after_lake, behind, inputs, before):
     after = bench.work / "after"
     write_all(after_lake, inputs, after)
     database = duckdb.connect()
-    database.execute(f"create view orders as from read_parquet('{after}/core-orders.parquet'); create view sessions as from read_parquet('{after}/core-sessions.parquet')")
+    database.execute(
+        f"create view orders as from read_parquet('{after}/core-orders.parquet'); create view sessions as from read_parquet('{after}/core-sessions.parquet')"
+    )
     changed_keys = after / "changed-customers.parquet"
     database.execute(
         "copy (select distinct customer_id from orders where order_id like 'new-%' and customer_id is not null union "
@@ -406,13 +427,19 @@ def changed_dbt(bench, lake, after_lake, behind, inputs, before):
     environment = {**os.environ, "DBT_PROFILES_DIR": str(folder)}
     times = {}
     for label, inside, more in (("full", before, ()), ("incremental", after, ()), ("again in full", after, ("--full-refresh",))):
-        plan = translate_only(bench, behind, {name: str(inside / f"{name.replace('.', '-')}.parquet") for name in [*inputs, "changed.customers"]}, report)
+        plan = translate_only(
+            bench, behind, {name: str(inside / f"{name.replace('.', '-')}.parquet") for name in [*inputs, "changed.customers"]}, report
+        )
         stages_projects.write_dbt(folder, plan, report, behind, MOMENT, kept=label != "full", changed="changed.customers")
         times[label] = measure_tree([bench.environment("dbt") / "dbt", "--quiet", "run", "--threads", "2", *more], folder, environment)
         if label == "incremental":
             differences = differing(after_lake, plan, lambda name: (folder / "bench.duckdb", name))
-    print(f"dbt, {len(behind)} models behind core: in full {times['again in full'].wall_seconds:.2f} s ({times['again in full'].cpu_seconds:.1f} s of CPU), incremental "
-          f"{times['incremental'].wall_seconds:.2f} s ({times['incremental'].cpu_seconds:.1f} s of CPU); " + ("the same tables as ours" if not differences else f"differences: {differences}"), flush=True)
+    print(
+        f"dbt, {len(behind)} models behind core: in full {times['again in full'].wall_seconds:.2f} s ({times['again in full'].cpu_seconds:.1f} s of CPU), incremental "
+        f"{times['incremental'].wall_seconds:.2f} s ({times['incremental'].cpu_seconds:.1f} s of CPU); "
+        + ("the same tables as ours" if not differences else f"differences: {differences}"),
+        flush=True,
+    )
 
 
 def change(bench, lake, sources):
@@ -440,7 +467,9 @@ def write_all(lake, names, folder):
 
 
 def history(bench):
-    print("\n| history, days | raw MB | who is who and core, wall s | CPU s | stages behind, wall s | CPU s | full refresh, wall s |\n|---|---|---|---|---|---|---|")
+    print(
+        "\n| history, days | raw MB | who is who and core, wall s | CPU s | stages behind, wall s | CPU s | full refresh, wall s |\n|---|---|---|---|---|---|---|"
+    )
     first = None
     for days in (bench.arguments.days, 10 * bench.arguments.days):
         lake, sources = bench.work / f"history-{days}", bench.work / f"history-{days}-in"
@@ -449,11 +478,17 @@ def history(bench):
         bench.holdfast("run", "--json", "--as-of", AS_OF, lake=lake)
         size = sum(path.stat().st_size for path in (lake / "raw").rglob("*") if path.is_file()) / 1e6
         _, identity, run, full_run, _, _ = change(bench, lake, sources)
-        print(f"| {days:,} | {size:,.0f} | {identity.wall_seconds:.2f} | {identity.cpu_seconds:.1f} | {run.wall_seconds:.2f} | {run.cpu_seconds:.1f} | {full_run.wall_seconds:.2f} |", flush=True)
+        print(
+            f"| {days:,} | {size:,.0f} | {identity.wall_seconds:.2f} | {identity.cpu_seconds:.1f} | {run.wall_seconds:.2f} | {run.cpu_seconds:.1f} | {full_run.wall_seconds:.2f} |",
+            flush=True,
+        )
         if first:
-            print(f"\nTen times the history: {(identity.wall_seconds + run.wall_seconds) / (first[0].wall_seconds + first[1].wall_seconds):.2f} times the time, "
-                  f"{(identity.cpu_seconds + run.cpu_seconds) / (first[0].cpu_seconds + first[1].cpu_seconds):.2f} times the CPU time; "
-                  f"the stages behind core {run.wall_seconds / first[1].wall_seconds:.2f} and {run.cpu_seconds / first[1].cpu_seconds:.2f}", flush=True)
+            print(
+                f"\nTen times the history: {(identity.wall_seconds + run.wall_seconds) / (first[0].wall_seconds + first[1].wall_seconds):.2f} times the time, "
+                f"{(identity.cpu_seconds + run.cpu_seconds) / (first[0].cpu_seconds + first[1].cpu_seconds):.2f} times the CPU time; "
+                f"the stages behind core {run.wall_seconds / first[1].wall_seconds:.2f} and {run.cpu_seconds / first[1].cpu_seconds:.2f}",
+                flush=True,
+            )
         first = first or (identity, run)
 
 
@@ -463,7 +498,9 @@ def nothing(bench):
     shutil.rmtree(project, ignore_errors=True)
     shutil.copytree(bench.project, project)
     for place in range(50 - len(bench.stages)):
-        (project / f"sql/metric/more_{place}.sql").write_text("-- @stage full\n-- @owner nobody\nselect\n    count(*) as campaigns -- How many\nfrom core.campaigns\n")
+        (project / f"sql/metric/more_{place}.sql").write_text(
+            "-- @stage full\n-- @owner nobody\nselect\n    count(*) as campaigns -- How many\nfrom core.campaigns\n"
+        )
     bench.holdfast("run", "--as-of", AS_OF, lake=lake, project=project)
 
     def versions():
@@ -474,7 +511,10 @@ def nothing(bench):
     report = json.loads(runs[-1].stdout)
     if versions() != before or any(stage["outcome"] != "fresh" for stage in report["stages"]):
         raise SystemExit("a run with nothing to do did something")
-    print(f"\nA run of {len(report['stages'])} stages with nothing to do: {least(runs)}; the run itself {report['seconds'] * 1000:.0f} ms; nothing was committed.", flush=True)
+    print(
+        f"\nA run of {len(report['stages'])} stages with nothing to do: {least(runs)}; the run itself {report['seconds'] * 1000:.0f} ms; nothing was committed.",
+        flush=True,
+    )
     folder = bench.work / "sqlmesh"
     if "sqlmesh" in bench.peers and folder.exists():
         runs = [measure_tree([bench.environment("sqlmesh") / "sqlmesh", "run"], folder) for _ in range(3)]
@@ -509,17 +549,30 @@ def check(bench):
     print(f"\n`holdfast check` of 200 stages, types and keys included ({said}): {least(runs)}.", flush=True)
     stages = stages_sql.read(project / "sql")
     inputs = sorted({name for stage in stages for name in stage.reads} - {stage.name for stage in stages})
-    plan = {"inputs": {}, "threads": 2, "stages": [{"name": stage.name, "sql": stages_sql.duckdb(stage, MOMENT), "key": None} for stage in stages]}
+    plan = {
+        "inputs": {},
+        "threads": 2,
+        "stages": [{"name": stage.name, "sql": stages_sql.duckdb(stage, MOMENT), "key": None} for stage in stages],
+    }
     report = {stage.name: {"expectations": []} for stage in stages}
     if "dbt" in bench.peers:
         folder = bench.work / "dbt-two-hundred"
         stages_projects.write_dbt(folder, plan, report, stages, MOMENT)
-        runs = [measure_tree([bench.environment("dbt") / "dbt", "--quiet", "--no-partial-parse", "parse"], folder, {**os.environ, "DBT_PROFILES_DIR": str(folder)}) for _ in range(2)]
+        runs = [
+            measure_tree(
+                [bench.environment("dbt") / "dbt", "--quiet", "--no-partial-parse", "parse"],
+                folder,
+                {**os.environ, "DBT_PROFILES_DIR": str(folder)},
+            )
+            for _ in range(2)
+        ]
         print(f"`dbt parse` of the same 200 models, names of models alone: {least(runs)}.", flush=True)
     if "sqlmesh" in bench.peers:
         folder = bench.work / "sqlmesh-two-hundred"
         stages_projects.write_sqlmesh(folder, plan, report, stages, MOMENT)
-        runs = [measure_tree([bench.environment("sqlmesh") / "sqlmesh", "info", "--skip-connection"], folder, checked=False) for _ in range(2)]
+        runs = [
+            measure_tree([bench.environment("sqlmesh") / "sqlmesh", "info", "--skip-connection"], folder, checked=False) for _ in range(2)
+        ]
         print(f"`sqlmesh info`, which reads the same 200 models: {least(runs)}{' (failed)' if runs[-1].returncode else ''}.", flush=True)
 
 
@@ -586,7 +639,10 @@ def bad(bench):
     deliver(bench.work / "in", 1, new)
     orders = new / "orders/new.ndjson"
     order = json.loads(orders.read_text())
-    orders.write_text(json.dumps({**order, "goods_amount": TOO_MUCH, "paid_amount": TOO_MUCH, "discount_amount": 0, "currency": "CNY", "status": "paid"}) + "\n")
+    orders.write_text(
+        json.dumps({**order, "goods_amount": TOO_MUCH, "paid_amount": TOO_MUCH, "discount_amount": 0, "currency": "CNY", "status": "paid"})
+        + "\n"
+    )
     bench.holdfast("ingest", "--from", new, "--as-of", AS_OF, lake=copy, project=project)
     seen, ended = [], threading.Event()
 
@@ -603,10 +659,15 @@ def bad(bench):
     seen.append(worst(copy / "profile/purchase_summary"))
     outcomes = {stage["stage"]: stage["outcome"] for stage in json.loads(run.stdout)["stages"]}
     blocked = sorted(name for name, outcome in outcomes.items() if outcome == "blocked")
-    print("\nOne order of 9,999,999 arrives, and an expectation allows less:\n\n| | exit code | bad rows a reader can see after it |\n|---|---|---|")
+    print(
+        "\nOne order of 9,999,999 arrives, and an expectation allows less:\n\n| | exit code | bad rows a reader can see after it |\n|---|---|---|"
+    )
     visible = sum(1 for spend in seen if spend >= TOO_MUCH - 1_000_000)
-    print(f"| holdfast run: profile.purchase_summary {outcomes['profile.purchase_summary']}, {len(blocked)} stages behind it blocked | {run.returncode} | "
-          f"{'none in' if not visible else f'in {visible} of'} {len(seen)} looks during and after the run |", flush=True)
+    print(
+        f"| holdfast run: profile.purchase_summary {outcomes['profile.purchase_summary']}, {len(blocked)} stages behind it blocked | {run.returncode} | "
+        f"{'none in' if not visible else f'in {visible} of'} {len(seen)} looks during and after the run |",
+        flush=True,
+    )
 
     after = bench.work / "bad-after"
     write_all(copy, ["core.purchases"], after)

@@ -68,7 +68,8 @@ def write_sqlmesh(folder, plan, report, stages, moment):
             audits.append((name, f"AUDIT (name {name}{blocking});\n{broken(told, '@this_model')};\n"))
         names = ", ".join(name for name, _ in audits)
         (folder / f"models/{stage['name']}.sql").write_text(
-            f"MODEL (name {stage['name']}, kind FULL{f', audits ({names})' if names else ''});\n\n{sql};\n\n" + "\n".join(text for _, text in audits)
+            f"MODEL (name {stage['name']}, kind FULL{f', audits ({names})' if names else ''});\n\n{sql};\n\n"
+            + "\n".join(text for _, text in audits)
         )
 
 
