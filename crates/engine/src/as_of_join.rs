@@ -4,22 +4,18 @@
 //! from core.orders o asof join core.prices p match_condition (o.ordered_at >= p.valid_from) on o.sku = p.sku
 //! ```
 //!
-//! DataFusion parses it and does not plan it. It is planned here as what any engine has: both sides become one relation, a window by key goes through it in the order of moments and hands the
-//! last row of the right side on, and the rows of the left side are kept. So nothing fans out, sorts spill, and what can be worked out by key still can.
+//! DataFusion parses it and does not plan it. It is planned here as what any engine has: a window by key tells each row of the right side where the next one begins, and the left side is joined with
+//! the stretch in between. So each row of the left side gives one row, and what can be worked out by key still can.
 //!
 //! A planner of relations is asked for parentheses alone, so each such join, with all that stands left of it, is put into some: [`wrap`].
 
 use std::ops::ControlFlow;
 
-use datafusion::arrow::datatypes::{DataType, Field, Fields};
-use datafusion::common::metadata::FieldMetadata;
-use datafusion::common::{Column, DFSchema, Result, ScalarValue, TableReference, plan_datafusion_err, plan_err};
-use datafusion::functions::core::{get_field, named_struct};
-use datafusion::logical_expr::expr::{NullTreatment, WindowFunction};
+use datafusion::common::{Column, DFSchema, JoinType, Result, plan_datafusion_err, plan_err};
+use datafusion::logical_expr::expr::WindowFunction;
 use datafusion::logical_expr::planner::{PlannedRelation, RelationPlanner, RelationPlannerContext, RelationPlanning};
 use datafusion::logical_expr::{
-    Expr, ExprFunctionExt, LogicalPlan, LogicalPlanBuilder, Operator, SortExpr, WindowFrame, WindowFrameBound,
-    WindowFrameUnits, WindowFunctionDefinition, col, lit,
+    Expr, ExprFunctionExt, LogicalPlan, LogicalPlanBuilder, Operator, SortExpr, WindowFunctionDefinition, col,
 };
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
@@ -128,11 +124,12 @@ impl RelationPlanner for AsOfPlanner {
         };
         let keys = on.into_iter().map(|on| equal_sides(on, &left, &right)).collect::<Result<Vec<_>>>()?;
         let moments = Moments::of(matched, &left, &right)?;
-        let last_value = context
+        let neighbour = if moments.is_backward { "lead" } else { "lag" };
+        let neighbour = context
             .context_provider()
-            .get_window_meta("last_value")
-            .ok_or_else(|| plan_datafusion_err!("there is no window function `last_value`"))?;
-        let plan = planned(left, right, &keys, &moments, WindowFunctionDefinition::WindowUDF(last_value))?;
+            .get_window_meta(neighbour)
+            .ok_or_else(|| plan_datafusion_err!("there is no window function `{neighbour}`"))?;
+        let plan = planned(left, right, &keys, &moments, WindowFunctionDefinition::WindowUDF(neighbour))?;
         Ok(RelationPlanning::Planned(Box::new(PlannedRelation::new(plan, alias.clone()))))
     }
 }
@@ -207,126 +204,51 @@ fn equal_sides(on: Expr, left: &LogicalPlan, right: &LogicalPlan) -> Result<(Exp
     plan_err!("`on` of ASOF JOIN is `left.key = right.key`, or several of it with `and`, not {on}")
 }
 
-/// The column of a key, of the moment, and of the side (1 for the left), in the relation of both.
-const MOMENT: &str = "__asof_at";
-const LEFT: &str = "__asof_left";
-const RIGHT_ROW: &str = "__asof_row";
-const LAST: &str = "__asof_last";
-
-fn key_name(at: usize) -> String {
-    format!("__asof_key{at}")
-}
-
-fn left_name(at: usize) -> String {
-    format!("__asof_l{at}")
-}
-
-fn tie_name(at: usize) -> String {
-    format!("__asof_tie{at}")
-}
+/// The moment of the next row of the key on the right; of the one before, where the join looks forward.
+const END: &str = "__asof_end";
 
 fn planned(
     left: LogicalPlan,
     right: LogicalPlan,
     keys: &[(Expr, Expr)],
     moments: &Moments,
-    last_value: WindowFunctionDefinition,
+    neighbour: WindowFunctionDefinition,
 ) -> Result<LogicalPlan> {
-    let columns = |plan: &LogicalPlan| -> Vec<(Option<TableReference>, Field)> {
-        plan.schema().iter().map(|(relation, field)| (relation.cloned(), field.as_ref().clone())).collect()
-    };
-    let (left_columns, right_columns) = (columns(&left), columns(&right));
-    let column =
-        |(relation, field): &(Option<TableReference>, Field)| Expr::Column(Column::new(relation.clone(), field.name()));
+    let columns: Vec<Expr> =
+        left.schema().columns().into_iter().chain(right.schema().columns()).map(Expr::Column).collect();
     // Of rows that agree in key and moment the greatest counts, column by column: any rule does, but it must be one.
-    let ties: Vec<&(Option<TableReference>, Field)> =
-        right_columns.iter().filter(|(_, field)| !field.data_type().is_nested()).collect();
-    let row_type = DataType::Struct(
-        (0..)
-            .zip(&right_columns)
-            .map(|(at, (_, field))| Field::new(cell(at), field.data_type().clone(), true))
-            .collect::<Fields>(),
+    let is_tied = |expr: &Expr| *expr == moments.right || keys.iter().any(|(_, key)| key == expr);
+    let ties = right.schema().iter().filter(|(_, field)| !field.data_type().is_nested());
+    let ties = ties.map(|(relation, field)| Expr::Column(Column::new(relation.cloned(), field.name())));
+    let mut order = vec![SortExpr::new(moments.right.clone(), true, false)];
+    // Nulls are the least: so the greatest stands last, or first where the join looks forward.
+    order.extend(
+        ties.filter(|tie| !is_tied(tie)).map(|tie| SortExpr::new(tie, moments.is_backward, moments.is_backward)),
     );
-    let null = |data_type: &DataType| ScalarValue::try_from(data_type).map(lit);
+    let end = Expr::from(WindowFunction::new(neighbour, vec![moments.right.clone()]))
+        .partition_by(keys.iter().map(|(_, key)| key.clone()).collect())
+        .order_by(order)
+        .build()?
+        .alias(END);
 
-    let mut of_left: Vec<Expr> = (0..).zip(keys).map(|(at, (key, _))| key.clone().alias(key_name(at))).collect();
-    of_left.extend([moments.left.clone().alias(MOMENT), lit(1_i32).alias(LEFT)]);
-    of_left.extend((0..).zip(&left_columns).map(|(at, of)| column(of).alias(left_name(at))));
-    for (at, (_, field)) in ties.iter().enumerate() {
-        of_left.push(null(field.data_type())?.alias(tie_name(at)));
-    }
-    of_left.push(null(&row_type)?.alias(RIGHT_ROW));
-
-    let mut of_right: Vec<Expr> = (0..).zip(keys).map(|(at, (_, key))| key.clone().alias(key_name(at))).collect();
-    of_right.extend([moments.right.clone().alias(MOMENT), lit(0_i32).alias(LEFT)]);
-    for (at, (_, field)) in left_columns.iter().enumerate() {
-        of_right.push(null(field.data_type())?.alias(left_name(at)));
-    }
-    of_right.extend((0..).zip(&ties).map(|(at, of)| column(of).alias(tie_name(at))));
-    let cells = (0..).zip(&right_columns).flat_map(|(at, of)| [lit(cell(at)), column(of)]);
-    of_right.push(named_struct().call(cells.collect()).alias(RIGHT_ROW));
-
-    // A null equals nothing and is at no moment: such rows of the right side match none, such rows of the left find none.
-    let mut right = LogicalPlanBuilder::from(right);
+    // A null equals nothing and is at no moment: such a row ends no stretch.
+    let mut right = LogicalPlanBuilder::from(right).filter(moments.right.clone().is_not_null())?;
     for (_, key) in keys {
         right = right.filter(key.clone().is_not_null())?;
     }
-    let right = right.filter(moments.right.clone().is_not_null())?.project(of_right)?.build()?;
-    let both = LogicalPlanBuilder::from(left).project(of_left)?.union(right)?;
+    let right = right.window(vec![end])?.build()?;
 
-    let order = |name: String, ascending: bool| SortExpr::new(col(name), ascending, true);
-    let mut ordered = vec![
-        order(MOMENT.to_owned(), moments.is_backward),
-        // At the same moment the right side stands before the left where it counts.
-        order(LEFT.to_owned(), moments.counts_same),
-    ];
-    ordered.extend((0..ties.len()).map(|at| order(tie_name(at), true)));
-    let frame = WindowFrame::new_bounds(
-        WindowFrameUnits::Rows,
-        WindowFrameBound::Preceding(ScalarValue::UInt64(None)),
-        WindowFrameBound::CurrentRow,
-    );
-    let last = Expr::from(WindowFunction::new(last_value, vec![col(RIGHT_ROW)]))
-        .partition_by((0..keys.len()).map(|at| col(key_name(at))).collect())
-        .order_by(ordered)
-        .window_frame(frame)
-        .null_treatment(NullTreatment::IgnoreNulls)
-        .build()?
-        .alias(LAST);
-    let mut columns: Vec<Expr> = Vec::with_capacity(left_columns.len() + right_columns.len());
-    for (at, (relation, field)) in left_columns.iter().enumerate() {
-        // A key is the column that the window goes by: so it is seen that rows are worked out key by key.
-        let own = Column::new(relation.clone(), field.name());
-        let is_of_its_type = |right: &Expr| {
-            let Expr::Column(right) = right else { return false };
-            let found = right_columns
-                .iter()
-                .find(|(relation, field)| *relation == right.relation && *field.name() == right.name);
-            found.is_some_and(|(_, found)| found.data_type() == field.data_type())
-        };
-        let key = keys.iter().position(|(left, right)| is_column(left, &own) && is_of_its_type(right));
-        let value = key.map_or_else(|| col(left_name(at)), |key| col(key_name(key)));
-        columns.push(named(value, relation, field));
-    }
-    for (at, (relation, field)) in right_columns.iter().enumerate() {
-        columns.push(named(get_field().call(vec![col(LAST), lit(cell(at))]), relation, field));
-    }
-    both.window(vec![last])?.filter(col(LEFT).eq(lit(1_i32)))?.project(columns)?.build()
-}
-
-/// A column of the right side in its row.
-fn cell(at: usize) -> String {
-    format!("c{at}")
-}
-
-fn is_column(expr: &Expr, column: &Column) -> bool {
-    matches!(expr, Expr::Column(found) if found.relation == column.relation && found.name == column.name)
-}
-
-/// A value under the name, and with the metadata, of the column that it is.
-fn named(value: Expr, relation: &Option<TableReference>, field: &Field) -> Expr {
-    let metadata = (!field.metadata().is_empty()).then(|| FieldMetadata::from(field));
-    value.alias_qualified_with_metadata(relation.clone(), field.name(), metadata)
+    // The stretch of a row that is followed by one of the same moment is empty.
+    let (at, begin, end) = (|| moments.left.clone(), moments.right.clone(), || col(END));
+    let (begun, not_ended) = match (moments.is_backward, moments.counts_same) {
+        (true, true) => (at().gt_eq(begin), at().lt(end())),
+        (true, false) => (at().gt(begin), at().lt_eq(end())),
+        (false, true) => (at().lt_eq(begin), at().gt(end())),
+        (false, false) => (at().lt(begin), at().gt_eq(end())),
+    };
+    let on = keys.iter().map(|(left, right)| left.clone().eq(right.clone()));
+    let on = on.chain([begun, end().is_null().or(not_ended)]);
+    LogicalPlanBuilder::from(left).join_on(right, JoinType::Left, on)?.project(columns)?.build()
 }
 
 #[cfg(test)]
