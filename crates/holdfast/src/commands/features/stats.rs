@@ -88,7 +88,7 @@ struct Numbers {
 
 pub(crate) async fn run(project: &Project, args: &StatsArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let lake = project.open_lake_to_write().await?;
-    let run = LakeReader::newest(&lake, &project.reader_settings()).await?;
+    let run = LakeReader::open(lake.clone(), project.reader_settings()).await?.current();
     let views = chosen(Registry::new(&lake).views().await?, &args.views)?;
     let baseline = match &args.baseline {
         Some(name) => Some(read_baseline(&lake, name).await?),
