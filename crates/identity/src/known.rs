@@ -229,11 +229,13 @@ impl Known {
         self.sources.get(number as usize).map(String::as_str).unwrap_or_default()
     }
 
-    /// First and last moment and number of records of an identifier's evidence, in one of its lives.
+    /// First and last moment and number of records of an identifier's evidence, in one of its lives; in its first one when there is no such any more, as for ids out of use.
     pub(crate) fn seen(&self, member: Member) -> Result<(Option<i64>, Option<i64>, i64)> {
         let (mut first, mut last, mut records) = (None, None, 0);
         let node = member.node;
-        let changed_hands = !self.graph.lives(node)?.is_empty();
+        let lives = self.graph.lives(node)?.len();
+        let changed_hands = lives > 0;
+        let member = if usize::from(member.life) < lives { member } else { Member { node, life: 0 } };
         // Records that carried it alone are one piece of evidence, which may reach beyond the owner's time.
         let (from, to) = self.graph.period(member)?;
         let within = |at: i64| at.max(from.unwrap_or(i64::MIN)).min(to.map_or(i64::MAX, |to| to - 1));
