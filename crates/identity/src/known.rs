@@ -98,6 +98,15 @@ pub(crate) struct Reason<'a> {
     pub(crate) decision: Option<i64>,
 }
 
+/// What a table tells of an id that is out of use.
+#[derive(Debug, Clone, Copy)]
+enum Told {
+    /// The id in use that it answers to.
+    LivingId(Option<CustomerId>),
+    /// The id that took its place then, as older versions and unfinished steps have it.
+    MergedInto(Option<CustomerId>),
+}
+
 /// A part of the evidence.
 #[derive(Debug, Clone, Copy)]
 enum Part<'a> {
@@ -229,11 +238,13 @@ impl Known {
         self.sources.get(number as usize).map(String::as_str).unwrap_or_default()
     }
 
-    /// First and last moment and number of records of an identifier's evidence, in one of its lives.
+    /// First and last moment and number of records of an identifier's evidence, in one of its lives; in its first one when there is no such any more, as for ids out of use.
     pub(crate) fn seen(&self, member: Member) -> Result<(Option<i64>, Option<i64>, i64)> {
         let (mut first, mut last, mut records) = (None, None, 0);
         let node = member.node;
-        let changed_hands = !self.graph.lives(node)?.is_empty();
+        let lives = self.graph.lives(node)?.len();
+        let changed_hands = lives > 0;
+        let member = if usize::from(member.life) < lives { member } else { Member { node, life: 0 } };
         // Records that carried it alone are one piece of evidence, which may reach beyond the owner's time.
         let (from, to) = self.graph.period(member)?;
         let within = |at: i64| at.max(from.unwrap_or(i64::MIN)).min(to.map_or(i64::MAX, |to| to - 1));
@@ -472,7 +483,8 @@ impl Known {
             or_null(has(&given, "resolves_to"), "resolves_to", "coalesce(merged_into, customer_id)")
         );
         let mut founders = Vec::new();
-        let mut gone: Vec<(CustomerId, Member, Option<CustomerId>)> = Vec::new();
+        let mut gone: Vec<(CustomerId, Member, Told)> = Vec::new();
+        let tells_living = has(&given, "resolves_to");
         for rows in query(lake, settings, &customers, &sql).await? {
             let (first, retired) = (moments_of(&rows, 3)?, moments_of(&rows, 5)?);
             for (row, (first_seen, retired_at)) in first.into_iter().zip(retired).enumerate() {
@@ -499,14 +511,21 @@ impl Known {
                         continue;
                     }
                     self.retired_at.extend(retired_at.map(|at| (id, at)));
-                    gone.push((id, member, into));
+                    // The founding identifier may have had an owner more then, so what was told of it goes before where it is now.
+                    let is_told = tells_living && !is_unfinished && resolves_to.is_none_or(|to| living.contains(&to));
+                    gone.push((id, member, if is_told { Told::LivingId(resolves_to) } else { Told::MergedInto(into) }));
                 }
                 self.ids.insert(id);
             }
         }
         let is_known: HashSet<CustomerId> = self.ids.iter().copied().collect();
         let retired = gone.into_iter().map(|(id, founder, into)| {
-            let into = by_member.get(&founder).copied().or_else(|| into.filter(|into| is_known.contains(into)));
+            let into = match into {
+                Told::LivingId(id) => id,
+                Told::MergedInto(into) => {
+                    by_member.get(&founder).copied().or_else(|| into.filter(|into| is_known.contains(into)))
+                }
+            };
             (id, Retired { founder, into })
         });
         self.assignment = Assignment::restore(members.iter().copied(), founders, retired)?;
