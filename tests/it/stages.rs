@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use arrow::array::AsArray;
-use arrow::datatypes::Decimal128Type;
-use holdfast_engine::{LakeReader, SessionSettings};
-use holdfast_lake::{Lake, StoreOptions};
-use holdfast_types::FixedClock;
+use arrow::array::{AsArray, Int32Array, RecordBatch};
+use arrow::datatypes::{DataType, Decimal128Type, Field, Schema};
+use holdfast_engine::{
+    DeclaredTable, LakeReader, Project, RunOptions, Runner, Selection, SessionSettings, TableRows, write_table,
+};
+use holdfast_lake::{Lake, Manifest, ManifestEntry, Position, StoreOptions, TableSpec};
+use holdfast_types::{FixedClock, Progress, TableName};
 
 use crate::folder::ProjectFolder;
 use crate::{commits, succeed};
@@ -285,4 +287,110 @@ async fn an_aggregate_never_leaves_out_rows_that_another_one_needs() {
         let amount = |column: usize| rows[0].column(column).as_primitive::<Decimal128Type>().value(0);
         assert_eq!((amount(0), amount(1)), (1_100, 300), "attempt {attempt}");
     }
+}
+
+/// Writes and publishes a table beside the run that is told of: once, at its first word.
+#[derive(Debug)]
+struct Meanwhile {
+    folder: std::path::PathBuf,
+    happened: std::sync::atomic::AtomicBool,
+}
+
+impl Progress for Meanwhile {
+    fn advance(&self, _step: &str, _done: u64, _total: Option<u64>, _unit: &'static str) {}
+    fn finish(&self, _step: &str, _summary: &str) {}
+    fn problem(&self, line: &str) {
+        panic!("{line}");
+    }
+
+    fn note(&self, _line: &str) {
+        if self.happened.swap(true, std::sync::atomic::Ordering::SeqCst) {
+            return;
+        }
+        let folder = self.folder.clone();
+        let beside = std::thread::spawn(move || {
+            tokio::runtime::Runtime::new().unwrap().block_on(async {
+                let lake = lake_at(&folder).await;
+                publish_beside(&lake, "risk.scores", 2).await;
+                publish_beside(&lake, "risk.born", 1).await;
+            });
+        });
+        beside.join().unwrap();
+    }
+}
+
+async fn lake_at(folder: &std::path::Path) -> Lake {
+    let clock = Arc::new(FixedClock("2025-06-30T00:00:00Z".parse().unwrap()));
+    let url = folder.display().to_string();
+    Lake::open_to_write(&url, std::path::Path::new("/"), &StoreOptions::new(), clock).await.unwrap()
+}
+
+/// Adds a row to a table that no stage makes, and publishes it beside what readers have; answers its version.
+async fn publish_beside(lake: &Lake, name: &str, step: i64) -> u64 {
+    let name: TableName = name.parse().unwrap();
+    let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int32, true)]));
+    let spec = TableSpec {
+        name: name.clone(),
+        schema: Arc::clone(&schema),
+        partition_by: Vec::new(),
+        comment: "Not a stage's.".to_owned(),
+    };
+    let rows = RecordBatch::try_new(schema, vec![Arc::new(Int32Array::from(vec![1]))]).unwrap();
+    let position = Position { app_id: "beside".to_owned(), version: step };
+    write_table(lake, &spec, TableRows::Added(vec![rows]), position, serde_json::Map::new()).await.unwrap();
+    let table = lake.table(&name).await.unwrap().unwrap();
+    let latest = lake.latest_manifest().await.unwrap().unwrap();
+    let mut tables: Vec<ManifestEntry> = latest.tables.iter().filter(|entry| entry.name != name).cloned().collect();
+    tables.push(ManifestEntry {
+        name,
+        version: table.version(),
+        rows: table.row_count(),
+        is_of_production: false,
+        looked_at: Default::default(),
+    });
+    tables.sort_by(|left, right| left.name.cmp(&right.name));
+    let (sequence, at) = (latest.sequence + 1, lake.clock().now());
+    let manifest =
+        Manifest { sequence, run_id: format!("beside {sequence}"), as_of: latest.as_of, published_at: at, tables };
+    lake.publish(manifest).await.unwrap();
+    table.version()
+}
+
+#[tokio::test]
+async fn a_run_leaves_what_others_published_meanwhile_of_tables_that_it_does_not_touch() {
+    let shop = Shop::new(&[("sql/profile/spend.sql", SPEND)]);
+    shop.orders("a", "o1,M1,2025-06-01T00:00:00Z,10.00\n");
+    shop.run();
+    let folder = shop.path().join("lake");
+    let lake = lake_at(&folder).await;
+    let before = publish_beside(&lake, "risk.scores", 1).await;
+    shop.orders("b", "o2,M2,2025-06-02T00:00:00Z,5.00\n");
+
+    // Core is as it was left; the run makes the spend.
+    let orders: TableName = "core.orders".parse().unwrap();
+    let schema = Arc::clone(lake.table(&orders).await.unwrap().unwrap().schema());
+    let only = shop.path().join("only");
+    std::fs::create_dir_all(only.join("profile")).unwrap();
+    std::fs::write(only.join("profile/spend.sql"), SPEND).unwrap();
+    let declared = DeclaredTable { name: orders, schema, identifiers: Vec::new() };
+    let runner = Runner::new(lake.clone(), Project::load(&only, vec![declared]).unwrap(), SessionSettings::default());
+    let options = RunOptions {
+        run_id: uuid::Uuid::now_v7().to_string(),
+        as_of: lake.clock().now(),
+        selection: Selection::All,
+        full: true,
+        range: None,
+        publish: true,
+        parallel_stages: 1,
+    };
+    let meanwhile = Meanwhile { folder: folder.clone(), happened: false.into() };
+    let report = runner.run(&options, &meanwhile).await.unwrap();
+    assert!(report.succeeded() && meanwhile.happened.into_inner(), "{report:?}");
+
+    let published = lake_at(&folder).await.latest_manifest().await.unwrap().unwrap();
+    assert_eq!(Some(published.sequence), report.published, "the run published last");
+    let version =
+        |name: &str| published.tables.iter().find(|entry| entry.name.to_string() == name).map(|entry| entry.version);
+    assert!(version("risk.scores") > Some(before), "{published:?}");
+    assert!(version("risk.born").is_some(), "{published:?}");
 }
