@@ -17,7 +17,7 @@ use arrow::datatypes::{
 use arrow::row::{RowConverter, SortField};
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
-use holdfast_engine::{Registry, ServiceVersion, ViewVersion, history_of, named};
+use holdfast_engine::{FeatureView, Registry, ServiceVersion, ViewVersion, history_of, named};
 use holdfast_features::{
     DELETED, EVENT_TIMESTAMP, HistoryFile, HistorySchema, KNOWN_AT, Status, VERSION, read_history_file, status_type,
 };
@@ -190,6 +190,21 @@ impl OnlineStore {
             }
         }
         Ok(keys)
+    }
+
+    /// The views that are asked, with what columns call each and its features.
+    ///
+    /// # Errors
+    /// As of [`OnlineStore::answer`].
+    pub fn views_of(&self, asked: &Asked) -> Result<Vec<(FeatureView, String, Vec<String>)>> {
+        let (_, wanted) = self.state().wanted(asked)?;
+        let several = |name: &str| wanted.iter().filter(|(other, _)| other.view.name == name).count() > 1;
+        let labelled = wanted.iter().map(|(version, features)| {
+            let name = &version.view.name;
+            let label = if several(name) { format!("{name}_v{}", version.version) } else { name.clone() };
+            (version.view.clone(), label, features.clone())
+        });
+        Ok(labelled.collect())
     }
 
     /// The online views with the rows that are in memory, by name.

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use holdfast_access::AccessError;
 use holdfast_cluster::ClusterError;
 use holdfast_collect::CollectError;
 use holdfast_engine::EngineError;
@@ -46,6 +47,8 @@ pub(crate) enum CliError {
     NotVerified { differing: usize, total: usize, kind: ErrorKind },
     #[error("{failed} of {total} cases failed")]
     CasesFailed { failed: usize, total: usize },
+    #[error("the audit log is not as it was written, {0}: ask who can write to the lake")]
+    AuditBroken(String),
     #[error("{0}")]
     PartEnded(String),
     #[error("{0}")]
@@ -68,6 +71,8 @@ pub(crate) enum CliError {
     Lake(#[from] LakeError),
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error(transparent)]
+    Access(#[from] AccessError),
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     #[error(transparent)]
@@ -98,7 +103,7 @@ impl CliError {
             | Self::CasesFailed { .. }
             | Self::CheckFailed(_)
             | Self::Training(_) => ErrorKind::InvalidInput,
-            Self::ModelDamaged(_) => ErrorKind::CorruptData,
+            Self::ModelDamaged(_) | Self::AuditBroken(_) => ErrorKind::CorruptData,
             Self::Moved(_) => ErrorKind::Conflict,
             Self::Store { .. } => ErrorKind::Retry,
             Self::Model(error) => error.kind(),
@@ -107,6 +112,7 @@ impl CliError {
             Self::PartEnded(_) | Self::Rows(_) => ErrorKind::Bug,
             Self::Lake(error) => error.kind(),
             Self::Engine(error) => error.kind(),
+            Self::Access(error) => error.kind(),
             Self::Cluster(error) => error.kind(),
             Self::Collect(error) => error.kind(),
             Self::Features(error) => error.kind(),

@@ -21,6 +21,7 @@ use serde_json::json;
 use tonic::Streaming;
 
 use crate::answer::Answer;
+use crate::feature_rights::{AskedOfView, FeatureGuard};
 use crate::generated::v1::{GetHistoricalFeatures, GetOnlineFeatures, KeyColumn, StatusColumns};
 use crate::put::decode::{Decoded, Decoder};
 use crate::question::{message_name, unwrapped};
@@ -38,6 +39,7 @@ pub(crate) async fn historical(
     lake: &Lake,
     mut messages: Streaming<FlightData>,
     settings: &ServeSettings,
+    guard: &FeatureGuard<'_>,
 ) -> Result<Answer> {
     let first = next(&mut messages).await?.ok_or_else(|| {
         ServeError::Request(
@@ -61,6 +63,12 @@ pub(crate) async fn historical(
     };
     // What is not there is told before the spine is sent.
     let retrieval = Retrieval::of(lake, &asked).await?;
+    let asked_of = retrieval.views.iter().map(|view| AskedOfView {
+        view: &view.view.view,
+        label: &view.label,
+        features: &view.features,
+    });
+    let seen = guard.seen(asked_of, options.full_names)?;
     let (schema, spine) = spine(first, messages).await?;
     let answer = historical_features(
         lake,
@@ -72,7 +80,9 @@ pub(crate) async fn historical(
         HashMap::new(),
     )?;
     let schema = wire_schema(answer.schema());
-    Ok(Answer::batches(schema, answer.map_err(ServeError::from).boxed()))
+    let touched = seen.touched();
+    let rows = answer.map_err(ServeError::from).and_then(move |rows| std::future::ready(seen.over(&rows)));
+    Ok(Answer::batches(schema, rows.boxed()).reading(touched))
 }
 
 /// Answers keys from memory. Where no run is in memory yet, the newest is taken there first.
@@ -80,11 +90,15 @@ pub(crate) async fn online(
     store: &OnlineStore,
     command: &GetOnlineFeatures,
     settings: &ServeSettings,
-) -> Result<RecordBatch> {
+    guard: &FeatureGuard<'_>,
+) -> Result<Answer> {
     if store.run() == 0 {
         store.refresh().await?;
     }
     let asked = asked(&command.feature_service, &command.features)?;
+    let views = store.views_of(&asked)?;
+    let asked_of = views.iter().map(|(view, label, features)| AskedOfView { view, label, features });
+    let seen = guard.seen(asked_of, command.full_feature_names)?;
     let keys = keys(&command.keys, store, &asked, settings.max_customer_ids)?;
     let options = OnlineOptions {
         full_names: command.full_feature_names,
@@ -92,9 +106,9 @@ pub(crate) async fn online(
         event_timestamps: command.event_timestamps,
         at: store.now(),
     };
-    let rows = store.answer(&asked, &keys, &options)?.rows;
+    let rows = seen.over(&store.answer(&asked, &keys, &options)?.rows)?;
     let schema = wire_schema(&rows.schema());
-    Ok(to_wire(&rows, &schema)?)
+    Ok(Answer::ready_batch(to_wire(&rows, &schema)?).reading(seen.touched()))
 }
 
 /// The views and services of the lake, as JSON.

@@ -3,16 +3,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_access::{Access, AccessSettings, Audit};
 use holdfast_engine::LakeReader;
 use holdfast_lake::Lake;
-use holdfast_serve::{PutSettings, Puts, ServeError, ServeSettings, Token, bind, serve};
+use holdfast_serve::{PutSettings, Puts, ServeError, ServeSettings, Tls, Token, bind_as, serve};
 use holdfast_types::Progress;
 use tokio::net::TcpListener;
 
 use super::stop_signal;
+use crate::clock::SystemClock;
 use crate::error::CliError;
 use crate::progress::Terminal;
-use crate::project::Project;
+use crate::project::{Project, read_text};
 
 /// Serve features, scores and queries over Arrow Flight
 #[derive(Debug, Clone, clap::Args)]
@@ -23,7 +25,22 @@ pub(crate) struct ServeArgs {
     /// A file with the token that clients must send; needed for any address but loopback
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// How often to look for a newer run, in milliseconds
+    /// The users file: who may come in with a name, and the roles of the policy that they have
+    #[arg(long, value_name = "FILE")]
+    pub(crate) users: Option<PathBuf>,
+    /// Whether accesses are written to audit.accesses; required answers nobody whose access cannot be written [default: on with a policy or users]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pub(crate) audit: Option<AuditWhen>,
+    /// The certificate of the service, in PEM, with those of its issuers behind it
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// The certificate's key, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Whose certificates clients may come in with, in PEM; users have them by `holdfast access user add --certificate`
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub(crate) tls_client_issuers: Option<PathBuf>,
+    /// How often to look for a newer run, and for changes of the policy and the users, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 2_000)]
     pub(crate) reload_interval_ms: u64,
     /// Let clients put record batches into the pipeline's sources
@@ -43,6 +60,18 @@ pub(crate) struct ServeArgs {
     pub(crate) ingest_interval_ms: u64,
 }
 
+/// When accesses are written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum AuditWhen {
+    /// Never.
+    Off,
+    /// Behind the answers.
+    On,
+    /// Before the answers.
+    Required,
+}
+
 pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     // The port is taken before the lake is read: a wrong address is told at once.
     let door = Door::open(args).await?;
@@ -50,6 +79,7 @@ pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Term
     let lake = project.open_lake().await?;
     let reader = Arc::new(LakeReader::open(lake.clone(), project.reader_settings()).await?);
     let current = reader.current();
+    let access = open_access(project, args, &lake).await?;
     // Before anybody is told: who reads the line may stop the server at once.
     let stop = stop_signal();
     terminal.note(&format!(
@@ -57,7 +87,8 @@ pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Term
         current.sequence(),
         current.tables().len(),
     ));
-    door.serve(project, args, (&lake, reader), ServeSettings::default(), stop).await?;
+    let settings = ServeSettings { access: Some(access), ..ServeSettings::default() };
+    door.serve(project, args, (&lake, reader), settings, stop).await?;
     terminal.note("  Stopped");
     Ok(())
 }
@@ -78,10 +109,11 @@ impl Door {
     pub(crate) async fn open(args: &ServeArgs) -> Result<Self, CliError> {
         let token = args.token_file.as_deref().map(read_token).transpose()?;
         let put_token = args.put_token_file.as_deref().map(read_token).transpose()?;
-        if args.accept_puts && token.is_some() && put_token.is_none() {
+        let is_protected = token.is_some() || args.users.is_some();
+        if args.accept_puts && is_protected && put_token.is_none() {
             return Err(ServeError::PutsUnprotected.into());
         }
-        let listener = bind(&args.listen, token.as_ref()).await?;
+        let listener = bind_as(&args.listen, is_protected).await?;
         let address = listener
             .local_addr()
             .map_err(|error| CliError::Argument(format!("cannot listen on {}: {error}", args.listen)))?;
@@ -109,13 +141,45 @@ impl Door {
         } else {
             None
         };
+        let access = match settings.access {
+            Some(access) => access,
+            None => open_access(project, args, lake).await?,
+        };
         let settings = ServeSettings {
             token: self.token,
+            access: Some(access),
+            tls: open_tls(args)?,
             reload_interval: Duration::from_millis(args.reload_interval_ms.max(10)),
             ..settings
         };
         Ok(serve(reader, puts, settings, self.listener, stop).await?)
     }
+}
+
+/// Who may come in and what they see, as the command line and the pipeline's policy have it.
+pub(crate) async fn open_access(project: &Project, args: &ServeArgs, lake: &Lake) -> Result<Arc<Access>, CliError> {
+    let policy = project.policy_file()?;
+    let has_policy = policy.exists();
+    let default = if has_policy || args.users.is_some() { AuditWhen::On } else { AuditWhen::Off };
+    let audit = match args.audit.unwrap_or(default) {
+        AuditWhen::Off => None,
+        when => {
+            let key = project.audit_key(lake).await?;
+            Some(Audit::start(project.open_lake_to_audit().await?, key, when == AuditWhen::Required))
+        }
+    };
+    let mask_key = if has_policy { Some(project.mask_key(lake).await?) } else { None };
+    let settings = AccessSettings { policy: Some(policy), users: args.users.clone(), mask_key };
+    Ok(Arc::new(Access::open(settings, Arc::new(SystemClock), audit)?))
+}
+
+fn open_tls(args: &ServeArgs) -> Result<Option<Tls>, CliError> {
+    let (Some(certificate), Some(key)) = (&args.tls_certificate, &args.tls_key) else { return Ok(None) };
+    Ok(Some(Tls {
+        certificate: read_text(certificate)?,
+        key: read_text(key)?,
+        client_issuers: args.tls_client_issuers.as_deref().map(read_text).transpose()?,
+    }))
 }
 
 fn read_token(path: &Path) -> Result<Token, CliError> {

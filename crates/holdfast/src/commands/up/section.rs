@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::super::collect::CollectArgs;
 use super::super::ingest::pause_of;
-use super::super::serve::ServeArgs;
+use super::super::serve::{AuditWhen, ServeArgs};
 
 /// `[up]` in holdfast.toml. Paths are relative to it.
 #[derive(Debug, Clone, Deserialize)]
@@ -42,6 +42,11 @@ struct ServeSection {
     token_file: Option<PathBuf>,
     accept_puts: bool,
     put_token_file: Option<PathBuf>,
+    users: Option<PathBuf>,
+    audit: Option<AuditWhen>,
+    tls_certificate: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    tls_client_issuers: Option<PathBuf>,
 }
 
 /// And those of `holdfast collect`.
@@ -64,6 +69,12 @@ impl UpSection {
         args.token_file = section.token_file.as_ref().map(|file| folder.join(file));
         args.accept_puts = section.accept_puts;
         args.put_token_file = section.put_token_file.as_ref().map(|file| folder.join(file));
+        let below = |file: &Option<PathBuf>| file.as_ref().map(|file| folder.join(file));
+        args.users = below(&section.users);
+        args.audit = section.audit;
+        args.tls_certificate = below(&section.tls_certificate);
+        args.tls_key = below(&section.tls_key);
+        args.tls_client_issuers = below(&section.tls_client_issuers);
         args
     }
 
