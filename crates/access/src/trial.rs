@@ -188,3 +188,164 @@ async fn unplannable(rule: &RowRule, name: &TableName, state: &datafusion::execu
     };
     planned.err().map(|error| error.find_root().strip_backtrace())
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{DataType, Field, Schema};
+    use holdfast_lake::{LakeSettings, StoreOptions};
+    use holdfast_types::FixedClock;
+
+    use super::*;
+
+    const POLICY: &str = r#"
+[roles.analyst]
+tables = ["core.customers"]
+[[roles.analyst.rows]]
+where = "region in (attribute('region'))"
+[[roles.analyst.columns]]
+tag = "pii"
+mask = "partial"
+keep_last = 2
+
+[roles.agent]
+tables = ["core.*"]
+[[roles.agent.rows]]
+tables = ["core.customers"]
+where = "agent = principal()"
+[[roles.agent.columns]]
+tag = "pii"
+mask = "show"
+"#;
+
+    const CUSTOMERS: &str = "
+        id | region | agent | phone       | age
+        1  | north  | ana   | 13812340001 | 20
+        2  | south  | ben   | 13812340002 | 21
+        3  | north  | ben   | 13812340003 | 30
+    ";
+
+    fn schemas() -> Schemas {
+        let pii = [("pii".to_owned(), "true".to_owned())];
+        let customers = Schema::new(vec![
+            Field::new("id", DataType::Int64, true),
+            Field::new("region", DataType::Utf8, true),
+            Field::new("agent", DataType::Utf8, true),
+            Field::new("phone", DataType::Utf8, true).with_metadata(pii.into()),
+            Field::new("age", DataType::Int64, true),
+        ]);
+        let orders = Schema::new(vec![Field::new("id", DataType::Int64, true)]);
+        let tables = [("core.customers", customers), ("core.orders", orders)];
+        tables.into_iter().map(|(name, schema)| (name.parse().unwrap(), Arc::new(schema))).collect()
+    }
+
+    async fn lake() -> Lake {
+        let clock = Arc::new(FixedClock(chrono::DateTime::UNIX_EPOCH));
+        let here = std::path::Path::new(".");
+        let settings = LakeSettings::default();
+        Lake::create_or_open("memory:///trial", here, &StoreOptions::new(), settings, clock).await.unwrap()
+    }
+
+    fn case(name: &str, roles: &[&str], query: &str, expected: PolicyExpectation) -> PolicyCase {
+        PolicyCase {
+            name: format!("{name}: {query}"),
+            principal: Principal {
+                name: name.to_owned(),
+                roles: roles.iter().map(|role| (*role).to_owned()).collect(),
+                attributes: BTreeMap::from([("region".to_owned(), vec!["north".to_owned()])]),
+                by: Authentication::Token,
+            },
+            query: query.to_owned(),
+            given: BTreeMap::from([("core.customers".parse().unwrap(), CUSTOMERS.to_owned())]),
+            expected,
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_principals_plan_sees_its_rows_and_masks_and_no_error_tells_of_others() {
+        let lake = lake().await;
+        let policy = Arc::new(Policy::parse(std::path::Path::new("policy.toml"), POLICY).unwrap());
+        let rows = |text: &str| PolicyExpectation::Rows(text.to_owned());
+        let refused = |text: &str| PolicyExpectation::Refused(text.to_owned());
+        let analyst = ["analyst"];
+        for case in [
+            case("ana", &analyst, "select id, phone from core.customers", rows("id|phone\n1|***01\n3|***03")),
+            case("ana", &analyst, "select count(*) as n from core.customers", rows("n\n2")),
+            case("ana", &analyst, "select id from core.customers where phone = '13812340001'", rows("id\n")),
+            case("ana", &analyst, "select id from core.customers where age > 20 and region <> 'x'", rows("id\n3")),
+            case("ana", &analyst, "select max(age) as age from core.customers", rows("age\n30")),
+            // The age of 21 is that of a row that is not seen.
+            case("ana", &analyst, "select id from core.customers where 1 / (age - 21) < 5", rows("id\n1\n3")),
+            case("ana", &analyst, "select cast(phone as bigint) as n from core.customers", refused("***01")),
+            case("ana", &analyst, "select * from core.orders", refused("core.orders")),
+            // Each role shows its own rows in its own way; rows of neither are not seen.
+            case(
+                "ben",
+                &["agent"],
+                "select id, phone from core.customers",
+                rows("id|phone\n2|13812340002\n3|13812340003"),
+            ),
+            case(
+                "ana",
+                &["agent", "analyst"],
+                "select id, phone from core.customers",
+                rows("id|phone\n1|13812340001\n3|***03"),
+            ),
+            case(
+                "ana",
+                &["agent", "analyst"],
+                "select id from core.customers where phone = '13812340003'",
+                rows("id\n"),
+            ),
+            case("ana", &["agent"], "select count(*) as n from core.orders", rows("n\n0")),
+            case("ana", &[], "select 1 as n from core.customers", refused("core.customers")),
+        ] {
+            let settings = SessionSettings::default();
+            let difference =
+                run_case(&policy, &case, &lake, &settings, &schemas(), Arc::clone(lake.clock())).await.unwrap();
+            assert_eq!(difference, None, "{}\n{}", case.name, difference.clone().unwrap_or_default());
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn plans_tell_nothing_of_what_is_below_the_policy() {
+        let lake = lake().await;
+        let policy = Arc::new(Policy::parse(std::path::Path::new("policy.toml"), POLICY).unwrap());
+        let given = BTreeMap::from([("core.customers".parse().unwrap(), CUSTOMERS.to_owned())]);
+        let run = Arc::new(imagined(&lake, &SessionSettings::default(), &schemas(), &given).unwrap());
+        let access = Access::by_policy(policy, Arc::clone(lake.clock()), MaskKey::derive(b"secret")).unwrap();
+        let principal = case("ana", &["analyst"], "", PolicyExpectation::Rows(String::new())).principal;
+        let view = access.view(&principal, &run).unwrap();
+        assert_eq!(view.tables().len(), 1);
+        assert_eq!(view.tables()[0].rows, None);
+        for query in [
+            "explain analyze select count(*) from core.customers",
+            "explain verbose select * from core.customers where phone = 'x' and age > 3",
+        ] {
+            let rows: Vec<RecordBatch> = view.rows("plan", query).await.unwrap().try_collect().await.unwrap();
+            let said = arrow::util::pretty::pretty_format_batches(&rows).unwrap().to_string();
+            assert!(said.contains("PolicyExec: table=core.customers"), "{said}");
+            assert!(!said.contains("north") && !said.contains("1381234") && !said.contains("output_rows=3"), "{said}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_does_not_fit_the_tables_is_told() {
+        let lake = lake().await;
+        for (text, expected) in [
+            ("[roles.a]\ntables = [\"core.order\"]\n", "did you mean `core.orders`?"),
+            ("[roles.a]\ntables = [\"cor.*\"]\n", "no table in the schema `cor`"),
+            ("[roles.a]\ntables = [\"core.*\"]\n[[roles.a.rows]]\nwhere = \"agent = 'x'\"\n", "of core.orders"),
+            (
+                "[roles.a]\ntables = [\"core.*\"]\n[[roles.a.columns]]\ncolumns = [\"phon\"]\nmask = \"null\"\n",
+                "`phone`",
+            ),
+        ] {
+            let policy = Policy::parse(std::path::Path::new("policy.toml"), text).unwrap();
+            let found = mistakes(&policy, &lake, &SessionSettings::default(), &schemas()).await.unwrap();
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].to_string().contains(expected), "{}", found[0]);
+        }
+        let fits = Policy::parse(std::path::Path::new("policy.toml"), POLICY).unwrap();
+        assert_eq!(mistakes(&fits, &lake, &SessionSettings::default(), &schemas()).await.unwrap().len(), 0);
+    }
+}
