@@ -9,6 +9,7 @@
     reason = "a test may stop at the first surprise, read the clock and say what it skipped"
 )]
 
+mod access;
 mod append_stages;
 mod append_times;
 mod authoring;

@@ -214,23 +214,28 @@ async fn run_case(
     let as_of = case.as_of.unwrap_or(as_of);
     let batches = made_of(lake, settings, stage, schemas, &case.given, as_of).await?.map_err(wrong)?;
 
-    let (names, expected) = parse_table(&case.expect.rows).map_err(wrong)?;
+    let differing = differing_rows(&case.expect.rows, &stage.schema, &batches);
+    differing.map_err(|message| wrong(format!("{message} by {}", stage.stage.name)))
+}
+
+/// How rows differ from those that a case expects, in any order; `None` when they do not. Only the columns that it names are looked at.
+///
+/// # Errors
+/// An expectation that cannot be read, or a column that is not there.
+pub fn differing_rows(expected: &str, schema: &Schema, batches: &[RecordBatch]) -> Result<Option<String>, String> {
+    let (names, expected) = parse_table(expected)?;
     let mut wanted = Vec::new();
     for name in &names {
-        let field = stage
-            .schema
-            .field_with_name(name)
-            .map_err(|_| wrong(format!("expected column {name} is not made by {}", stage.stage.name)))?;
+        let field = schema.field_with_name(name).map_err(|_| format!("expected column {name} is not made"))?;
         wanted.push(field.clone());
     }
     let mut actual: Vec<Vec<String>> = Vec::new();
-    for batch in &batches {
+    for batch in batches {
         for row in 0..batch.num_rows() {
             let mut cells = Vec::with_capacity(names.len());
             for field in &wanted {
-                let column =
-                    batch.column_by_name(field.name()).ok_or_else(|| wrong("a column is missing".to_owned()))?;
-                cells.push(shown(column, field, row).map_err(wrong)?);
+                let column = batch.column_by_name(field.name()).ok_or("a column is missing")?;
+                cells.push(shown(column, field, row)?);
             }
             actual.push(cells);
         }
@@ -239,8 +244,8 @@ async fn run_case(
     for cells in &expected {
         let mut row = Vec::with_capacity(names.len());
         for (cell, field) in cells.iter().zip(&wanted) {
-            let column = typed(&[cell.as_deref()], field).map_err(wrong)?;
-            row.push(shown(&column, field, 0).map_err(wrong)?);
+            let column = typed(&[cell.as_deref()], field)?;
+            row.push(shown(&column, field, 0)?);
         }
         expected_rows.push(row);
     }
@@ -274,8 +279,11 @@ pub(crate) async fn made_of(
     Ok(Ok(DataFrame::new(state, plan).collect().await.map_err(failed())?))
 }
 
-/// The rows of a text table in the columns of `schema`; columns it does not name are null.
-fn given_rows(text: &str, schema: &SchemaRef) -> Result<RecordBatch, String> {
+/// The rows that a case gives of a table, in its columns; a column that is not there is null.
+///
+/// # Errors
+/// What cannot be read.
+pub fn given_rows(text: &str, schema: &SchemaRef) -> Result<RecordBatch, String> {
     let (names, rows) = if text.trim().is_empty() { (Vec::new(), Vec::new()) } else { parse_table(text)? };
     for name in &names {
         if schema.field_with_name(name).is_err() {

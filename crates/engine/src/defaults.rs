@@ -13,7 +13,7 @@ use crate::diagnostic::Diagnostic;
 use crate::directive::{StageKind, parse_kind};
 use crate::error::EngineError;
 use crate::stage::Stage;
-use crate::toml_file::{Item, Place, TomlFile};
+use crate::toml_file::{TomlFile, TomlItem as Item, TomlPlace as Place};
 
 const FILE: &str = "defaults.toml";
 const KEYS: [&str; 3] = ["owner", "stage", "tags"];

@@ -135,7 +135,7 @@ impl fmt::Display for Diagnostics {
 }
 
 /// The most similar name, when one is similar enough to be a slip of the pen.
-pub(crate) fn most_similar<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn most_similar<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lowered = wrong.to_lowercase();
     known
         .into_iter()

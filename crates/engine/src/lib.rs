@@ -44,6 +44,7 @@ mod plan;
 mod planning;
 mod project;
 mod range;
+mod read_only;
 mod reader;
 mod record;
 mod rows;
@@ -58,10 +59,10 @@ mod unique;
 mod verify;
 mod why;
 
-pub use cases::{CaseFailure, CaseReport, case_names, run_cases};
+pub use cases::{CaseFailure, CaseReport, case_names, differing_rows, given_rows, run_cases};
 pub use contract::{Contract, ContractColumn, KnownAt, Migration, UNIT_CURRENCY};
 pub use decide::Cause;
-pub use diagnostic::{Diagnostic, Diagnostics};
+pub use diagnostic::{Diagnostic, Diagnostics, most_similar};
 pub use directive::{Allowed, Directives, Expectation, FeatureDirective, Severity, StageKind};
 pub use error::{EngineError, without_quoted};
 pub use executor::{Answer, Executor, ExecutorError, OwnFunction, Place, Work, built_in_function};
@@ -87,6 +88,7 @@ pub use run::{Refresh, RunOptions, RunReport, Runner, StageOutcome, StageReport,
 pub use session::{SessionSettings, plan_as_of, plan_read_only, plan_statement_read_only, session_with};
 pub use stage::Stage;
 pub use status::{Freshness, LakeStatus, PublishedRun, StageStatus, lake_status};
+pub use toml_file::{POLICY_CODE, TomlFile, TomlItem, TomlPlace, USERS_CODE};
 pub use tried::Tried;
 pub use verify::{Difference, Verified, VerifiedStage, VerifyOptions, VerifyReport};
 pub use why::{Why, WhyOptions, WhyStep};

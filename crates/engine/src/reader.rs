@@ -119,6 +119,31 @@ impl Published {
         self.tables.iter().find(|table| &table.name == name)
     }
 
+    /// What reads one of the tables.
+    pub fn provider(&self, name: &TableName) -> Option<&Arc<dyn TableProvider>> {
+        self.providers.get(name)
+    }
+
+    /// The memory and the spill folder that sessions over these versions share with all others.
+    pub fn runtime(&self) -> &Arc<RuntimeEnv> {
+        &self.runtime
+    }
+
+    /// The same run as somebody sees it who sees these tables alone, and works in the memory of `runtime`.
+    #[must_use]
+    pub fn as_seen(&self, tables: Vec<(PublishedTable, Arc<dyn TableProvider>)>, runtime: Arc<RuntimeEnv>) -> Self {
+        Self {
+            sequence: self.sequence,
+            run_id: self.run_id.clone(),
+            as_of: self.as_of,
+            providers: tables.iter().map(|(table, provider)| (table.name.clone(), Arc::clone(provider))).collect(),
+            tables: tables.into_iter().map(|(table, _)| table).collect(),
+            settings: self.settings.clone(),
+            runtime,
+            buckets: self.buckets,
+        }
+    }
+
     /// A fresh session over these versions. `now()` in it is the wall clock.
     ///
     /// # Errors
@@ -208,6 +233,20 @@ impl LakeReader {
             tables.extend(lake.table(name).await?);
         }
         Self::unpublished(lake, settings, tables)
+    }
+
+    /// A run that nobody published, of these tables; for trying what is in files.
+    ///
+    /// # Errors
+    /// When the spill folder cannot be made.
+    pub fn imagined(
+        lake: &Lake,
+        settings: &SessionSettings,
+        tables: Vec<(PublishedTable, Arc<dyn TableProvider>)>,
+    ) -> Result<Published> {
+        let nothing = Self::unpublished(lake, settings, Vec::new())?;
+        let runtime = Arc::clone(nothing.runtime());
+        Ok(nothing.as_seen(tables, runtime))
     }
 
     fn unpublished(lake: &Lake, settings: &SessionSettings, tables: Vec<Table>) -> Result<Published> {

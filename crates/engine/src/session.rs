@@ -11,9 +11,8 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::TrackConsumersPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
-use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
+use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 use holdfast_lake::Lake;
 use holdfast_types::TableName;
 
@@ -24,6 +23,7 @@ use crate::error::{EngineError, describe};
 use crate::executor::Executor;
 use crate::functions::{customer_bucket_function, json_field_function};
 use crate::memory::StagePool;
+use crate::read_only;
 
 /// The catalogue's name in every session.
 pub(crate) const CATALOG: &str = "holdfast";
@@ -177,11 +177,12 @@ pub async fn plan_as_of(
     Ok((state, plan))
 }
 
-/// Plans a query for a reader: anything that is not a query is refused.
+/// Plans a query for a reader: anything that is not a query is refused, as is what is too deep for the walks over it.
 ///
 /// # Errors
-/// [`EngineError::Query`] with line and column when the text cannot be planned or is not a query.
+/// [`EngineError::Query`] with line and column when the text cannot be planned, is not a query or is too deep.
 pub async fn plan_read_only(context: &SessionContext, sql: &str) -> Result<LogicalPlan> {
+    read_only::check_text(sql).map_err(|message| EngineError::Query { message })?;
     let state = context.state();
     let dialect = state.config_options().sql_parser.dialect;
     let statement = state.sql_to_statement(sql, &dialect).map_err(|error| query_error(&error, context))?;
@@ -193,39 +194,13 @@ pub async fn plan_read_only(context: &SessionContext, sql: &str) -> Result<Logic
 /// # Errors
 /// [`EngineError::Query`], with line and column where the statement has places.
 pub async fn plan_statement_read_only(context: &SessionContext, mut statement: Statement) -> Result<LogicalPlan> {
+    let refused = |message| EngineError::Query { message };
+    read_only::check_statement(&statement).map_err(refused)?;
     as_of_join::wrap(&mut statement);
-    let refused = || EngineError::Query {
-        message: "only queries are allowed: tables are written by ingestion and stages".to_owned(),
-    };
-    if !reads_only(&statement) {
-        return Err(refused());
-    }
     let plan = context.state().statement_to_plan(statement).await.map_err(|error| query_error(&error, context))?;
     // The plan decides: what a statement looks like is only the first hurdle.
-    SQLOptions::new()
-        .with_allow_ddl(false)
-        .with_allow_dml(false)
-        .with_allow_statements(false)
-        .verify_plan(&plan)
-        .map_err(|_| refused())?;
+    read_only::check_plan(&plan).map_err(refused)?;
     Ok(plan)
-}
-
-fn reads_only(statement: &Statement) -> bool {
-    match statement {
-        Statement::Explain(explain) => reads_only(&explain.statement),
-        Statement::Statement(statement) => matches!(
-            statement.as_ref(),
-            SqlStatement::Query(_)
-                | SqlStatement::Explain { .. }
-                | SqlStatement::ExplainTable { .. }
-                | SqlStatement::ShowTables { .. }
-                | SqlStatement::ShowColumns { .. }
-                | SqlStatement::ShowVariable { .. }
-                | SqlStatement::ShowFunctions { .. }
-        ),
-        _ => false,
-    }
 }
 
 fn query_error(error: &DataFusionError, context: &SessionContext) -> EngineError {

@@ -9,22 +9,26 @@ use toml::de::{DeTable, DeValue};
 use crate::diagnostic::{Diagnostic, line_and_column, most_similar};
 
 /// Line, column and width, from 1.
-pub(crate) type Place = (usize, usize, usize);
+pub type TomlPlace = (usize, usize, usize);
 /// A value with its place in the text.
-pub(crate) type Item<'a> = Spanned<DeValue<'a>>;
+pub type TomlItem<'a> = Spanned<DeValue<'a>>;
 
 /// A file that is being read, and what was found wrong with it.
-pub(crate) struct TomlFile<'a> {
-    pub(crate) file: &'a Path,
-    pub(crate) text: &'a str,
+#[derive(Debug)]
+pub struct TomlFile<'a> {
+    /// Its path, as it is told.
+    pub file: &'a Path,
+    /// What is in it.
+    pub text: &'a str,
     /// Of every mistake.
-    pub(crate) code: &'static str,
-    pub(crate) mistakes: &'a mut Vec<Diagnostic>,
+    pub code: &'static str,
+    /// Where they are gathered.
+    pub mistakes: &'a mut Vec<Diagnostic>,
 }
 
 impl<'a> TomlFile<'a> {
     /// The file as a table; `None` when it is no TOML, which is told.
-    pub(crate) fn table(&mut self) -> Option<Spanned<DeTable<'a>>> {
+    pub fn table(&mut self) -> Option<Spanned<DeTable<'a>>> {
         match DeTable::parse(self.text) {
             Ok(table) => Some(table),
             Err(error) => {
@@ -35,7 +39,7 @@ impl<'a> TomlFile<'a> {
     }
 
     /// Tells of keys that are not among `known`; `what` says what has these.
-    pub(crate) fn check_keys(&mut self, table: &DeTable<'_>, known: &[&str], what: &str) {
+    pub fn check_keys(&mut self, table: &DeTable<'_>, known: &[&str], what: &str) {
         for (key, _) in table.iter() {
             let name = key.get_ref().as_ref();
             if !known.contains(&name) {
@@ -49,7 +53,7 @@ impl<'a> TomlFile<'a> {
     }
 
     /// The text that a value is; `None` when it is none, which is told.
-    pub(crate) fn text_of(&mut self, value: &Item<'_>) -> Option<String> {
+    pub fn text_of(&mut self, value: &TomlItem<'_>) -> Option<String> {
         let text = value.get_ref().as_str().map(str::to_owned);
         if text.is_none() {
             self.mistake("a text in quotes is expected here", value.span(), None);
@@ -57,7 +61,8 @@ impl<'a> TomlFile<'a> {
         text
     }
 
-    pub(crate) fn mistake(&mut self, message: &str, span: Range<usize>, help: Option<String>) {
+    /// Tells of a mistake at these bytes of the text.
+    pub fn mistake(&mut self, message: &str, span: Range<usize>, help: Option<String>) {
         let (line, column, width) = self.place(span);
         let mistake = Diagnostic::at(self.code, message, self.file, self.text, line, column, width);
         self.mistakes.push(match help {
@@ -66,9 +71,15 @@ impl<'a> TomlFile<'a> {
         });
     }
 
-    pub(crate) fn place(&self, span: Range<usize>) -> Place {
+    /// Line, column and width of these bytes.
+    pub fn place(&self, span: Range<usize>) -> TomlPlace {
         let (line, column) = line_and_column(self.text, span.start);
         let spanned = self.text.get(span).unwrap_or_default();
         (line, column, spanned.lines().next().unwrap_or_default().chars().count().max(1))
     }
 }
+
+/// The code of mistakes in a policy.
+pub const POLICY_CODE: &str = "E0801";
+/// The code of mistakes in a users file.
+pub const USERS_CODE: &str = "E0802";

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use holdfast_access::AccessError;
 use holdfast_cluster::ClusterError;
 use holdfast_collect::CollectError;
 use holdfast_engine::EngineError;
@@ -53,6 +54,8 @@ pub(crate) enum CliError {
     FeaturesMoved { moved: usize, baseline: String },
     #[error("{failed} of {total} cases failed")]
     CasesFailed { failed: usize, total: usize },
+    #[error("the audit log is not as it was written, {0}: ask who can write to the lake")]
+    AuditBroken(String),
     #[error("{0}")]
     PartEnded(String),
     #[error("{0}")]
@@ -75,6 +78,8 @@ pub(crate) enum CliError {
     Lake(#[from] LakeError),
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error(transparent)]
+    Access(#[from] AccessError),
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     #[error(transparent)]
@@ -108,7 +113,7 @@ impl CliError {
             | Self::CheckFailed(_)
             | Self::Training(_) => ErrorKind::InvalidInput,
             Self::FeaturesMoved { .. } => ErrorKind::Quarantine,
-            Self::ModelDamaged(_) | Self::Inconsistent { .. } => ErrorKind::CorruptData,
+            Self::ModelDamaged(_) | Self::Inconsistent { .. } | Self::AuditBroken(_) => ErrorKind::CorruptData,
             Self::Moved(_) => ErrorKind::Conflict,
             Self::Store { .. } => ErrorKind::Retry,
             Self::Model(error) => error.kind(),
@@ -117,6 +122,7 @@ impl CliError {
             Self::PartEnded(_) | Self::Rows(_) => ErrorKind::Bug,
             Self::Lake(error) => error.kind(),
             Self::Engine(error) => error.kind(),
+            Self::Access(error) => error.kind(),
             Self::Cluster(error) => error.kind(),
             Self::Collect(error) => error.kind(),
             Self::Features(error) => error.kind(),

@@ -4,6 +4,7 @@ mod clock;
 mod commands;
 mod error;
 mod models;
+mod pg_gate;
 mod progress;
 mod project;
 mod schedule;
@@ -19,8 +20,9 @@ use holdfast_lake::StoreOptions;
 use tracing::Instrument;
 
 use crate::commands::{
-    check, cluster, collect, contracts, demo, docs, environments, features, fmt, generate, identity, ingest, lineage,
-    maintain, models as model_versions, plan, quarantine, run, score, serve, sql, status, test, train, up, verify, why,
+    access, audit, check, cluster, collect, contracts, demo, docs, environments, features, fmt, generate, identity,
+    ingest, lineage, maintain, models as model_versions, plan, policy, quarantine, run, score, serve, sql, status,
+    test, train, up, verify, why,
 };
 use crate::error::CliError;
 use crate::progress::Terminal;
@@ -48,6 +50,8 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Access(access::AccessArgs),
+    Audit(audit::AuditArgs),
     Check(check::CheckArgs),
     Cluster(cluster::ClusterArgs),
     Collect(collect::CollectArgs),
@@ -64,6 +68,7 @@ enum Command {
     Lineage(lineage::LineageArgs),
     PgUser(serve::PgUserArgs),
     Plan(plan::PlanArgs),
+    Policy(policy::PolicyArgs),
     Promote(environments::PromoteArgs),
     Run(run::RunArgs),
     Maintain(maintain::MaintainArgs),
@@ -83,6 +88,8 @@ enum Command {
 impl Command {
     const fn name(&self) -> &'static str {
         match self {
+            Self::Access(_) => "access",
+            Self::Audit(_) => "audit",
             Self::Check(_) => "check",
             Self::Cluster(_) => "cluster",
             Self::Collect(_) => "collect",
@@ -98,6 +105,7 @@ impl Command {
             Self::Lineage(_) => "lineage",
             Self::PgUser(_) => "pg-user",
             Self::Plan(_) => "plan",
+            Self::Policy(_) => "policy",
             Self::Promote(_) => "promote",
             Self::Run(_) => "run",
             Self::Maintain(_) => "maintain",
@@ -185,6 +193,8 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     }
     let project = Project::find(&cli.project, store_options())?;
     match &cli.command {
+        Command::Access(args) => access::run(&project, args, terminal),
+        Command::Audit(args) => audit::run(&project, args, terminal).await,
         Command::Check(args) => check::run(&project, args, terminal).await,
         Command::Collect(args) => collect::run(&project, args, terminal).await,
         Command::Contracts(args) => contracts::run(&project, args, terminal).await,
@@ -198,6 +208,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Ingest(args) => Box::pin(ingest::run(&project, args, terminal)).await,
         Command::Lineage(args) => lineage::run(&project, args).await,
         Command::Plan(args) => plan::run(&project, args, terminal).await,
+        Command::Policy(args) => policy::run(&project, args, terminal).await,
         Command::Promote(args) => environments::promote(&project, args, terminal).await,
         Command::Run(args) => run::run(&project, args, terminal).await,
         Command::Maintain(args) => maintain::run(&project, args, terminal).await,

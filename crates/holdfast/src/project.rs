@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use holdfast_access::{AuditKey, MaskKey, Policy};
 use holdfast_cluster::{Address, ClusterExecutor, ClusterSettings};
 use holdfast_engine::{DeclaredTable, Draft, Executor, Project as Stages, SessionSettings};
 use holdfast_feeds::Surroundings;
@@ -419,6 +420,31 @@ impl Project {
         let schedule = file.schedule.as_ref().map(Schedule::new).transpose();
         let schedule = schedule.map_err(|(span, message)| located(&path, &text, span.start, message))?;
         Ok((file, schedule.unwrap_or_default()))
+    }
+
+    /// Where the pipeline's policy is, if it has one.
+    pub(crate) fn policy_file(&self) -> Result<PathBuf, CliError> {
+        Ok(self.pipeline_folder()?.join("policy.toml"))
+    }
+
+    /// The pipeline's policy, if it has one.
+    pub(crate) fn policy(&self) -> Result<Option<Policy>, CliError> {
+        Ok(Policy::load(&self.policy_file()?)?)
+    }
+
+    /// The secret of hashed columns, from the lake's identity key.
+    pub(crate) async fn mask_key(&self, lake: &Lake) -> Result<MaskKey, CliError> {
+        Ok(MaskKey::derive(self.key_of(lake).await?.to_hex().as_bytes()))
+    }
+
+    /// The secret of the audit log, from the lake's identity key.
+    pub(crate) async fn audit_key(&self, lake: &Lake) -> Result<AuditKey, CliError> {
+        Ok(AuditKey::derive(self.key_of(lake).await?.to_hex().as_bytes()))
+    }
+
+    /// Opens the lake itself to write down who reads it, also where an environment is read.
+    pub(crate) async fn open_lake_to_audit(&self) -> Result<Lake, CliError> {
+        Ok(Lake::open_to_write(&self.lake_url, &self.lake_base, &self.options, Arc::new(SystemClock)).await?)
     }
 
     /// What `holdfast up` does.

@@ -578,8 +578,8 @@ impl Connection {
     async fn running(&mut self, portal: &mut Portal, watch: &Watch) -> Result<Option<Rows>, Stop> {
         match std::mem::replace(&mut portal.source, Source::Ended) {
             Source::Planned(planned, context) => {
-                let start = Rows::start(*planned, &context);
-                self.io.guarded(watch, start).await.map(Some)
+                let watched = self.session.begins(&planned, &context).await?;
+                self.io.guarded(watch, Rows::start(*planned, &context, watched)).await.map(Some)
             }
             Source::Running(rows) => Ok(Some(rows)),
             Source::Nothing | Source::Ended => Ok(None),
@@ -641,7 +641,8 @@ impl Connection {
         let planned = self.plan(query, &[], watch).await?;
         let columns = planned.columns.clone();
         let context = self.session.context.clone();
-        let mut rows = self.io.guarded(watch, Rows::start(planned, &context)).await?;
+        let watched = self.session.begins(&planned, &context).await?;
+        let mut rows = self.io.guarded(watch, Rows::start(planned, &context, watched)).await?;
         let is_binary = *style == CopyStyle::Binary;
         self.io.output.copy_out(if is_binary { Format::Binary } else { Format::Text }, columns.len());
         let mut sent = 0;

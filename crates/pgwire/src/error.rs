@@ -5,6 +5,8 @@ use datafusion::error::DataFusionError;
 use holdfast_engine::EngineError;
 use holdfast_types::ErrorKind;
 
+use crate::gate::GateError;
+
 /// What can go wrong before the service answers anybody.
 #[derive(Debug, thiserror::Error)]
 pub enum PgWireError {
@@ -89,6 +91,7 @@ pub(crate) mod state {
     pub(crate) const INVALID_CURSOR_NAME: &str = "34000";
     pub(crate) const INVALID_CATALOG_NAME: &str = "3D000";
     pub(crate) const SYNTAX_ERROR: &str = "42601";
+    pub(crate) const INSUFFICIENT_PRIVILEGE: &str = "42501";
     pub(crate) const UNDEFINED_COLUMN: &str = "42703";
     pub(crate) const UNDEFINED_FUNCTION: &str = "42883";
     pub(crate) const UNDEFINED_TABLE: &str = "42P01";
@@ -150,6 +153,26 @@ impl Problem {
                 Some("the lake is written by `holdfast ingest` and `holdfast run`, and read here".to_owned());
         }
         problem
+    }
+
+    /// What a gate does not let through.
+    pub(crate) fn of_gate(error: &GateError) -> Self {
+        let code = match error.kind {
+            ErrorKind::Retry => state::INSUFFICIENT_RESOURCES,
+            ErrorKind::InvalidInput | ErrorKind::NotFound => state::INSUFFICIENT_PRIVILEGE,
+            _ => state::INTERNAL,
+        };
+        Self::new(code, error.message.clone())
+    }
+
+    /// The word for it in logs of accesses.
+    pub(crate) fn outcome(&self) -> &'static str {
+        match self.code {
+            state::QUERY_CANCELED => "cancelled",
+            code if code.starts_with("53") => ErrorKind::Retry.as_str(),
+            code if code.starts_with("XX") => ErrorKind::Bug.as_str(),
+            _ => ErrorKind::InvalidInput.as_str(),
+        }
     }
 
     /// A query that failed while it ran.

@@ -1,11 +1,15 @@
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
 use holdfast_engine::{EngineError, Published};
-use holdfast_types::TableName;
+use holdfast_types::{ErrorKind, TableName};
 
 use crate::scram::Verifier;
 use crate::{PgWireError, Result};
@@ -20,7 +24,31 @@ pub trait Gate: std::fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// When it cannot be known now; nobody is let in.
-    async fn verifier(&self, user: &str) -> Result<Option<Verifier>, EngineError>;
+    async fn verifier(&self, user: &str) -> Result<Option<Verifier>, GateError>;
+
+    /// Whether a password may be tried.
+    ///
+    /// # Errors
+    /// When there were too many wrong ones.
+    fn may_try(&self, _user: &str, _from: IpAddr) -> Result<(), GateError> {
+        Ok(())
+    }
+
+    /// How a try ended.
+    fn tried(&self, _user: &str, _from: IpAddr, _is_right: bool) {}
+
+    /// Changes whenever users may see something else than before: sessions are opened anew then.
+    fn version(&self) -> String {
+        String::new()
+    }
+
+    /// A plan is about to run.
+    ///
+    /// # Errors
+    /// When it may not: it is not run.
+    async fn begins(&self, _asked: AskedPlan<'_>) -> Result<Box<dyn Watched>, GateError> {
+        Ok(Box::new(Unwatched))
+    }
 
     /// Whether the user may be told how many rows and bytes a table has. Not where rows are hidden.
     fn tells_sizes(&self) -> bool {
@@ -31,7 +59,59 @@ pub trait Gate: std::fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// When the session cannot be built, or the user may not see the run.
-    async fn open(&self, user: &str, run: &Published) -> Result<SessionContext, EngineError>;
+    async fn open(&self, user: &str, run: &Arc<Published>) -> Result<SessionContext, GateError>;
+}
+
+/// A plan that somebody asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct AskedPlan<'a> {
+    /// Who asks.
+    pub user: &'a str,
+    /// The run that is read.
+    pub run: u64,
+    /// The statement.
+    pub text: &'a str,
+    /// What it means.
+    pub plan: &'a LogicalPlan,
+    /// The state that it was planned in.
+    pub state: &'a SessionState,
+}
+
+/// Follows a plan that runs. Dropped without an end, it was given up.
+pub trait Watched: std::fmt::Debug + Send + Sync {
+    /// How long it may take.
+    fn time_limit(&self) -> Option<Duration> {
+        None
+    }
+
+    /// How many rows it may give.
+    fn row_limit(&self) -> Option<u64> {
+        None
+    }
+
+    /// It ended, after so many rows; `outcome` is `ok` or the kind of the error.
+    fn ended(&mut self, _rows: u64, _outcome: &'static str) {}
+}
+
+#[derive(Debug)]
+struct Unwatched;
+
+impl Watched for Unwatched {}
+
+/// Why a gate does not open.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct GateError {
+    /// What the caller should do.
+    pub kind: ErrorKind,
+    /// What failed.
+    pub message: String,
+}
+
+impl From<EngineError> for GateError {
+    fn from(error: EngineError) -> Self {
+        Self { kind: error.kind(), message: error.to_string() }
+    }
 }
 
 /// What people wrote about a table beside its comment.
@@ -117,7 +197,7 @@ impl Gate for UserFile {
         self.users.is_none()
     }
 
-    async fn verifier(&self, user: &str) -> Result<Option<Verifier>, EngineError> {
+    async fn verifier(&self, user: &str) -> Result<Option<Verifier>, GateError> {
         Ok(self.users.as_ref().and_then(|users| users.get(user)).cloned())
     }
 
@@ -125,8 +205,8 @@ impl Gate for UserFile {
         true
     }
 
-    async fn open(&self, _user: &str, run: &Published) -> Result<SessionContext, EngineError> {
-        run.session()
+    async fn open(&self, _user: &str, run: &Arc<Published>) -> Result<SessionContext, GateError> {
+        Ok(run.session()?)
     }
 }
 

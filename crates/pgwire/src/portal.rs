@@ -9,9 +9,11 @@ use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 use tokio::sync::mpsc::{self, Receiver};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::encode::{BatchEncoder, CopyStyle, writable};
 use crate::error::{Problem, state};
+use crate::gate::Watched;
 use crate::io::CHUNK_BYTES;
 use crate::message::Format;
 use crate::plan::{Column, Planned};
@@ -56,10 +58,16 @@ pub(crate) struct Rows {
     /// Until it has ended.
     task: Option<JoinHandle<()>>,
     current: Option<(RecordBatch, usize)>,
+    /// Who follows it, until it has ended.
+    watched: Option<Box<dyn Watched>>,
+    until: Option<Instant>,
+    row_limit: Option<u64>,
+    given: u64,
 }
 
 impl Drop for Rows {
     fn drop(&mut self) {
+        self.tell("cancelled");
         if let Some(task) = &self.task {
             task.abort();
         }
@@ -68,7 +76,30 @@ impl Drop for Rows {
 
 impl Rows {
     /// Begins to run a plan.
-    pub(crate) async fn start(planned: Planned, context: &SessionContext) -> Result<Self, Problem> {
+    pub(crate) async fn start(
+        planned: Planned,
+        context: &SessionContext,
+        mut watched: Box<dyn Watched>,
+    ) -> Result<Self, Problem> {
+        let begun = Self::begun(planned, context).await;
+        match begun {
+            Ok((batches, task)) => {
+                let until = watched.time_limit().and_then(|limit| Instant::now().checked_add(limit));
+                let row_limit = watched.row_limit();
+                let (watched, task) = (Some(watched), Some(task));
+                Ok(Self { batches, task, current: None, watched, until, row_limit, given: 0 })
+            }
+            Err(problem) => {
+                watched.ended(0, problem.outcome());
+                Err(problem)
+            }
+        }
+    }
+
+    async fn begun(
+        planned: Planned,
+        context: &SessionContext,
+    ) -> Result<(Receiver<Result<RecordBatch, DataFusionError>>, JoinHandle<()>), Problem> {
         let state = context.state();
         let plan = state.create_physical_plan(&planned.plan).await.map_err(Problem::of_query)?;
         let plan = yielding(plan).map_err(Problem::of_query)?;
@@ -82,13 +113,13 @@ impl Rows {
                 }
             }
         });
-        Ok(Self { batches, task: Some(task), current: None })
+        Ok((batches, task))
     }
 
     /// Rows that are there already.
     pub(crate) fn ready(batch: RecordBatch) -> Self {
         let (_, batches) = mpsc::channel(1);
-        Self { batches, task: None, current: Some((batch, 0)) }
+        Self { batches, task: None, current: Some((batch, 0)), watched: None, until: None, row_limit: None, given: 0 }
     }
 
     /// Whether rows can be written without waiting for the plan.
@@ -103,10 +134,41 @@ impl Rows {
 
     /// Waits for rows; `false` when there are no more. May be dropped at any moment.
     pub(crate) async fn wait(&mut self) -> Result<bool, Problem> {
+        let waited = self.more().await;
+        match &waited {
+            Ok(true) => {}
+            Ok(false) => self.tell("ok"),
+            Err(problem) => self.tell(problem.outcome()),
+        }
+        waited
+    }
+
+    fn tell(&mut self, outcome: &'static str) {
+        if let Some(mut watched) = self.watched.take() {
+            watched.ended(self.given, outcome);
+        }
+    }
+
+    async fn more(&mut self) -> Result<bool, Problem> {
         while !self.has_some() {
-            match self.batches.recv().await {
+            let next = match self.until {
+                Some(until) => tokio::time::timeout_at(until, self.batches.recv()).await.map_err(|_| {
+                    Problem::new(state::QUERY_CANCELED, "the query takes longer than your role's limit")
+                })?,
+                None => self.batches.recv().await,
+            };
+            match next {
                 Some(batch) => {
                     let batch = batch.map_err(Problem::of_query)?;
+                    self.given += batch.num_rows() as u64;
+                    if let Some(limit) = self.row_limit.filter(|limit| self.given > *limit) {
+                        return Err(Problem::new(
+                            state::PROGRAM_LIMIT,
+                            format!(
+                                "the answer has more than {limit} rows, which is the limit of your role: ask for less, with `limit` or a condition"
+                            ),
+                        ));
+                    }
                     let written = writable(&batch).map_err(|error| Problem::of_query(error.into()))?;
                     self.current = Some((written, 0));
                 }

@@ -47,11 +47,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// # Errors
 /// [`PgWireError::Exposed`] when other machines could connect and the gate is open, before anything is listened on;
 /// [`PgWireError::Bind`] when the address is taken or is none of this machine's.
-pub async fn bind(address: &str, gate: &dyn Gate) -> Result<TcpListener> {
+pub async fn bind(address: &str, is_open: bool) -> Result<TcpListener> {
     let failed = |source| PgWireError::Bind { address: address.to_owned(), source };
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await.map_err(failed)?.collect();
     for address in &addresses {
-        check_exposure(*address, gate)?;
+        check_exposure(*address, is_open)?;
     }
     TcpListener::bind(addresses.as_slice()).await.map_err(failed)
 }
@@ -74,7 +74,7 @@ pub async fn serve(
     settings.check()?;
     let address =
         listener.local_addr().map_err(|source| PgWireError::Bind { address: "a listener".to_owned(), source })?;
-    check_exposure(address, gate.as_ref())?;
+    check_exposure(address, gate.is_open())?;
     if !is_loopback(address.ip()) && tls.is_none() {
         tracing::warn!(%address, "answers travel unencrypted: give a certificate with --pg-tls-cert and --pg-tls-key");
     }
@@ -131,8 +131,8 @@ pub async fn serve(
 }
 
 /// Without users, only this machine may connect.
-fn check_exposure(address: SocketAddr, gate: &dyn Gate) -> Result<()> {
-    if gate.is_open() && !is_loopback(address.ip()) { Err(PgWireError::Exposed { address }) } else { Ok(()) }
+fn check_exposure(address: SocketAddr, is_open: bool) -> Result<()> {
+    if is_open && !is_loopback(address.ip()) { Err(PgWireError::Exposed { address }) } else { Ok(()) }
 }
 
 /// Also true of an IPv4 loopback address written as IPv6.
@@ -208,7 +208,7 @@ impl Service {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "small packets may be late");
         }
-        let began = timeout(self.settings.startup_timeout, self.start(stream));
+        let began = timeout(self.settings.startup_timeout, self.start(stream, peer.ip()));
         // A client that is slow to say who it is, is nobody's client.
         let Ok(Some((io, session, _registered, cancel))) = began.await else { return };
         tracing::info!(
@@ -248,7 +248,7 @@ impl Service {
     }
 
     /// Everything until the session is ready, or nothing when there is to be none.
-    async fn start(&self, stream: TcpStream) -> Option<(Io, Session, Registered<'_>, CancelSlot)> {
+    async fn start(&self, stream: TcpStream, peer: IpAddr) -> Option<(Io, Session, Registered<'_>, CancelSlot)> {
         let (mut io, parameters) = match self.negotiate(stream).await {
             Ok(Some(started)) => started,
             Ok(None) => return None,
@@ -259,7 +259,7 @@ impl Service {
                 return None;
             }
         };
-        match self.log_in(&mut io, &parameters).await {
+        match self.log_in(&mut io, &parameters, peer).await {
             Ok((session, registered, cancel)) => Some((io, session, registered, cancel)),
             Err(Stop::Told(problem)) => {
                 tracing::info!(
@@ -354,12 +354,13 @@ impl Service {
         &'a self,
         io: &mut Io,
         parameters: &HashMap<String, String>,
+        peer: IpAddr,
     ) -> Result<(Session, Registered<'a>, CancelSlot), Stop> {
         let user = parameters.get("user").filter(|user| !user.is_empty()).ok_or_else(|| {
             Problem::fatal(state::INVALID_AUTHORIZATION, "no PostgreSQL user name specified in startup packet")
         })?;
         if !self.gate.is_open() {
-            self.authenticate(io, user).await?;
+            self.authenticate(io, user, peer).await?;
         }
         // Who may come in is told what there is; nobody else is.
         let database = parameters.get("database").map_or(user.as_str(), String::as_str);
@@ -416,10 +417,12 @@ impl Service {
     }
 
     /// SCRAM-SHA-256. Who does not exist and who is wrong are told the same after the same steps.
-    async fn authenticate(&self, io: &mut Io, user: &str) -> Result<(), Stop> {
+    async fn authenticate(&self, io: &mut Io, user: &str, peer: IpAddr) -> Result<(), Stop> {
         const SASL: u32 = 10;
         const SASL_CONTINUE: u32 = 11;
         const SASL_FINAL: u32 = 12;
+        let refusal = |error| Problem { is_fatal: true, ..Problem::of_gate(&error) };
+        self.gate.may_try(user, peer).map_err(refusal)?;
         let verifier = self.gate.verifier(user).await.map_err(|error| {
             tracing::error!(%error, "users cannot be looked up");
             Problem::fatal(state::CANNOT_CONNECT_NOW, "users cannot be looked up now, try again later")
@@ -448,7 +451,9 @@ impl Service {
         io.flush().await?;
 
         let last = self.password_message(io).await?;
-        match exchange.verify(&last) {
+        let verified = exchange.verify(&last);
+        self.gate.tried(user, peer, verified.is_ok());
+        match verified {
             Ok(proof) => {
                 authentication(io, SASL_FINAL, proof.as_bytes());
                 Ok(())

@@ -10,7 +10,8 @@ use holdfast_engine::{LakeReader, Published, WhichRun};
 
 use crate::catalog;
 use crate::error::{Problem, state};
-use crate::gate::{Gate, NotesByTable};
+use crate::gate::{AskedPlan, Gate, NotesByTable, Watched};
+use crate::plan::Planned;
 
 /// The version of PostgreSQL whose system tables and behaviour clients may expect.
 pub(crate) const SERVER_VERSION: &str = "15.0";
@@ -290,6 +291,8 @@ pub(crate) struct Session {
     follows: bool,
     reader: Arc<LakeReader>,
     gate: Arc<dyn Gate>,
+    /// Of the gate, when the context was opened.
+    gate_version: String,
     notes: NotesByTable,
 }
 
@@ -305,8 +308,9 @@ impl Session {
             tracing::warn!(%error, "cannot look for a newer run, serving the one at hand");
         }
         let run = reader.current();
+        let gate_version = gate.version();
         let context = context_of(&shared, &run, gate.as_ref(), &notes).await?;
-        let session = Self { shared, context, epoch: 0, run, follows: false, reader, gate, notes };
+        let session = Self { shared, context, epoch: 0, run, follows: false, reader, gate, gate_version, notes };
         session.tell_run();
         Ok(session)
     }
@@ -345,8 +349,26 @@ impl Session {
         search_in(&self.context, &self.shared);
     }
 
-    /// At the beginning of a transaction: a session that follows takes the newest run.
+    /// A plan is about to run.
+    pub(crate) async fn begins(
+        &self,
+        planned: &Planned,
+        context: &SessionContext,
+    ) -> Result<Box<dyn Watched>, Problem> {
+        let state = context.state();
+        let (text, plan) = (planned.text.as_str(), &planned.plan);
+        let asked = AskedPlan { user: self.shared.user(), run: self.run.sequence(), text, plan, state: &state };
+        self.gate.begins(asked).await.map_err(|error| Problem::of_gate(&error))
+    }
+
+    /// At the beginning of a transaction: a session that follows takes the newest run, and whoever may see something else by now sees that.
     pub(crate) async fn begin_transaction(&mut self) -> Result<(), Problem> {
+        let version = self.gate.version();
+        if version != self.gate_version {
+            self.context = context_of(&self.shared, &self.run, self.gate.as_ref(), &self.notes).await?;
+            self.gate_version = version;
+            self.epoch += 1;
+        }
         match self.follows {
             true => self.switch(self.reader.current()).await,
             false => Ok(()),
@@ -410,11 +432,11 @@ impl Session {
 
 async fn context_of(
     shared: &Arc<Shared>,
-    run: &Published,
+    run: &Arc<Published>,
     gate: &dyn Gate,
     notes: &NotesByTable,
 ) -> Result<SessionContext, Problem> {
-    let context = gate.open(shared.user(), run).await.map_err(|error| Problem::of_engine(&error))?;
+    let context = gate.open(shared.user(), run).await.map_err(|error| Problem::of_gate(&error))?;
     // Moments without a zone are of UTC, and the present is told with it; functions learn of it by the statement alone.
     context.sql("set datafusion.execution.time_zone = 'UTC'").await.map_err(Problem::of_query)?;
     catalog::install(&context, run, shared, notes, gate.tells_sizes()).await.map_err(Problem::of_query)?;

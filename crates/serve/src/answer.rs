@@ -8,6 +8,7 @@ use datafusion::logical_expr::{col, lit};
 use datafusion::prelude::SessionContext;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
+use holdfast_access::{Touched, touched};
 use holdfast_engine::{Published, PublishedTable, plan_read_only};
 use holdfast_types::{CUSTOMER_ID, TableName};
 use tracing::Span;
@@ -31,6 +32,8 @@ pub(crate) struct Answer {
     pub(crate) rows: Option<u64>,
     /// The size of the files of a whole table. Bytes on the wire are known only once they are computed.
     pub(crate) bytes: Option<u64>,
+    /// What it reads, where no plan says so.
+    reads: Touched,
     body: Body,
 }
 
@@ -53,7 +56,7 @@ impl Answer {
             Question::Table(name) => {
                 let table = published_table(run, &name)?;
                 let query = scan(&run.session()?, &name).await?;
-                Ok(Self { rows: table.rows, bytes: Some(table.bytes), ..Self::query(query) })
+                Ok(Self { rows: table.rows, bytes: bytes_of(table), ..Self::query(query) })
             }
             Question::Features(command) => {
                 let lookup = features::plan(command, run, settings).await?;
@@ -61,6 +64,7 @@ impl Answer {
                     schema: Arc::clone(lookup.schema()),
                     rows: Some(lookup.rows()),
                     bytes: None,
+                    reads: Touched::default(),
                     body: Body::Features(Box::new(lookup)),
                 })
             }
@@ -100,12 +104,12 @@ impl Answer {
 
     /// What comes as it is worked out, in the schema that is promised.
     pub(crate) fn batches(schema: SchemaRef, batches: BoxStream<'static, Result<RecordBatch>>) -> Self {
-        Self { schema, rows: None, bytes: None, body: Body::Batches(batches) }
+        Self { schema, rows: None, bytes: None, reads: Touched::default(), body: Body::Batches(batches) }
     }
 
     fn query(query: DataFrame) -> Self {
         let schema = wire_schema(query.schema().as_arrow());
-        Self { schema, rows: None, bytes: None, body: Body::Query(Box::new(query)) }
+        Self { schema, rows: None, bytes: None, reads: Touched::default(), body: Body::Query(Box::new(query)) }
     }
 
     fn ready(batch: Result<RecordBatch>) -> Result<Self> {
@@ -113,8 +117,31 @@ impl Answer {
     }
 
     pub(crate) fn ready_batch(batch: RecordBatch) -> Self {
-        Self { schema: batch.schema(), rows: Some(batch.num_rows() as u64), bytes: None, body: Body::Ready(batch) }
+        let rows = Some(batch.num_rows() as u64);
+        Self { schema: batch.schema(), rows, bytes: None, reads: Touched::default(), body: Body::Ready(batch) }
     }
+
+    /// The same, which reads this.
+    pub(crate) fn reading(self, reads: Touched) -> Self {
+        Self { reads, ..self }
+    }
+
+    /// The tables and columns that it reads.
+    ///
+    /// # Errors
+    /// When its plan cannot be made ready to run.
+    pub(crate) fn touched(&self) -> Result<Touched> {
+        match &self.body {
+            Body::Query(query) => Ok(touched(&query.clone().into_optimized_plan()?)),
+            Body::Features(lookup) => Ok(touched(&lookup.query().clone().into_optimized_plan()?)),
+            Body::Ready(_) | Body::Batches(_) => Ok(self.reads.clone()),
+        }
+    }
+}
+
+/// The size of a table's files, where its reader may know how many rows there are.
+pub(crate) fn bytes_of(table: &PublishedTable) -> Option<u64> {
+    table.rows.map(|_| table.bytes)
 }
 
 /// The table as the run published it.

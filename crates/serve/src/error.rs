@@ -4,6 +4,7 @@ use std::time::Duration;
 use arrow::error::ArrowError;
 use arrow_flight::error::FlightError;
 use datafusion::error::DataFusionError;
+use holdfast_access::AccessError;
 use holdfast_engine::EngineError;
 use holdfast_feature_store::FeatureStoreError;
 use holdfast_ingest::IngestError;
@@ -124,6 +125,12 @@ pub enum ServeError {
         "{0} has several rows for one customer_id, so it cannot answer a feature call: it must be keyed by customer_id"
     )]
     NotKeyed(TableName),
+    /// Who comes in is refused, may not do this, or has reached a limit.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// A certificate or key that TLS cannot use.
+    #[error("TLS cannot be used: {0}")]
+    Tls(String),
     /// A batch cannot be taken, or not now.
     #[error(transparent)]
     Ingest(#[from] IngestError),
@@ -152,6 +159,7 @@ impl ServeError {
             | Self::Token { .. }
             | Self::Exposed { .. }
             | Self::PutsUnprotected
+            | Self::Tls(_)
             | Self::NotKeyed(_) => ErrorKind::InvalidConfig,
             Self::Bind { source, .. } => match source.kind() {
                 std::io::ErrorKind::Interrupted | std::io::ErrorKind::OutOfMemory => ErrorKind::Retry,
@@ -167,6 +175,7 @@ impl ServeError {
             | Self::PutTimeout { .. }
             | Self::Deadline(_)
             | Self::Stopping => ErrorKind::Retry,
+            Self::Access(error) => error.kind(),
             Self::Ingest(error) => error.kind(),
             Self::Features(error) => error.kind(),
             Self::Engine(error) => error.kind(),
@@ -184,8 +193,11 @@ impl ServeError {
     /// The same, with more to say behind it.
     pub(crate) fn status_with(&self, more: &str) -> Status {
         let code = match self {
-            Self::Unauthenticated => Code::Unauthenticated,
-            Self::Forbidden(_) => Code::PermissionDenied,
+            Self::Unauthenticated | Self::Access(AccessError::Refused(_)) => Code::Unauthenticated,
+            Self::Forbidden(_) | Self::Access(AccessError::Forbidden(_)) => Code::PermissionDenied,
+            Self::Access(AccessError::Busy { .. } | AccessError::TooManyTries(_) | AccessError::LimitReached(_)) => {
+                Code::ResourceExhausted
+            }
             Self::Unsupported(_) => Code::Unimplemented,
             Self::Busy { .. } | Self::PutsFull { .. } => Code::ResourceExhausted,
             Self::Deadline(_) | Self::PutTimeout { .. } => Code::DeadlineExceeded,
@@ -200,11 +212,17 @@ impl ServeError {
             },
         };
         let message = format!("{self}{more}");
-        match code {
-            Code::ResourceExhausted => {
-                Status::with_error_details(code, message, ErrorDetails::with_retry_info(Some(RETRY_AFTER)))
+        let retry_after = match self {
+            Self::Access(AccessError::Busy { retry_after, .. } | AccessError::TooManyTries(retry_after)) => {
+                Some(*retry_after)
             }
-            _ => Status::new(code, message),
+            // The same question would reach it again.
+            Self::Access(AccessError::LimitReached(_)) => None,
+            _ => (code == Code::ResourceExhausted).then_some(RETRY_AFTER),
+        };
+        match retry_after {
+            Some(_) => Status::with_error_details(code, message, ErrorDetails::with_retry_info(retry_after)),
+            None => Status::new(code, message),
         }
     }
 

@@ -20,6 +20,7 @@ use serde_json::json;
 use tonic::Streaming;
 
 use crate::answer::Answer;
+use crate::feature_rights::FeatureGuard;
 use crate::generated::v1::{GetHistoricalFeatures, GetOnlineFeatures, StatusColumns};
 use crate::put::decode::{Decoded, Decoder};
 use crate::question::{message_name, unwrapped};
@@ -86,6 +87,7 @@ pub(crate) async fn historical(
     command: GetHistoricalFeatures,
     (first, messages): (FlightData, Streaming<FlightData>),
     settings: &ServeSettings,
+    guard: &FeatureGuard<'_>,
 ) -> Result<Answer> {
     let asked = asked(&command.feature_service, &command.features)?;
     let options = HistoricalOptions {
@@ -102,6 +104,7 @@ pub(crate) async fn historical(
     };
     // What is not there is told before the spine is sent.
     let retrieval = Retrieval::of(lake, &asked).await?;
+    let seen = guard.of_retrieval(&retrieval, options.full_names)?;
     let (schema, spine) = sent_rows(first, messages).await?;
     let answer = historical_features(
         lake,
@@ -113,7 +116,9 @@ pub(crate) async fn historical(
         HashMap::new(),
     )?;
     let schema = wire_schema(answer.schema());
-    Ok(Answer::batches(schema, answer.map_err(ServeError::from).boxed()))
+    let touched = seen.touched();
+    let rows = answer.map_err(ServeError::from).and_then(move |rows| std::future::ready(seen.over(&rows)));
+    Ok(Answer::batches(schema, rows.boxed()).reading(touched))
 }
 
 /// The views and services of the lake, as JSON.

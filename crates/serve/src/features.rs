@@ -78,6 +78,11 @@ impl FeatureLookup {
         &self.schema
     }
 
+    /// What is asked of the feature view.
+    pub(crate) fn query(&self) -> &DataFrame {
+        &self.query
+    }
+
     pub(crate) fn rows(&self) -> u64 {
         self.customer_ids.len() as u64
     }

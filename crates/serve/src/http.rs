@@ -21,15 +21,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::metadata::MetadataMap;
 use tracing::Instrument;
 
+use crate::audited::{Audited, HTTP};
 use crate::feature_calls::asked;
+use crate::feature_rights::FeatureGuard;
 use crate::generated::v1::KeyColumn;
 use crate::online_calls::{answered, keys, plan_of};
-use crate::rights::Guard;
+use crate::rights::{Caller, Guard};
 use crate::runs::Runs;
-use crate::telemetry::{Call, Sent, outcome};
+use crate::stream::within;
+use crate::telemetry::{Call, OK, Sent, outcome};
 use crate::{Result, ServeError, ServeSettings};
 
 /// The longest body; 10,000 keys of a hundred bytes are a megabyte.
@@ -97,8 +99,16 @@ async fn online_features(State(face): State<Arc<Face>>, request: Request) -> Res
     let timeout = face.settings.query_timeout;
     let work = async {
         let (parts, body) = request.into_parts();
-        face.may_read(&parts.headers)?;
-        answer(&face, body).await
+        let caller = face.caller(&parts.headers).await?;
+        let access = &face.guard.access;
+        let mut audited = Audited::new(access, &caller.principal, HTTP, "get_online_features");
+        match answer(&face, &caller, body, &mut audited).await {
+            Ok((rows, body)) => {
+                audited.ended(rows, OK);
+                Ok((rows, body))
+            }
+            Err(error) => Err(audited.refused(error)),
+        }
     };
     let result = tokio::time::timeout(timeout, work)
         .instrument(call.span.clone())
@@ -114,12 +124,17 @@ async fn online_features(State(face): State<Arc<Face>>, request: Request) -> Res
 }
 
 impl Face {
-    fn may_read(&self, headers: &HeaderMap) -> Result<()> {
-        self.guard.rights(&MetadataMap::from_headers(headers.clone()))?.to_read()
+    async fn caller(&self, headers: &HeaderMap) -> Result<Caller> {
+        let sent = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let caller = self.guard.caller(sent, None).await?;
+        caller.rights.to_read()?;
+        Ok(caller)
     }
 }
 
-async fn answer(face: &Face, body: Body) -> Result<(u64, Vec<u8>)> {
+async fn answer(face: &Face, caller: &Caller, body: Body, audited: &mut Audited) -> Result<(u64, Vec<u8>)> {
+    let access = &face.guard.access;
+    let (_running, limits) = access.admit(&caller.principal)?;
     let body = axum::body::to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| {
         ServeError::Request(format!("the body was cut short, or has more than {} MiB", BODY_BYTES_MAX >> 20))
     })?;
@@ -132,7 +147,13 @@ async fn answer(face: &Face, body: Body) -> Result<(u64, Vec<u8>)> {
     let entities =
         request.entities.iter().map(|(name, values)| key_column(name, values)).collect::<Result<Vec<_>>>()?;
     let keys = keys(&entities, &plan, face.settings.max_customer_ids)?;
-    let rows = answered(&face.runs, &plan, &keys)?;
+    let run = face.runs.newest();
+    audited.entry.run = run.sequence();
+    let seen = FeatureGuard::new(access, &caller.principal, &run).of_plan(&plan)?;
+    audited.entry.touched = seen.touched();
+    audited.begin().await?;
+    let rows = seen.over(&answered(&face.runs, &plan, &keys)?)?;
+    within(&limits, rows.num_rows() as u64, 0)?;
 
     let mut response = OnlineResponse {
         metadata: Metadata { feature_names: Vec::new(), feature_view_metadata: Vec::new() },

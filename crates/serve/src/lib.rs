@@ -19,8 +19,10 @@
 //! [`LakeReader`](holdfast_engine::LakeReader) and a listener. Nothing but `put` may know ingestion.
 
 mod answer;
+mod audited;
 mod error;
 mod feature_calls;
+mod feature_rights;
 mod features;
 #[expect(unreachable_pub, reason = "generated from proto/, and checked against it by a test")]
 mod generated {
@@ -28,6 +30,7 @@ mod generated {
         include!("generated/holdfast.v1.rs");
     }
 }
+mod handshake;
 mod http;
 mod json;
 mod metadata;
@@ -48,8 +51,8 @@ pub use error::ServeError;
 pub use generated::v1::{GetHistoricalFeatures, GetOnlineFeatures, KeyColumn, StatusColumns};
 pub use put::{PutSettings, Puts};
 pub use question::{CommandMessage, FeaturesForCustomers, ScoresAbove};
-pub use server::{bind, serve, serve_with_http};
-pub use settings::ServeSettings;
+pub use server::{bind, bind_as, serve, serve_with_http};
+pub use settings::{ServeSettings, Tls};
 pub use token::Token;
 
 /// A result of this crate.

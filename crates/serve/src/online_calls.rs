@@ -8,10 +8,13 @@ use arrow_flight::FlightData;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
+use holdfast_access::{Access, Principal, Touched};
 use holdfast_feature_store::{Asked, OnlineColumns, OnlinePlan, OnlineStore};
 use tonic::Streaming;
 
+use crate::answer::Answer;
 use crate::feature_calls::{asked, sent_rows, status};
+use crate::feature_rights::{FeatureGuard, SeenFeatures};
 use crate::generated::v1::{GetOnlineFeatures, KeyColumn};
 use crate::runs::Runs;
 use crate::wire::{to_wire, wire_schema};
@@ -21,12 +24,31 @@ use crate::{Result, ServeError, ServeSettings};
 pub(crate) type Answers = BoxStream<'static, Result<(RecordBatch, Bytes)>>;
 
 /// Answers keys from memory.
-pub(crate) async fn answer(runs: &Runs, command: &GetOnlineFeatures, settings: &ServeSettings) -> Result<RecordBatch> {
+pub(crate) async fn answer(
+    runs: &Runs,
+    command: &GetOnlineFeatures,
+    settings: &ServeSettings,
+    guard: &FeatureGuard<'_>,
+) -> Result<Answer> {
     let plan = plan(runs.online(), command).await?;
+    let seen = guard.of_plan(&plan)?;
     let keys = keys(&command.keys, &plan, settings.max_customer_ids)?;
-    let rows = answered(runs, &plan, &keys)?;
+    let rows = seen.over(&answered(runs, &plan, &keys)?)?;
     let schema = wire_schema(&rows.schema());
-    Ok(to_wire(&rows, &schema)?)
+    Ok(Answer::ready_batch(to_wire(&rows, &schema)?).reading(seen.touched()))
+}
+
+/// Whose exchange it is. What the caller sees is looked up for every batch: who may not any more is told so at once.
+#[derive(Debug, Clone)]
+pub(crate) struct Asking {
+    pub(crate) access: Arc<Access>,
+    pub(crate) principal: Arc<Principal>,
+}
+
+impl Asking {
+    fn seen(&self, runs: &Runs, plan: &OnlinePlan) -> Result<SeenFeatures> {
+        FeatureGuard::new(&self.access, &self.principal, &runs.newest()).of_plan(plan)
+    }
 }
 
 /// Begins an exchange: the command is resolved once, with the versions of now; what comes behind it are batches of keys, and each is answered from the run that is in memory
@@ -36,13 +58,15 @@ pub(crate) async fn converse(
     command: GetOnlineFeatures,
     (first, messages): (FlightData, Streaming<FlightData>),
     settings: Arc<ServeSettings>,
-) -> Result<(SchemaRef, Answers)> {
+    asking: Asking,
+) -> Result<(SchemaRef, Touched, Answers)> {
     if !command.keys.is_empty() {
         return Err(ServeError::Request(
             "the keys of an exchange are the rows behind the command: leave `keys` out, or use DoGet".to_owned(),
         ));
     }
     let plan = plan(runs.online(), &command).await?;
+    let touched = asking.seen(&runs, &plan)?.touched();
     let (sent, keys) = sent_rows(first, messages).await?;
     for key in plan.keys() {
         if sent.field_with_name(key.name()).is_err() {
@@ -53,7 +77,7 @@ pub(crate) async fn converse(
     let wire = Arc::clone(&schema);
     let rows_max = settings.max_customer_ids;
     let answers = futures::stream::try_unfold((plan, keys), move |(mut plan, mut keys)| {
-        let (runs, wire) = (Arc::clone(&runs), Arc::clone(&wire));
+        let (runs, wire, asking) = (Arc::clone(&runs), Arc::clone(&wire), asking.clone());
         async move {
             let Some(batch) = keys.try_next().await.map_err(sent_wrong)? else { return Ok(None) };
             too_many(batch.num_rows(), rows_max)?;
@@ -62,12 +86,12 @@ pub(crate) async fn converse(
                 let (asked, columns) = plan.pinned();
                 plan = store.plan(asked, columns)?;
             }
-            let rows = answered(&runs, &plan, &batch)?;
+            let rows = asking.seen(&runs, &plan)?.over(&answered(&runs, &plan, &batch)?)?;
             let run = Bytes::from(plan.run().to_string());
             Ok(Some(((to_wire(&rows, &wire)?, run), (plan, keys))))
         }
     });
-    Ok((schema, answers.boxed()))
+    Ok((schema, touched, answers.boxed()))
 }
 
 /// What the keys have now; noted, if it is its turn.

@@ -100,11 +100,11 @@ impl Default for PutSettings {
 
 impl PutSettings {
     /// Checks every setting against its limits, and that whoever may read may not write by that alone.
-    pub(crate) fn check(&self, read_token: Option<&Token>, max_request_bytes: usize) -> Result<()> {
+    pub(crate) fn check(&self, read_token: Option<&Token>, is_protected: bool, max_request_bytes: usize) -> Result<()> {
         const HOUR: Duration = Duration::from_secs(3_600);
         const SHORT: Duration = Duration::from_millis(100);
         match (read_token, &self.token) {
-            (Some(_), None) => return Err(ServeError::PutsUnprotected),
+            (_, None) if is_protected => return Err(ServeError::PutsUnprotected),
             (Some(read), Some(put)) if read.is_same(put) => {
                 return Err(ServeError::Token {
                     reason: "reading and putting need different ones, or who may read could write".to_owned(),

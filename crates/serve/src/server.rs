@@ -1,21 +1,27 @@
+use std::convert::Infallible;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
+use holdfast_access::{AUDIT_CLOSES_WITHIN, Access};
 use holdfast_engine::LakeReader;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
-use tonic::{Request, Status};
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, Service, http};
+use tonic::server::NamedService;
+use tonic::transport::server::{TcpConnectInfo, TcpIncoming, TlsConnectInfo};
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
+use crate::audited::FLIGHT;
 use crate::http::{Face, answer_until};
 use crate::put::Puts;
 use crate::rights::Guard;
 use crate::service::HoldfastFlight;
+use crate::settings::Tls;
 use crate::telemetry::{Call, Sent};
 use crate::{Result, ServeError, ServeSettings, Token};
 
@@ -36,10 +42,18 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// [`ServeError::Exposed`] when other machines could connect and there is no token, before anything is opened;
 /// [`ServeError::Bind`] when the address is taken or is none of this machine's.
 pub async fn bind(address: &str, token: Option<&Token>) -> Result<TcpListener> {
+    bind_as(address, token.is_some()).await
+}
+
+/// Listens on `address`; `is_protected` says that nobody comes in without being known.
+///
+/// # Errors
+/// As of [`bind`].
+pub async fn bind_as(address: &str, is_protected: bool) -> Result<TcpListener> {
     let failed = |source| ServeError::Bind { address: address.to_owned(), source };
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await.map_err(failed)?.collect();
     for address in &addresses {
-        check_exposure(*address, token)?;
+        check_exposure(*address, is_protected)?;
     }
     TcpListener::bind(addresses.as_slice()).await.map_err(failed)
 }
@@ -77,26 +91,36 @@ pub async fn serve_with_http(
     settings.check()?;
     let address =
         listener.local_addr().map_err(|source| ServeError::Bind { address: "a listener".to_owned(), source })?;
-    check_exposure(address, settings.token.as_ref())?;
-    if !is_loopback(address.ip()) {
+    let access = match &settings.access {
+        Some(access) => Arc::clone(access),
+        None => Arc::new(Access::unrestricted(Arc::clone(reader.lake().clock()))?),
+    };
+    let is_protected = settings.token.is_some() || access.has_users();
+    check_exposure(address, is_protected)?;
+    if !is_loopback(address.ip()) && settings.tls.is_none() {
         tracing::warn!(%address, "the token and the data travel unencrypted: put a proxy with TLS in front");
     }
 
     if let Some(puts) = &puts {
-        puts.settings().check(settings.token.as_ref(), settings.max_request_bytes)?;
+        puts.settings().check(settings.token.as_ref(), is_protected, settings.max_request_bytes)?;
         puts.resume().await?;
     }
     let puts = puts.map(|puts| PutsGuard(Arc::new(puts)));
     let settings = Arc::new(settings);
-    let flight = HoldfastFlight::new(reader, puts.as_ref().map(|puts| Arc::clone(&puts.0)), Arc::clone(&settings));
+    let flight = HoldfastFlight::new(
+        reader,
+        puts.as_ref().map(|puts| Arc::clone(&puts.0)),
+        Arc::clone(&settings),
+        Arc::clone(&access),
+    );
     let (runs, streams) = (Arc::clone(&flight.runs), Arc::clone(&flight.streams));
     let limited = FlightServiceServer::new(flight)
         .max_decoding_message_size(settings.max_request_bytes)
         .max_encoding_message_size(usize::MAX);
     let put_token = puts.as_ref().and_then(|puts| puts.0.settings().token.clone());
-    let who = Guard { read: settings.token.clone(), put: put_token, takes_puts: puts.is_some() };
-    let face = Face { runs: Arc::clone(&runs), settings: Arc::clone(&settings), guard: who.clone() };
-    let guard = guard(who);
+    let guard =
+        Guard { read: settings.token.clone(), put: put_token, takes_puts: puts.is_some(), access: Arc::clone(&access) };
+    let face = Face { runs: Arc::clone(&runs), settings: Arc::clone(&settings), guard: guard.clone() };
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<FlightServiceServer<HoldfastFlight>>().await;
 
@@ -105,14 +129,17 @@ pub async fn serve_with_http(
     let _stop_all = stop.clone().drop_guard();
     let reload = tokio::spawn({
         let (stop, interval) = (stop.clone(), settings.reload_interval);
-        async move { runs.follow(interval, stop).await }
+        let access = Arc::clone(&access);
+        async move {
+            tokio::join!(runs.follow(interval, stop.clone()), follow_files(&access, interval, stop));
+        }
     });
 
     let http = match http {
         Some(listener) => {
             let of = |source| ServeError::Bind { address: "a listener for HTTP".to_owned(), source };
             let address = listener.local_addr().map_err(of)?;
-            check_exposure(address, settings.token.as_ref())?;
+            check_exposure(address, is_protected)?;
             tracing::info!(%address, "serving features over HTTP");
             Some(tokio::spawn(answer_until(listener, face, stop.clone())))
         }
@@ -120,7 +147,12 @@ pub async fn serve_with_http(
     };
 
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
-    let server = Server::builder()
+    let mut server = Server::builder();
+    if let Some(tls) = &settings.tls {
+        let failed = |error: tonic::transport::Error| ServeError::Tls(with_causes(&error));
+        server = server.tls_config(tls_config(tls)).map_err(failed)?;
+    }
+    let server = server
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES)
@@ -128,10 +160,10 @@ pub async fn serve_with_http(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(health_service)
-        .add_service(InterceptedService::new(limited, guard))
+        .add_service(Guarded { inner: limited, guard })
         .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
     tokio::pin!(server);
-    tracing::info!(%address, token = settings.token.is_some(), puts = puts.is_some(), "serving Arrow Flight");
+    tracing::info!(%address, token = settings.token.is_some(), users = access.has_users(), tls = settings.tls.is_some(), puts = puts.is_some(), "serving Arrow Flight");
 
     let early = tokio::select! {
         ended = &mut server => Some(ended),
@@ -178,6 +210,10 @@ pub async fn serve_with_http(
     if let Err(error) = reload.await {
         tracing::error!(%error, "the reload task failed");
     }
+    // Whoever serves in this process may go on noting; what streams have noted must be written.
+    if let Some(audit) = access.audit() {
+        audit.flush(AUDIT_CLOSES_WITHIN).await;
+    }
     Ok(ended?)
 }
 
@@ -198,9 +234,9 @@ impl Drop for PutsGuard {
     }
 }
 
-/// Without a token, only this machine may connect.
-fn check_exposure(address: SocketAddr, token: Option<&Token>) -> Result<()> {
-    if token.is_some() || is_loopback(address.ip()) { Ok(()) } else { Err(ServeError::Exposed { address }) }
+/// Where nobody must be known, only this machine may connect.
+fn check_exposure(address: SocketAddr, is_protected: bool) -> Result<()> {
+    if is_protected || is_loopback(address.ip()) { Ok(()) } else { Err(ServeError::Exposed { address }) }
 }
 
 /// Also true of an IPv4 loopback address written as IPv6.
@@ -208,18 +244,107 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-/// Lets a call pass if it may do anything, and notes what.
-fn guard(guard: Guard) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone {
-    move |mut request| match guard.rights(request.metadata()) {
-        Ok(rights) => {
-            request.extensions_mut().insert(rights);
-            Ok(request)
+/// Reads the policy and the users again when they change. What cannot be read leaves those that are in force.
+async fn follow_files(access: &Access, interval: Duration, stop: CancellationToken) {
+    let mut told = String::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(interval) => {}
         }
-        Err(error) => {
-            Call::begin("authenticate").end("", Sent::default(), error.kind().as_str());
-            Err(error.status())
+        match access.reload() {
+            Ok(true) => {
+                told.clear();
+                tracing::info!("the policy and the users were read again");
+            }
+            Ok(false) => {}
+            Err(error) => {
+                let message = error.to_string();
+                if message != told {
+                    tracing::error!(%error, "the policy and the users stay as they were");
+                    told = message;
+                }
+            }
         }
     }
+}
+
+fn tls_config(tls: &Tls) -> ServerTlsConfig {
+    let config = ServerTlsConfig::new().identity(Identity::from_pem(&tls.certificate, &tls.key));
+    match &tls.client_issuers {
+        // Others may come with a token.
+        Some(issuers) => config.client_ca_root(Certificate::from_pem(issuers)).client_auth_optional(true),
+        None => config,
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Lets a call pass if its caller may do anything, and notes who it is.
+#[derive(Debug, Clone)]
+struct Guarded<S> {
+    inner: S,
+    guard: Guard,
+}
+
+impl<S: NamedService> NamedService for Guarded<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<http::Request<Body>> for Guarded<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        // The one that is ready is used; its copy is made ready for the next call.
+        let copy = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, copy);
+        // Who is there is what it asks for.
+        if request.uri().path().ends_with("/Handshake") {
+            return Box::pin(inner.call(request));
+        }
+        let guard = self.guard.clone();
+        Box::pin(async move {
+            let certificate = peer_certificate(request.extensions());
+            let sent = request.headers().get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+            let sent = sent.map(str::to_owned);
+            match guard.caller(sent.as_deref(), certificate.as_deref()).await {
+                Ok(caller) => {
+                    request.extensions_mut().insert(caller.rights);
+                    request.extensions_mut().insert(caller);
+                    inner.call(request).await
+                }
+                Err(error) => {
+                    Call::begin("authenticate").end("", Sent::default(), error.kind().as_str());
+                    guard.access.note_refusal(FLIGHT);
+                    Ok(error.status().into_http())
+                }
+            }
+        })
+    }
+}
+
+/// The certificate that a client showed and TLS accepted, in DER.
+fn peer_certificate(extensions: &http::Extensions) -> Option<Vec<u8>> {
+    let certificates = extensions.get::<TlsConnectInfo<TcpConnectInfo>>()?.peer_certs()?;
+    certificates.first().map(|certificate| certificate.as_ref().to_vec())
 }
 
 #[cfg(test)]
@@ -229,13 +354,12 @@ mod tests {
     #[test]
     fn only_loopback_needs_no_token() {
         for open in ["0.0.0.0:1", "[::]:1", "192.168.1.5:1", "[::ffff:10.0.0.1]:1"] {
-            let error = check_exposure(open.parse().unwrap(), None).unwrap_err();
+            let error = check_exposure(open.parse().unwrap(), false).unwrap_err();
             assert!(error.to_string().contains("--token-file"), "{error}");
-            let token = Token::parse("0123456789abcdef").unwrap();
-            check_exposure(open.parse().unwrap(), Some(&token)).unwrap();
+            check_exposure(open.parse().unwrap(), true).unwrap();
         }
         for own in ["127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
-            check_exposure(own.parse().unwrap(), None).unwrap();
+            check_exposure(own.parse().unwrap(), false).unwrap();
         }
     }
 }

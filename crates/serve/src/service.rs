@@ -2,7 +2,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant as Began;
 
-use arrow::datatypes::Schema;
+use arrow::datatypes::{Schema, SchemaRef};
 use arrow_flight::flight_service_server::FlightService;
 use arrow_flight::sql::{
     ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult,
@@ -15,24 +15,28 @@ use arrow_flight::{
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
+use holdfast_access::{Access, Limits, Running, query_hash};
 use holdfast_engine::{LakeReader, Published, PublishedTable};
 use prost::Message;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span};
 
-use crate::answer::Answer;
+use crate::answer::{Answer, bytes_of};
+use crate::audited::{Audited, FLIGHT};
 use crate::feature_calls::{self, Exchange};
-use crate::online_calls;
+use crate::feature_rights::{FeatureGuard, FeatureNames};
+use crate::online_calls::{self, Answers, Asking};
 use crate::put::Puts;
 use crate::question::{Question, prepared_handle, prepared_query};
-use crate::rights::Rights;
+use crate::rights::{Caller, Rights};
 use crate::runs::Runs;
-use crate::stream::Streams;
+use crate::stream::{Bounds, Place, Streams};
 use crate::telemetry::{Call, Sent, outcome};
 use crate::wire::wire_schema;
-use crate::{Result, ServeError, ServeSettings};
+use crate::{Result, ServeError, ServeSettings, handshake};
 
 const CREATE_PREPARED_STATEMENT: &str = "CreatePreparedStatement";
 const CLOSE_PREPARED_STATEMENT: &str = "ClosePreparedStatement";
@@ -41,6 +45,14 @@ const REFRESH: &str = "refresh";
 const LIST_FEATURES: &str = "list_features";
 const DESCRIBE_FEATURES: &str = "describe_features";
 const DATASETS: &str = "get_dataset";
+
+/// An exchange that has begun.
+enum Begun {
+    /// One answer.
+    Answer(Answer, Place, Limits, Running),
+    /// An answer to each batch of keys.
+    Talk(SchemaRef, Answers, (OwnedSemaphorePermit, Limits, Running)),
+}
 
 /// The messages of an answer.
 type Messages = BoxStream<'static, Result<FlightData, Status>>;
@@ -52,16 +64,23 @@ pub(crate) struct HoldfastFlight {
     pub(crate) streams: Arc<Streams>,
     puts: Option<Arc<Puts>>,
     settings: Arc<ServeSettings>,
+    pub(crate) access: Arc<Access>,
     began: Began,
 }
 
 impl HoldfastFlight {
-    pub(crate) fn new(reader: Arc<LakeReader>, puts: Option<Arc<Puts>>, settings: Arc<ServeSettings>) -> Self {
+    pub(crate) fn new(
+        reader: Arc<LakeReader>,
+        puts: Option<Arc<Puts>>,
+        settings: Arc<ServeSettings>,
+        access: Arc<Access>,
+    ) -> Self {
         Self {
             runs: Arc::new(Runs::new(reader, &settings)),
             streams: Arc::new(Streams::new(Arc::clone(&settings))),
             puts,
             settings,
+            access,
             began: Began::now(),
         }
     }
@@ -101,86 +120,142 @@ impl HoldfastFlight {
         begun.map(Response::new).map_err(|error| error.status())
     }
 
-    async fn plan(&self, question: Question, run: &Published) -> Result<Answer> {
+    /// `run` is as the caller sees it.
+    async fn plan(&self, caller: &Caller, question: Question, run: &Published) -> Result<Answer> {
         if let Question::Online(command) = &question {
-            return online_calls::answer(&self.runs, command, &self.settings).await.map(Answer::ready_batch);
+            let newest = self.runs.newest();
+            let guard = FeatureGuard::new(&self.access, &caller.principal, &newest);
+            return online_calls::answer(&self.runs, command, &self.settings, &guard).await;
         }
         Answer::plan(question, run, &self.settings, self.puts.is_some()).await
     }
 
-    async fn flight_info(&self, rights: Rights, descriptor: FlightDescriptor) -> Result<FlightInfo> {
+    async fn flight_info(&self, caller: Caller, descriptor: FlightDescriptor) -> Result<FlightInfo> {
         let question = understand(Question::from_descriptor(&descriptor)?);
-        rights.to_ask(&question)?;
-        let run = self.newest_run();
-        let answer = self.plan(question, &run).await?;
+        caller.rights.to_ask(&question)?;
+        let run = self.newest_run(&caller)?;
+        let answer = self.plan(&caller, question, &run).await?;
         info(descriptor, &answer.schema, answer.rows, answer.bytes, run.sequence())
     }
 
-    async fn schema(&self, rights: Rights, descriptor: &FlightDescriptor) -> Result<SchemaResult> {
+    async fn schema(&self, caller: Caller, descriptor: &FlightDescriptor) -> Result<SchemaResult> {
         let question = understand(Question::from_descriptor(descriptor)?);
-        rights.to_ask(&question)?;
-        let answer = self.plan(question, &self.newest_run()).await?;
+        caller.rights.to_ask(&question)?;
+        let run = self.newest_run(&caller)?;
+        let answer = self.plan(&caller, question, &run).await?;
         Ok(SchemaResult { schema: ipc_schema(&answer.schema)? })
     }
 
-    async fn begin_stream(&self, rights: Rights, ticket: Ticket, deadline: Instant, call: Call) -> Result<Messages> {
+    async fn begin_stream(&self, caller: Caller, ticket: Ticket, deadline: Instant, call: Call) -> Result<Messages> {
         let (question, sequence) = Question::from_ticket(&ticket.ticket)?;
         let command = question.label();
         let question = understand(question);
-        rights.to_ask(&question)?;
-        let place = self.streams.admit().await?;
-        let run = self.runs.pinned(sequence).await?;
-        Span::current().record("run", run.sequence());
-        let answer = self.plan(question, &run).await?;
-        Ok(ReceiverStream::new(self.streams.start(answer, place, deadline, call, command)).boxed())
+        caller.rights.to_ask(&question)?;
+        let mut audited = Audited::new(&self.access, &caller.principal, FLIGHT, command);
+        audited.entry.query_hash = match &question {
+            Question::Statement(sql) => Some(query_hash(sql)),
+            _ => None,
+        };
+        let begin = async {
+            let (running, limits) = self.access.admit(&caller.principal)?;
+            let place = self.streams.admit().await?;
+            let run = self.runs.pinned(sequence).await?;
+            let run = self.access.view(&caller.principal, &run)?;
+            Span::current().record("run", run.sequence());
+            audited.entry.run = run.sequence();
+            let answer = self.plan(&caller, question, &run).await?;
+            audited.reads(&answer)?;
+            audited.begin().await?;
+            Ok::<_, ServeError>((
+                answer,
+                place,
+                Bounds { deadline: bounded(deadline, &limits), limits, _running: running },
+            ))
+        };
+        let begun = begin.await;
+        match begun {
+            Ok((answer, place, bounds)) => {
+                Ok(ReceiverStream::new(self.streams.start(answer, place, bounds, call, audited)).boxed())
+            }
+            Err(error) => Err(audited.refused(error)),
+        }
     }
 
     /// Reads the beginning of what a client sends and starts to answer it.
     async fn begin_exchange(
         &self,
-        rights: Rights,
+        caller: Caller,
         mut messages: Streaming<FlightData>,
         deadline: Instant,
         call: Call,
     ) -> Result<Messages> {
-        rights.to_read()?;
+        caller.rights.to_read()?;
         let (exchange, first) = Exchange::begin(&mut messages).await?;
         let label = exchange.label();
         Span::current().record("command", label);
-        let answers = match exchange {
+        let mut audited = Audited::new(&self.access, &caller.principal, FLIGHT, label);
+        match self.begun_exchange(&caller, exchange, (first, messages), &mut audited).await {
+            Ok(Begun::Answer(answer, place, limits, running)) => {
+                let bounds = Bounds { deadline: bounded(deadline, &limits), limits, _running: running };
+                Ok(ReceiverStream::new(self.streams.start(answer, place, bounds, call, audited)).boxed())
+            }
+            Ok(Begun::Talk(schema, answers, place)) => {
+                Ok(ReceiverStream::new(self.streams.converse(schema, answers, place, call, audited)).boxed())
+            }
+            Err(error) => Err(audited.refused(error)),
+        }
+    }
+
+    async fn begun_exchange(
+        &self,
+        caller: &Caller,
+        exchange: Exchange,
+        sent: (FlightData, Streaming<FlightData>),
+        audited: &mut Audited,
+    ) -> Result<Begun> {
+        let (running, limits) = self.access.admit(&caller.principal)?;
+        let run = self.runs.newest();
+        Span::current().record("run", run.sequence());
+        audited.entry.run = run.sequence();
+        match exchange {
             Exchange::Historical(command) => {
                 let place = self.streams.admit().await?;
-                let sent = (first, messages);
-                let answer = feature_calls::historical(self.runs.lake(), command, sent, &self.settings).await?;
-                self.streams.start(answer, place, deadline, call, label)
+                let guard = FeatureGuard::new(&self.access, &caller.principal, &run);
+                let answer = feature_calls::historical(self.runs.lake(), command, sent, &self.settings, &guard).await?;
+                audited.reads(&answer)?;
+                audited.begin().await?;
+                Ok(Begun::Answer(answer, place, limits, running))
             }
             Exchange::Online(command) => {
                 let place = self.streams.admit_conversation()?;
                 let (runs, settings) = (Arc::clone(&self.runs), Arc::clone(&self.settings));
-                let (schema, answers) = online_calls::converse(runs, command, (first, messages), settings).await?;
-                self.streams.converse(schema, answers, place, call, label)
+                let asking = Asking { access: Arc::clone(&self.access), principal: Arc::clone(&caller.principal) };
+                let (schema, touched, answers) = online_calls::converse(runs, command, sent, settings, asking).await?;
+                audited.entry.touched = touched;
+                audited.begin().await?;
+                Ok(Begun::Talk(schema, answers, (place, limits, running)))
             }
-        };
-        Ok(ReceiverStream::new(answers).boxed())
+        }
     }
 
     /// The published tables whose name is, or begins with, what the criteria say; all of them without criteria.
-    fn flights(&self, rights: Rights, criteria: &Criteria) -> Result<Vec<FlightInfo>> {
-        rights.to_read()?;
+    fn flights(&self, caller: &Caller, criteria: &Criteria) -> Result<Vec<FlightInfo>> {
+        caller.rights.to_read()?;
         let wanted = std::str::from_utf8(&criteria.expression)
             .map_err(|_| ServeError::Request("criteria are the beginning of a table's name, in UTF-8".to_owned()))?;
-        let run = self.newest_run();
+        let run = self.newest_run(caller)?;
         let tables = run.tables().iter().filter(|table| table.name.to_string().starts_with(wanted));
         tables.map(|table| table_info(table, run.sequence())).collect()
     }
 
-    async fn action(&self, rights: Rights, action: Action) -> Result<Option<Bytes>> {
-        rights.to_read()?;
+    async fn action(&self, caller: &Caller, action: Action) -> Result<Option<Bytes>> {
+        caller.rights.to_read()?;
         match action.r#type.as_str() {
             CREATE_PREPARED_STATEMENT => {
                 let request: ActionCreatePreparedStatementRequest = unpack(&action.body)?;
                 let question = understand(Question::Statement(request.query.clone()));
-                let answer = self.plan(question, &self.newest_run()).await?;
+                let run = self.newest_run(caller)?;
+                let answer = self.plan(caller, question, &run).await?;
                 let result = ActionCreatePreparedStatementResult {
                     prepared_statement_handle: prepared_handle(request.query),
                     dataset_schema: ipc_schema(&answer.schema)?,
@@ -194,13 +269,22 @@ impl HoldfastFlight {
                 prepared_query(&request.prepared_statement_handle)?;
                 Ok(None)
             }
-            LIST_FEATURES => feature_calls::list(self.runs.lake(), self.runs.online()).await.map(Some),
-            DESCRIBE_FEATURES => feature_calls::describe(self.runs.lake(), &action.body).await.map(Some),
-            DATASETS => feature_calls::datasets(self.runs.lake(), &action.body).await.map(Some),
-            HEALTH => Ok(Some(self.health(None))),
+            LIST_FEATURES => {
+                let body = feature_calls::list(self.runs.lake(), self.runs.online()).await?;
+                self.feature_names(caller).await?.of_list(body).map(Some)
+            }
+            DESCRIBE_FEATURES => {
+                let body = feature_calls::describe(self.runs.lake(), &action.body).await?;
+                self.feature_names(caller).await?.of_description(body).map(Some)
+            }
+            DATASETS => {
+                let body = feature_calls::datasets(self.runs.lake(), &action.body).await?;
+                self.feature_names(caller).await?.of_datasets(body).map(Some)
+            }
+            HEALTH => Ok(Some(self.health(caller, None)?)),
             REFRESH => {
                 let swapped = self.runs.refresh().await?;
-                Ok(Some(self.health(Some(swapped))))
+                Ok(Some(self.health(caller, Some(swapped))?))
             }
             other => Err(ServeError::Unsupported(format!(
                 "the action `{}` is not offered: ListActions tells which are",
@@ -209,8 +293,16 @@ impl HoldfastFlight {
         }
     }
 
-    fn health(&self, swapped: Option<bool>) -> Bytes {
-        let run = self.runs.newest();
+    /// Which feature views the caller may know of.
+    async fn feature_names(&self, caller: &Caller) -> Result<FeatureNames> {
+        if self.access.policy().is_none() {
+            return Ok(FeatureNames::all());
+        }
+        FeatureNames::seen(self.runs.lake(), self.newest_run(caller)?.as_ref()).await
+    }
+
+    fn health(&self, caller: &Caller, swapped: Option<bool>) -> Result<Bytes> {
+        let run = self.newest_run(caller)?;
         let mut health = serde_json::json!({
             "status": "serving",
             "version": env!("CARGO_PKG_VERSION"),
@@ -223,13 +315,14 @@ impl HoldfastFlight {
         if let (Some(swapped), Some(fields)) = (swapped, health.as_object_mut()) {
             fields.insert("swapped".to_owned(), swapped.into());
         }
-        health.to_string().into()
+        Ok(health.to_string().into())
     }
 
-    fn newest_run(&self) -> Arc<Published> {
+    /// The newest run as the caller sees it.
+    fn newest_run(&self, caller: &Caller) -> Result<Arc<Published>> {
         let run = self.runs.newest();
         Span::current().record("run", run.sequence());
-        run
+        Ok(self.access.view(&caller.principal, &run)?)
     }
 }
 
@@ -245,43 +338,50 @@ impl FlightService for HoldfastFlight {
 
     async fn handshake(
         &self,
-        _request: Request<Streaming<HandshakeRequest>>,
+        request: Request<Streaming<HandshakeRequest>>,
     ) -> Result<Response<Self::HandshakeStream>, Status> {
-        let refusal = "there are no users and passwords here: leave them out, and send the token as the header \
-                       `authorization: Bearer <token>`";
-        self.call("Handshake", async { Err(ServeError::Unsupported(refusal.to_owned())) }).await
+        let from = request.remote_addr().map(|address| address.ip());
+        let sent = request.metadata().get("authorization").and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let messages = request.into_inner();
+        let token = self.call("Handshake", handshake::token(&self.access, sent, messages, from)).await?;
+        let mut response =
+            Response::new(all([HandshakeResponse { protocol_version: 0, payload: token.clone().into_bytes().into() }]));
+        if let Ok(value) = format!("Bearer {token}").parse() {
+            response.metadata_mut().insert("authorization", value);
+        }
+        Ok(response)
     }
 
     async fn list_flights(&self, request: Request<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {
-        let rights = Rights::of(request.extensions());
+        let caller = caller(request.extensions())?;
         let criteria = request.into_inner();
-        let flights = self.call("ListFlights", async { self.flights(rights, &criteria) }).await?;
+        let flights = self.call("ListFlights", async { self.flights(&caller, &criteria) }).await?;
         Ok(Response::new(all(flights)))
     }
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
-        let rights = Rights::of(request.extensions());
-        self.call("GetFlightInfo", self.flight_info(rights, request.into_inner())).await.map(Response::new)
+        let caller = caller(request.extensions())?;
+        self.call("GetFlightInfo", self.flight_info(caller, request.into_inner())).await.map(Response::new)
     }
 
     /// Planning is all that happens before `DoGet`, so the first poll has the final answer.
     async fn poll_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
-        let rights = Rights::of(request.extensions());
-        let info = self.call("PollFlightInfo", self.flight_info(rights, request.into_inner())).await?;
+        let caller = caller(request.extensions())?;
+        let info = self.call("PollFlightInfo", self.flight_info(caller, request.into_inner())).await?;
         Ok(Response::new(PollInfo { info: Some(info), progress: Some(1.0), ..PollInfo::default() }))
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
-        let rights = Rights::of(request.extensions());
+        let caller = caller(request.extensions())?;
         let descriptor = request.into_inner();
-        self.call("GetSchema", self.schema(rights, &descriptor)).await.map(Response::new)
+        self.call("GetSchema", self.schema(caller, &descriptor)).await.map(Response::new)
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
         let call = Call::begin("DoGet");
-        let rights = Rights::of(request.extensions());
+        let caller = caller(request.extensions())?;
         let deadline = self.deadline();
-        let begin = self.begin_stream(rights, request.into_inner(), deadline, call.clone());
+        let begin = self.begin_stream(caller, request.into_inner(), deadline, call.clone());
         self.begun(deadline, call, begin).await
     }
 
@@ -306,15 +406,15 @@ impl FlightService for HoldfastFlight {
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoExchangeStream>, Status> {
         let call = Call::begin("DoExchange");
-        let rights = Rights::of(request.extensions());
+        let caller = caller(request.extensions())?;
         let deadline = self.deadline();
-        let begin = self.begin_exchange(rights, request.into_inner(), deadline, call.clone());
+        let begin = self.begin_exchange(caller, request.into_inner(), deadline, call.clone());
         self.begun(deadline, call, begin).await
     }
 
     async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
-        let rights = Rights::of(request.extensions());
-        let result = self.call("DoAction", self.action(rights, request.into_inner())).await?;
+        let caller = caller(request.extensions())?;
+        let result = self.call("DoAction", self.action(&caller, request.into_inner())).await?;
         Ok(Response::new(all(result.map(|body| ActionResult { body }))))
     }
 
@@ -340,6 +440,16 @@ impl FlightService for HoldfastFlight {
     }
 }
 
+/// Who calls.
+fn caller(extensions: &tonic::Extensions) -> Result<Caller, Status> {
+    Caller::of(extensions).map_err(|error| error.status())
+}
+
+/// The sooner of the two.
+fn bounded(deadline: Instant, limits: &Limits) -> Instant {
+    limits.deadline.map_or(deadline, |limit| deadline.min(Instant::now() + limit))
+}
+
 /// Notes in the span what kind of question it is.
 fn understand(question: Question) -> Question {
     Span::current().record("command", question.label());
@@ -348,7 +458,7 @@ fn understand(question: Question) -> Question {
 
 fn table_info(table: &PublishedTable, run_sequence: u64) -> Result<FlightInfo> {
     let path = vec![table.name.schema().to_owned(), table.name.table().to_owned()];
-    info(FlightDescriptor::new_path(path), &wire_schema(&table.schema), table.rows, Some(table.bytes), run_sequence)
+    info(FlightDescriptor::new_path(path), &wire_schema(&table.schema), table.rows, bytes_of(table), run_sequence)
 }
 
 fn info(

@@ -1,5 +1,8 @@
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::Duration;
+
+use holdfast_access::Access;
 
 use crate::{Result, ServeError, Token};
 
@@ -10,6 +13,10 @@ pub struct ServeSettings {
     /// Required from every Flight call when set; needed to listen on anything but loopback. The standard gRPC health
     /// service stays open, because probes cannot carry a token and it tells nothing else.
     pub token: Option<Token>,
+    /// Who may come in by name, and what they see. Without it everybody who comes in sees everything.
+    pub access: Option<Arc<Access>>,
+    /// The certificate of the service. Without it nothing is encrypted.
+    pub tls: Option<Tls>,
     /// How often to look for a newly published run. 10 ms to 1 hour.
     pub reload_interval: Duration,
     /// Published runs kept for tickets that were handed out before a newer run. 1 to 100. A stream that has begun keeps
@@ -44,10 +51,29 @@ pub struct ServeSettings {
     pub drain_timeout: Duration,
 }
 
+/// What TLS needs, in PEM.
+#[derive(Clone)]
+pub struct Tls {
+    /// The service's certificate, with those of its issuers behind it.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
+    /// Whose certificates clients may show. Who shows one is known by it.
+    pub client_issuers: Option<String>,
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls(hidden)")
+    }
+}
+
 impl Default for ServeSettings {
     fn default() -> Self {
         Self {
             token: None,
+            access: None,
+            tls: None,
             reload_interval: Duration::from_secs(2),
             kept_runs: 4,
             max_rows_per_batch: 16_384,

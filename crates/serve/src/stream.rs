@@ -10,6 +10,7 @@ use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
 use arrow_flight::{FlightData, SchemaAsIpc};
 use futures::{StreamExt, TryStreamExt};
+use holdfast_access::{AccessError, Limits, Running};
 use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -19,6 +20,7 @@ use tonic::Status;
 use tracing::Instrument;
 
 use crate::answer::Answer;
+use crate::audited::Audited;
 use crate::online_calls::Answers;
 use crate::telemetry::{CANCELLED, Call, OK, Sent};
 use crate::{Result, ServeError, ServeSettings};
@@ -40,6 +42,15 @@ pub(crate) struct Streams {
 pub(crate) struct Place {
     _admitted: OwnedSemaphorePermit,
     _running: OwnedSemaphorePermit,
+}
+
+/// What the caller's roles allow.
+#[derive(Debug)]
+pub(crate) struct Bounds {
+    pub(crate) deadline: Instant,
+    pub(crate) limits: Limits,
+    /// It counts as running until the stream has ended.
+    pub(crate) _running: Running,
 }
 
 /// How a stream ended.
@@ -84,9 +95,9 @@ impl Streams {
         &self,
         schema: SchemaRef,
         mut answers: Answers,
-        place: OwnedSemaphorePermit,
+        (place, limits, running): (OwnedSemaphorePermit, Limits, Running),
         call: Call,
-        command: &'static str,
+        audited: Audited,
     ) -> Receiver<Result<FlightData, Status>> {
         let (sender, receiver) = mpsc::channel(self.settings.stream_buffer + 1);
         let last_word = sender.clone().try_reserve_owned().ok();
@@ -105,7 +116,10 @@ impl Streams {
                         return Ok(End::Complete);
                     };
                     let message = encoder.message(&batch, &options)?.with_app_metadata(from);
-                    sent.bytes += (message.data_header.len() + message.data_body.len()) as u64;
+                    let bytes = (message.data_header.len() + message.data_body.len()) as u64;
+                    // Each is an answer of its own.
+                    within(&limits, batch.num_rows() as u64, bytes)?;
+                    sent.bytes += bytes;
                     sent.rows += batch.num_rows() as u64;
                     // Who does not read for so long is gone.
                     match tokio::time::timeout(timeout, sender.send(Ok(message))).await {
@@ -121,8 +135,8 @@ impl Streams {
                 () = sender.closed() => Ok(End::Cancelled),
                 end = talk => end,
             };
-            drop(place);
-            finish(end, call, command, sent, last_word);
+            drop((place, running));
+            finish(end, call, audited, sent, last_word);
         };
         self.tasks.spawn(pump.instrument(span));
         receiver
@@ -135,9 +149,9 @@ impl Streams {
         &self,
         answer: Answer,
         place: Place,
-        deadline: Instant,
+        bounds: Bounds,
         call: Call,
-        command: &'static str,
+        audited: Audited,
     ) -> Receiver<Result<FlightData, Status>> {
         // One place more than the buffer, reserved for the last word: an error must never wait for a slow reader.
         let (sender, receiver) = mpsc::channel(self.settings.stream_buffer + 1);
@@ -151,13 +165,13 @@ impl Streams {
                 biased;
                 () = abort.cancelled() => Err(ServeError::Stopping),
                 () = sender.closed() => Ok(End::Cancelled),
-                end = tokio::time::timeout_at(deadline, pump(answer, &sender, &settings, &mut sent)) => {
-                    end.unwrap_or(Err(ServeError::Deadline(settings.query_timeout)))
+                end = tokio::time::timeout_at(bounds.deadline, pump(answer, &sender, &settings, &bounds.limits, &mut sent)) => {
+                    end.unwrap_or_else(|_| Err(ServeError::Deadline(bounds.limits.deadline.unwrap_or(settings.query_timeout))))
                 }
             };
             // The plan is dropped by now: others may run while the client reads what is left.
-            drop(place);
-            finish(end, call, command, sent, last_word);
+            drop((place, bounds));
+            finish(end, call, audited, sent, last_word);
         };
         self.tasks.spawn(pump.instrument(span));
         receiver
@@ -179,7 +193,7 @@ impl Streams {
 fn finish(
     end: Result<End>,
     call: Call,
-    command: &'static str,
+    audited: Audited,
     sent: Sent,
     last_word: Option<OwnedPermit<Result<FlightData, Status>>>,
 ) {
@@ -188,7 +202,8 @@ fn finish(
         Ok(End::Cancelled) => CANCELLED,
         Err(error) => error.kind().as_str(),
     };
-    call.end(command, sent, outcome);
+    call.end(audited.command, sent, outcome);
+    audited.ended(sent.rows, outcome);
     if let (Err(error), Some(last_word)) = (end, last_word) {
         last_word.send(Err(error.status()));
     }
@@ -213,6 +228,7 @@ async fn pump(
     answer: Answer,
     sender: &Sender<Result<FlightData, Status>>,
     settings: &ServeSettings,
+    limits: &Limits,
     sent: &mut Sent,
 ) -> Result<End> {
     let schema = Arc::clone(&answer.schema);
@@ -232,6 +248,8 @@ async fn pump(
     while let Some(message) = messages.next().await {
         let message = message.map_err(ServeError::from_encoder)?;
         let bytes = message.data_header.len() + message.data_body.len();
+        // Before it is sent: the message that goes beyond a limit stays here.
+        within(limits, rows.load(Ordering::Relaxed), sent.bytes + bytes as u64)?;
         if sender.send(Ok(message)).await.is_err() {
             return Ok(End::Cancelled);
         }
@@ -239,4 +257,21 @@ async fn pump(
         sent.rows = rows.load(Ordering::Relaxed);
     }
     Ok(End::Complete)
+}
+
+/// # Errors
+/// [`AccessError::LimitReached`] when the answer is larger than the caller's roles allow.
+pub(crate) fn within(limits: &Limits, rows: u64, bytes: u64) -> Result<()> {
+    let reached = |what: String| {
+        AccessError::LimitReached(format!(
+            "the answer has more than {what}, which is the limit of your role: ask for less, with `limit` or a condition"
+        ))
+    };
+    if let Some(most) = limits.rows.filter(|most| rows > *most) {
+        return Err(reached(format!("{most} rows")).into());
+    }
+    if let Some(most) = limits.bytes.filter(|most| bytes > *most) {
+        return Err(reached(format!("{} MiB", most >> 20)).into());
+    }
+    Ok(())
 }

@@ -27,6 +27,8 @@ pub enum Promise {
     Pit3,
     /// A training set's id gives the same bytes back later.
     Pit4,
+    /// Every protocol gives a principal the same rows and the same masks.
+    Pol1,
 }
 
 impl Promise {
@@ -46,6 +48,7 @@ impl Promise {
             Self::Pit2 => "PIT-2",
             Self::Pit3 => "PIT-3",
             Self::Pit4 => "PIT-4",
+            Self::Pol1 => "POL-1",
         }
     }
 
@@ -65,6 +68,7 @@ impl Promise {
             Self::Pit2 => "one output row for each spine row, in its order",
             Self::Pit3 => "the online value equals the offline value at the same moment",
             Self::Pit4 => "a training set's id gives the same bytes back later",
+            Self::Pol1 => "every protocol gives a principal the same rows and the same masks",
         }
     }
 

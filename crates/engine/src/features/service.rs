@@ -8,7 +8,7 @@ use super::reference::FeatureReference;
 use crate::Result;
 use crate::diagnostic::Diagnostic;
 use crate::error::EngineError;
-use crate::toml_file::{Item, Place, TomlFile};
+use crate::toml_file::{TomlFile, TomlItem as Item, TomlPlace as Place};
 
 const KEYS: [&str; 3] = ["description", "owner", "features"];
 

@@ -10,6 +10,7 @@ use arrow::error::ArrowError;
 use chrono::{DateTime, Utc};
 use holdfast_engine::FeatureReference;
 use holdfast_features::{EVENT_TIMESTAMP, Status, status_type};
+use holdfast_types::TableName;
 
 use super::keys::{KeyHash, Keys};
 use super::packing::{event_of, is_deletion};
@@ -37,6 +38,8 @@ pub struct OnlinePlan {
 #[derive(Debug)]
 struct PlannedView {
     name: String,
+    /// The table that the view is.
+    made_by: TableName,
     version: u32,
     /// What columns call it.
     label: String,
@@ -51,6 +54,8 @@ struct PlannedView {
 pub struct ViewColumns {
     /// The view.
     pub view: String,
+    /// The table that the view is.
+    pub table: TableName,
     /// Its version.
     pub version: u32,
     /// Its features, each with its column; the column of a feature's status is called `<column>__status`.
@@ -123,7 +128,8 @@ impl OnlinePlan {
                 step: table.step,
                 features: features.clone(),
             });
-            views.push(PlannedView { name, version: view.version, label, table, ttl_us, features: places });
+            let made_by = view.view.table.clone();
+            views.push(PlannedView { name, made_by, version: view.version, label, table, ttl_us, features: places });
         }
         // A key may be null in the question: it is nobody's.
         fields.splice(0..0, keys.iter().map(|key| Arc::new(key.as_ref().clone().with_nullable(true))));
@@ -191,6 +197,7 @@ impl OnlinePlan {
             };
             ViewColumns {
                 view: view.name.clone(),
+                table: view.made_by.clone(),
                 version: view.version,
                 features: view.features.iter().map(name).collect(),
                 status: format!("{}__status", view.label),

@@ -2,11 +2,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use holdfast_access::AccessError;
 use holdfast_engine::{Diagnostic, Drift, Inspection, Lock, codes, explain};
 use holdfast_types::{Clock, Progress};
 use serde::Serialize;
 
-use super::{print, print_json};
+use super::{policy, print, print_json};
 use crate::clock::SystemClock;
 use crate::error::CliError;
 use crate::progress::Terminal;
@@ -61,6 +62,16 @@ pub(crate) async fn run(project: &Project, args: &CheckArgs, terminal: &Arc<Term
     let draft = project.draft()?;
     let mut inspection = draft.inspect(&project.planning_settings(), SystemClock.now())?;
     rules.await.map_err(|error| CliError::Argument(error.to_string()))??;
+    match project.policy() {
+        Ok(None) => {}
+        // Which columns there are is known once the stages can be planned.
+        Ok(Some(policy)) if inspection.mistakes() == 0 => {
+            inspection.findings.extend(policy::findings(project, &policy).await?);
+        }
+        Ok(Some(_)) => {}
+        Err(CliError::Access(AccessError::Mistakes(mistakes))) => inspection.findings.extend(mistakes.0),
+        Err(error) => return Err(error),
+    }
     let mut drift = Vec::new();
     if inspection.mistakes() == 0 && args.write_lock {
         write_lock(project, &inspection, terminal)?;

@@ -1,5 +1,7 @@
 //! The commands: each reads its arguments, calls the crates below and prints.
 
+pub(crate) mod access;
+pub(crate) mod audit;
 pub(crate) mod check;
 pub(crate) mod cluster;
 pub(crate) mod collect;
@@ -17,6 +19,7 @@ pub(crate) mod lineage;
 pub(crate) mod maintain;
 pub(crate) mod models;
 pub(crate) mod plan;
+pub(crate) mod policy;
 pub(crate) mod quarantine;
 pub(crate) mod run;
 pub(crate) mod scheduled;

@@ -5,18 +5,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_access::{Access, AccessSettings, Audit};
 use holdfast_engine::{LakeReader, Stage};
 use holdfast_lake::Lake;
 use holdfast_pgwire::{Notes, PgSettings, TlsIdentity, UserFile};
-use holdfast_serve::{PutSettings, Puts, ServeError, ServeSettings, Token, bind, serve_with_http};
+use holdfast_serve::{PutSettings, Puts, ServeError, ServeSettings, Tls, Token, bind_as, serve_with_http};
 use holdfast_types::{Progress, TableName};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::stop_signal;
+use crate::clock::SystemClock;
 use crate::error::CliError;
+use crate::pg_gate::AccessGate;
 use crate::progress::Terminal;
-use crate::project::Project;
+use crate::project::{Project, read_text};
 
 /// Serve features, scores and queries over Arrow Flight, and over the PostgreSQL protocol
 #[derive(Debug, Clone, clap::Args)]
@@ -30,7 +33,22 @@ pub(crate) struct ServeArgs {
     /// A file with the token that clients must send; needed for any address but loopback
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// How often to look for a newer run, in milliseconds
+    /// The users file: who may come in with a name, and the roles of the policy that they have
+    #[arg(long, value_name = "FILE")]
+    pub(crate) users: Option<PathBuf>,
+    /// Whether accesses are written to audit.accesses; required answers nobody whose access cannot be written [default: on with a policy or users]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pub(crate) audit: Option<AuditWhen>,
+    /// The certificate of the service, in PEM, with those of its issuers behind it
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// The certificate's key, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Whose certificates clients may come in with, in PEM; users have them by `holdfast access user add --certificate`
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub(crate) tls_client_issuers: Option<PathBuf>,
+    /// How often to look for a newer run, and for changes of the policy and the users, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 2_000)]
     pub(crate) reload_interval_ms: u64,
     /// Keep every Nth answer of online features in the lake, for `holdfast features consistency`
@@ -54,8 +72,8 @@ pub(crate) struct ServeArgs {
     /// Speak the PostgreSQL protocol, too, on this address, such as 127.0.0.1:5432
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) pg_listen: Option<String>,
-    /// A file of users of the PostgreSQL protocol, lines of `holdfast pg-user`; needed for any address but loopback
-    #[arg(long, value_name = "FILE", requires = "pg_listen")]
+    /// A file of users of the PostgreSQL protocol alone, lines of `holdfast pg-user`, who see everything; for lakes without a policy. With --users it is those
+    #[arg(long, value_name = "FILE", requires = "pg_listen", conflicts_with = "users")]
     pub(crate) pg_users: Option<PathBuf>,
     /// A certificate in PEM; with it nobody comes in without TLS
     #[arg(long, value_name = "FILE", requires = "pg_listen", requires = "pg_tls_key")]
@@ -63,6 +81,18 @@ pub(crate) struct ServeArgs {
     /// The private key of the certificate, in PEM
     #[arg(long, value_name = "FILE", requires = "pg_listen", requires = "pg_tls_cert")]
     pub(crate) pg_tls_key: Option<PathBuf>,
+}
+
+/// When accesses are written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum AuditWhen {
+    /// Never.
+    Off,
+    /// Behind the answers.
+    On,
+    /// Before the answers.
+    Required,
 }
 
 pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
@@ -73,6 +103,7 @@ pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Term
     let reader = Arc::new(LakeReader::open(lake.clone(), project.reader_settings()).await?);
     let current = reader.current();
     let http = door.http.as_ref().and_then(|listener| listener.local_addr().ok());
+    let access = open_access(project, args, &lake).await?;
     // Before anybody is told: who reads the line may stop the server at once.
     let stop = stop_signal();
     let postgres = door.postgres().map_or_else(String::new, |address| format!(" and postgresql://{address}/holdfast"));
@@ -82,7 +113,8 @@ pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Term
         current.tables().len(),
         http.map_or_else(String::new, |http| format!(" and http://{http}")),
     ));
-    door.serve(project, args, (&lake, reader), ServeSettings::default(), stop).await?;
+    let settings = ServeSettings { access: Some(access), ..ServeSettings::default() };
+    door.serve(project, args, (&lake, reader), settings, stop).await?;
     terminal.note("  Stopped");
     Ok(())
 }
@@ -105,15 +137,16 @@ impl Door {
     pub(crate) async fn open(args: &ServeArgs) -> Result<Self, CliError> {
         let token = args.token_file.as_deref().map(read_token).transpose()?;
         let put_token = args.put_token_file.as_deref().map(read_token).transpose()?;
-        if args.accept_puts && token.is_some() && put_token.is_none() {
+        let is_protected = token.is_some() || args.users.is_some();
+        if args.accept_puts && is_protected && put_token.is_none() {
             return Err(ServeError::PutsUnprotected.into());
         }
-        let listener = bind(&args.listen, token.as_ref()).await?;
+        let listener = bind_as(&args.listen, is_protected).await?;
         let address = listener
             .local_addr()
             .map_err(|error| CliError::Argument(format!("cannot listen on {}: {error}", args.listen)))?;
         let http = match &args.http {
-            Some(address) => Some(bind(address, token.as_ref()).await?),
+            Some(address) => Some(bind_as(address, is_protected).await?),
             None => None,
         };
         let postgres = match &args.pg_listen {
@@ -149,9 +182,15 @@ impl Door {
         } else {
             None
         };
+        let access = match settings.access {
+            Some(access) => access,
+            None => open_access(project, args, lake).await?,
+        };
         let settings = ServeSettings {
             token: self.token,
             log_served: args.log_served,
+            access: Some(Arc::clone(&access)),
+            tls: open_tls(args)?,
             reload_interval: Duration::from_millis(args.reload_interval_ms.max(10)),
             ..settings
         };
@@ -175,7 +214,7 @@ impl Door {
             ended.map_err(CliError::from)
         };
         let wire = async {
-            let ended = postgres.serve(project, Arc::clone(&reader), drain, stopped.cancelled()).await;
+            let ended = postgres.serve(project, Arc::clone(&reader), access, drain, stopped.cancelled()).await;
             stopped.cancel();
             ended
         };
@@ -188,14 +227,14 @@ impl Door {
 struct PgDoor {
     address: SocketAddr,
     listener: TcpListener,
-    gate: Arc<dyn holdfast_pgwire::Gate>,
+    /// Of its own; without them they are those of the service.
+    users: Option<UserFile>,
     tls: Option<TlsIdentity>,
 }
 
 impl PgDoor {
     async fn open(listen: &str, args: &ServeArgs) -> Result<Self, CliError> {
         let users = args.pg_users.as_deref().map(UserFile::read).transpose()?;
-        let gate: Arc<dyn holdfast_pgwire::Gate> = Arc::new(users.unwrap_or_else(UserFile::nobody));
         let tls = match (&args.pg_tls_cert, &args.pg_tls_key) {
             (Some(certificate), Some(key)) => Some(TlsIdentity::read(certificate, key)?),
             (None, None) => None,
@@ -204,22 +243,32 @@ impl PgDoor {
                 return Err(CliError::Argument(text.to_owned()));
             }
         };
-        let listener = holdfast_pgwire::bind(listen, gate.as_ref()).await?;
+        let is_open = users.is_none() && args.users.is_none();
+        let listener = holdfast_pgwire::bind(listen, is_open).await?;
         let address =
             listener.local_addr().map_err(|error| CliError::Argument(format!("cannot listen on {listen}: {error}")))?;
-        Ok(Self { address, listener, gate, tls })
+        Ok(Self { address, listener, users, tls })
     }
 
     async fn serve(
         self,
         project: &Project,
         reader: Arc<LakeReader>,
+        access: Arc<Access>,
         drain_timeout: Duration,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<(), CliError> {
+        let gate: Arc<dyn holdfast_pgwire::Gate> = match self.users {
+            Some(_) if access.policy().is_some() => {
+                let text = "users of --pg-users see everything, and this pipeline has a policy: give users with roles by --users";
+                return Err(CliError::Argument(text.to_owned()));
+            }
+            Some(users) => Arc::new(users),
+            None => Arc::new(AccessGate::new(access)),
+        };
         let settings = PgSettings { drain_timeout, ..PgSettings::default() };
         let notes = notes(project);
-        Ok(holdfast_pgwire::serve(reader, self.gate, self.tls, notes, settings, self.listener, stop).await?)
+        Ok(holdfast_pgwire::serve(reader, gate, self.tls, notes, settings, self.listener, stop).await?)
     }
 }
 
@@ -252,6 +301,32 @@ pub(crate) fn pg_user(args: &PgUserArgs) -> Result<(), CliError> {
         .map_err(|error| CliError::Argument(format!("cannot read the password from standard input: {error}")))?;
     let line = UserFile::line(&args.name, password.trim_end_matches(['\r', '\n']))?;
     super::print(&format!("{line}\n"))
+}
+
+/// Who may come in and what they see, as the command line and the pipeline's policy have it.
+pub(crate) async fn open_access(project: &Project, args: &ServeArgs, lake: &Lake) -> Result<Arc<Access>, CliError> {
+    let policy = project.policy_file()?;
+    let has_policy = policy.exists();
+    let default = if has_policy || args.users.is_some() { AuditWhen::On } else { AuditWhen::Off };
+    let audit = match args.audit.unwrap_or(default) {
+        AuditWhen::Off => None,
+        when => {
+            let key = project.audit_key(lake).await?;
+            Some(Audit::start(project.open_lake_to_audit().await?, key, when == AuditWhen::Required))
+        }
+    };
+    let mask_key = if has_policy { Some(project.mask_key(lake).await?) } else { None };
+    let settings = AccessSettings { policy: Some(policy), users: args.users.clone(), mask_key };
+    Ok(Arc::new(Access::open(settings, Arc::new(SystemClock), audit)?))
+}
+
+fn open_tls(args: &ServeArgs) -> Result<Option<Tls>, CliError> {
+    let (Some(certificate), Some(key)) = (&args.tls_certificate, &args.tls_key) else { return Ok(None) };
+    Ok(Some(Tls {
+        certificate: read_text(certificate)?,
+        key: read_text(key)?,
+        client_issuers: args.tls_client_issuers.as_deref().map(read_text).transpose()?,
+    }))
 }
 
 fn read_token(path: &Path) -> Result<Token, CliError> {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::super::collect::CollectArgs;
 use super::super::ingest::pause_of;
-use super::super::serve::ServeArgs;
+use super::super::serve::{AuditWhen, ServeArgs};
 
 /// `[up]` in holdfast.toml. Paths are relative to it.
 #[derive(Debug, Clone, Deserialize)]
@@ -49,6 +49,11 @@ struct ServeSection {
     pg_users: Option<PathBuf>,
     pg_tls_cert: Option<PathBuf>,
     pg_tls_key: Option<PathBuf>,
+    users: Option<PathBuf>,
+    audit: Option<AuditWhen>,
+    tls_certificate: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    tls_client_issuers: Option<PathBuf>,
 }
 
 /// And those of `holdfast collect`.
@@ -77,6 +82,12 @@ impl UpSection {
         args.pg_users = section.pg_users.as_ref().map(|file| folder.join(file));
         args.pg_tls_cert = section.pg_tls_cert.as_ref().map(|file| folder.join(file));
         args.pg_tls_key = section.pg_tls_key.as_ref().map(|file| folder.join(file));
+        let below = |file: &Option<PathBuf>| file.as_ref().map(|file| folder.join(file));
+        args.users = below(&section.users);
+        args.audit = section.audit;
+        args.tls_certificate = below(&section.tls_certificate);
+        args.tls_key = below(&section.tls_key);
+        args.tls_client_issuers = below(&section.tls_client_issuers);
         args
     }
 

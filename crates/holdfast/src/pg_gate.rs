@@ -1,0 +1,151 @@
+//! Who comes in over the PostgreSQL protocol, and what they see: as over Flight, by the same users, policy and audit log.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use datafusion::prelude::SessionContext;
+use holdfast_access::{Access, AccessError, AuditEntry, Limits, Principal, Running, query_hash, touched};
+use holdfast_engine::{EngineError, Published};
+use holdfast_pgwire::{AskedPlan, Gate, GateError, Verifier, Watched};
+use holdfast_types::ErrorKind;
+
+/// The protocol, as the audit log calls it.
+const PROTOCOL: &str = "postgresql";
+const ACTION: &str = "statement";
+
+/// Users, policy and audit log of the service.
+#[derive(Debug)]
+pub(crate) struct AccessGate {
+    access: Arc<Access>,
+}
+
+impl AccessGate {
+    pub(crate) fn new(access: Arc<Access>) -> Self {
+        Self { access }
+    }
+
+    /// A user whose password was right; on loopback, where there are no users, whoever it is.
+    fn principal(&self, user: &str) -> Result<Principal, GateError> {
+        if !self.access.has_users() {
+            return Ok(self.access.loopback());
+        }
+        let gone = || GateError { kind: ErrorKind::InvalidInput, message: format!("there is no user {user} any more") };
+        self.access.user(user).ok_or_else(gone)
+    }
+}
+
+fn closed(error: AccessError) -> GateError {
+    GateError { kind: error.kind(), message: error.to_string() }
+}
+
+#[async_trait]
+impl Gate for AccessGate {
+    fn is_open(&self) -> bool {
+        !self.access.has_users()
+    }
+
+    async fn verifier(&self, user: &str) -> Result<Option<Verifier>, GateError> {
+        let verifier = self.access.scram_verifier(user);
+        Ok(verifier.map(|known| Verifier {
+            iterations: known.iterations,
+            salt: known.salt,
+            stored_key: known.stored_key,
+            server_key: known.server_key,
+        }))
+    }
+
+    fn may_try(&self, user: &str, from: IpAddr) -> Result<(), GateError> {
+        self.access.may_try(user, Some(from)).map_err(closed)
+    }
+
+    fn tried(&self, user: &str, from: IpAddr, is_right: bool) {
+        self.access.tried(user, Some(from), is_right);
+        if !is_right {
+            self.access.note_refusal(PROTOCOL);
+        }
+    }
+
+    fn version(&self) -> String {
+        self.access.policy().map(|policy| policy.version.clone()).unwrap_or_default()
+    }
+
+    fn tells_sizes(&self) -> bool {
+        self.access.policy().is_none()
+    }
+
+    async fn open(&self, user: &str, run: &Arc<Published>) -> Result<SessionContext, GateError> {
+        let principal = self.principal(user)?;
+        Ok(self.access.view(&principal, run).map_err(closed)?.session()?)
+    }
+
+    async fn begins(&self, asked: AskedPlan<'_>) -> Result<Box<dyn Watched>, GateError> {
+        let principal = self.principal(asked.user)?;
+        let mut entry = self.access.entry(&principal, PROTOCOL, ACTION, asked.run);
+        entry.query_hash = Some(query_hash(asked.text));
+        let mut watching =
+            Watching { access: Arc::clone(&self.access), entry, began: Instant::now(), admitted: None, is_open: true };
+        let admitted = self.access.admit(&principal).and_then(|admitted| {
+            if self.access.audit().is_some() {
+                let plan =
+                    asked.state.optimize(asked.plan).map_err(holdfast_engine::EngineError::execution("planning"))?;
+                watching.entry.touched = touched(&plan);
+            }
+            Ok(admitted)
+        });
+        let begun = match admitted {
+            Ok(admitted) => {
+                watching.admitted = Some(admitted);
+                self.access.begin(&watching.entry).await
+            }
+            Err(error) => Err(error),
+        };
+        match begun {
+            Ok(()) => Ok(Box::new(watching)),
+            Err(error) => {
+                watching.ended(0, error.kind().as_str());
+                Err(closed(error))
+            }
+        }
+    }
+}
+
+/// A query that runs, and is written down when it has ended.
+struct Watching {
+    access: Arc<Access>,
+    entry: AuditEntry,
+    began: Instant,
+    /// It counts as running until this is gone.
+    admitted: Option<(Running, Limits)>,
+    is_open: bool,
+}
+
+impl std::fmt::Debug for Watching {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watching").field("entry", &self.entry).finish_non_exhaustive()
+    }
+}
+
+impl Watched for Watching {
+    fn time_limit(&self) -> Option<Duration> {
+        self.admitted.as_ref().and_then(|(_, limits)| limits.deadline)
+    }
+
+    fn row_limit(&self) -> Option<u64> {
+        self.admitted.as_ref().and_then(|(_, limits)| limits.rows)
+    }
+
+    fn ended(&mut self, rows: u64, outcome: &'static str) {
+        if std::mem::replace(&mut self.is_open, false) {
+            let duration = self.began.elapsed();
+            self.access.note(AuditEntry { rows, outcome, duration, ..self.entry.clone() });
+        }
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.ended(0, "cancelled");
+    }
+}
