@@ -88,8 +88,8 @@ impl Gate for AccessGate {
             Watching { access: Arc::clone(&self.access), entry, began: Instant::now(), admitted: None, is_open: true };
         let admitted = self.access.admit(&principal).and_then(|admitted| {
             if self.access.audit().is_some() {
-                let plan =
-                    asked.state.optimize(asked.plan).map_err(holdfast_engine::EngineError::execution("planning"))?;
+                let failed = |source| EngineError::Execution { what: "planning".to_owned(), source: Box::new(source) };
+                let plan = asked.state.optimize(asked.plan).map_err(failed)?;
                 watching.entry.touched = touched(&plan);
             }
             Ok(admitted)

@@ -1004,7 +1004,7 @@ mod tests {
             ),
             ("select a = any(array[1,2])", "SELECT a IN (1, 2)"),
             ("select a <> all(b)", "SELECT a <> ALL(b)"),
-            ("select a like any(array['x','y'])", "SELECT a LIKE ANY(ARRAY['x', 'y'])"),
+            ("select a like any(array['x','y'])", "SELECT a LIKE ANY (ARRAY['x', 'y'])"),
             ("select 1, 1 as x, 2 as x", "SELECT 1, 1 AS x, 2 AS \"x\u{1}3\""),
             ("select * from information_schema.tables", "SELECT * FROM pg_information.tables"),
             (

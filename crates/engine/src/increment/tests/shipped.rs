@@ -75,6 +75,33 @@ message = "string"
 remedy = "string"
 state = "string"
 told = "timestamp"
+[metric.model_quality]
+model = "string"
+version = "int32"
+kind = "string"
+subject = "string"
+measure = "string"
+moment = "timestamp"
+customers = "int64"
+value = "float64"
+low = "float64"
+high = "float64"
+expected = "float64"
+allowed = "float64"
+is_alert = "bool"
+message = "string"
+watched_at = "timestamp"
+[risk.churn_probability]
+customer_id = "string"
+model_version = "int32"
+probability = "float64"
+band = "string"
+raises_1 = "string"
+raises_2 = "string"
+raises_3 = "string"
+lowers_1 = "string"
+lowers_2 = "string"
+as_of = "timestamp"
 "#;
 
 /// What every raw table has besides its contract's columns.
@@ -238,7 +265,7 @@ async fn check(pipeline: &str, stages: &str, by_key: usize) {
 
 #[tokio::test]
 async fn stages_of_the_churn_pack() {
-    check("churn", "sql", 39).await;
+    check("churn", "sql", 40).await;
 }
 
 #[tokio::test]
