@@ -500,7 +500,7 @@ async fn pol_1_no_error_plan_or_condition_tells_of_what_is_hidden() {
     for query in [
         format!("select * from core.customers where phone = '{CANARY}-13800000002'"),
         format!("select * from core.customers where phone like '{CANARY}%'"),
-        format!("select * from core.customers where email is not null"),
+        "select * from core.customers where email is not null".to_owned(),
     ] {
         assert_eq!(service.select("ana", &query).await.unwrap().num_rows(), 0, "{query}");
     }
@@ -675,7 +675,7 @@ async fn each_access_is_written_down_without_what_was_read() {
     let name = "audit.accesses".parse().unwrap();
     let run = LakeReader::newest_of(&lake, &SessionSettings::default(), &[name]).await.unwrap();
     let rows = rows_of(&run).await;
-    let said = pretty_format_batches(&[rows.clone()]).unwrap().to_string();
+    let said = pretty_format_batches(std::slice::from_ref(&rows)).unwrap().to_string();
     assert!(!said.contains(CANARY), "{said}");
     let lines: Vec<&str> = said.lines().filter(|line| line.starts_with('|')).skip(2).collect();
     assert_eq!(lines.len(), 4, "{said}");

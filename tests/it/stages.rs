@@ -7,7 +7,7 @@ use arrow::datatypes::{DataType, Decimal128Type, Field, Schema};
 use holdfast_engine::{
     DeclaredTable, LakeReader, Project, RunOptions, Runner, Selection, SessionSettings, TableRows, write_table,
 };
-use holdfast_lake::{Lake, Manifest, ManifestEntry, Position, StoreOptions, TableSpec};
+use holdfast_lake::{CommitOutcome, Lake, Manifest, ManifestEntry, Position, StoreOptions, TableSpec};
 use holdfast_types::{FixedClock, Progress, TableName};
 
 use crate::folder::ProjectFolder;
@@ -337,7 +337,8 @@ async fn publish_beside(lake: &Lake, name: &str, step: i64) -> u64 {
     };
     let rows = RecordBatch::try_new(schema, vec![Arc::new(Int32Array::from(vec![1]))]).unwrap();
     let position = Position { app_id: "beside".to_owned(), version: step };
-    write_table(lake, &spec, TableRows::Added(vec![rows]), position, serde_json::Map::new()).await.unwrap();
+    let written = write_table(lake, &spec, TableRows::Added(vec![rows]), position, serde_json::Map::new()).await;
+    assert!(matches!(written.unwrap(), CommitOutcome::Applied { .. }));
     let table = lake.table(&name).await.unwrap().unwrap();
     let latest = lake.latest_manifest().await.unwrap().unwrap();
     let mut tables: Vec<ManifestEntry> = latest.tables.iter().filter(|entry| entry.name != name).cloned().collect();

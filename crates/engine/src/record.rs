@@ -327,7 +327,7 @@ impl TextRows {
             let mut columns = Vec::with_capacity(names.len());
             for name in &names {
                 let cells = cells(batch, name).map_err(failed)?;
-                let is_text = batch.schema().field_with_name(name).is_ok_and(|field| is_text(field));
+                let is_text = batch.schema().field_with_name(name).is_ok_and(is_text);
                 columns.push(cells.into_iter().map(|cell| mask(name, is_text, cell)).collect::<Vec<String>>());
             }
             rows.extend((0..batch.num_rows()).map(|row| columns.iter().map(|cells| cells[row].clone()).collect()));

@@ -95,11 +95,17 @@ pub(crate) enum CliError {
     #[error(transparent)]
     PgWire(#[from] PgWireError),
     #[error(transparent)]
-    Serve(#[from] ServeError),
+    Serve(Box<ServeError>),
     #[error(transparent)]
     Synth(#[from] SynthError),
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
+}
+
+impl From<ServeError> for CliError {
+    fn from(error: ServeError) -> Self {
+        Self::Serve(Box::new(error))
+    }
 }
 
 impl CliError {

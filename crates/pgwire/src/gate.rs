@@ -123,18 +123,13 @@ pub struct Notes {
     pub tags: Vec<String>,
 }
 
-/// Users from a file, who all see everything. Without a file everybody is let in, on loopback.
-#[derive(Debug, Default)]
+/// Users from a file, who all see everything.
+#[derive(Debug)]
 pub struct UserFile {
-    users: Option<BTreeMap<String, Verifier>>,
+    users: BTreeMap<String, Verifier>,
 }
 
 impl UserFile {
-    /// No users: whoever reaches the port is let in, under any name.
-    pub fn nobody() -> Self {
-        Self::default()
-    }
-
     /// Reads lines of the form `name:SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`. Empty lines, and lines that begin
     /// with `#`, say nothing.
     ///
@@ -169,7 +164,7 @@ impl UserFile {
         }
         match users.is_empty() {
             true => Err(mistake(1, "there are no users in it: make a line with `holdfast pg-user NAME`".to_owned())),
-            false => Ok(Self { users: Some(users) }),
+            false => Ok(Self { users }),
         }
     }
 
@@ -194,11 +189,11 @@ fn check_name(name: &str) -> Result<(), &'static str> {
 #[async_trait]
 impl Gate for UserFile {
     fn is_open(&self) -> bool {
-        self.users.is_none()
+        false
     }
 
     async fn verifier(&self, user: &str) -> Result<Option<Verifier>, GateError> {
-        Ok(self.users.as_ref().and_then(|users| users.get(user)).cloned())
+        Ok(self.users.get(user).cloned())
     }
 
     fn tells_sizes(&self) -> bool {

@@ -53,7 +53,7 @@ pub(crate) async fn plan(
     if found.count > values.len() {
         return Err(Problem::new(state::UNDEFINED_PARAMETER, format!("there is no parameter ${}", found.count)));
     }
-    let plan = planned(context, rewritten, &found).await?;
+    let plan = Box::pin(planned(context, rewritten, &found)).await?;
     Ok(Planned { text: statement.to_string(), columns: columns_of(&plan, statement), plan })
 }
 
@@ -62,7 +62,7 @@ pub(crate) async fn infer(context: &SessionContext, statement: &Statement, said:
     let (rewritten, found) = for_inference(statement);
     let count = found.count.max(said.len());
     if count == 0 {
-        let plan = planned(context, rewritten, &found).await?;
+        let plan = Box::pin(planned(context, rewritten, &found)).await?;
         return Ok(Inferred { parameters: Vec::new(), columns: columns_of(&plan, statement) });
     }
     let mut known: Vec<Option<ColumnType>> = (0..count)
@@ -75,7 +75,7 @@ pub(crate) async fn infer(context: &SessionContext, statement: &Statement, said:
         .collect();
     // Where a type is missing, the planner says what fits. It may not be able to.
     if known.iter().any(Option::is_none)
-        && let Ok(plan) = planned(context, rewritten, &found).await
+        && let Ok(plan) = Box::pin(planned(context, rewritten, &found)).await
         && let Ok(inferred) = plan.get_parameter_types()
     {
         for (index, known) in known.iter_mut().enumerate().filter(|(_, known)| known.is_none()) {

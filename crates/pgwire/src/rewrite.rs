@@ -597,7 +597,7 @@ fn functions_compared(left: &Expr, op: &BinaryOperator, right: &Expr) -> Option<
         _ => None,
     };
     let names_function = |expr: &Expr| column(expr).is_some_and(|name| catalog::names_function(&name));
-    let is_zero = |expr: &Expr| matches!(expr, Expr::Value(ValueWithSpan { value: Value::Number(number, _), .. }) if number.to_string() == "0");
+    let is_zero = |expr: &Expr| matches!(expr, Expr::Value(ValueWithSpan { value: Value::Number(number, _), .. }) if *number == "0");
     let is_number = |expr: &Expr| column(expr).is_some_and(|name| name == "oid");
     let compared = |left: &Expr, right: Expr| {
         Some(Expr::BinaryOp { left: Box::new(left.clone()), op: op.clone(), right: Box::new(right) })
@@ -624,7 +624,7 @@ fn any_of(left: &Expr, op: &BinaryOperator, right: &Expr, is_all: bool) -> Optio
     let is_equality = matches!((op, is_all), (BinaryOperator::Eq, false) | (BinaryOperator::NotEq, true));
     if let Expr::Subquery(subquery) = right {
         let (expr, subquery) = (Box::new(left.clone()), subquery.clone());
-        return is_equality.then(|| Expr::InSubquery { expr, subquery, negated: is_all });
+        return is_equality.then_some(Expr::InSubquery { expr, subquery, negated: is_all });
     }
     match elements(right) {
         Some(list) if list.is_empty() => Some(boolean(is_all)),
@@ -748,11 +748,6 @@ impl VisitorMut for Simplifier {
         }
         ControlFlow::Continue(())
     }
-}
-
-/// Nothing where an array is expected.
-fn no_texts() -> Expr {
-    cast(null(), DataType::Array(ArrayElemTypeDef::SquareBracket(Box::new(DataType::Text), None)))
 }
 
 /// A query that was emptied, or is empty.

@@ -393,10 +393,7 @@ impl<'a> Words<'a> {
                 "binary" => options.is_binary = true,
                 "header" => {
                     let said = self.tokens.get(self.at).and_then(|token| name_of(&token.token));
-                    options.has_header = match said.as_deref() {
-                        Some("false" | "off" | "0") => false,
-                        _ => true,
-                    };
+                    options.has_header = !matches!(said.as_deref(), Some("false" | "off" | "0"));
                     if matches!(said.as_deref(), Some("false" | "off" | "true" | "on" | "match")) {
                         self.at += 1;
                     }

@@ -29,6 +29,9 @@ fn schema(keys: Vec<Field>) -> HistorySchema {
     HistorySchema::new("v", keys, features, 4).unwrap()
 }
 
+/// The moments of a row, whether it is a deletion, and its values as text.
+type Expected = ((i64, i64, i64), bool, Vec<String>);
+
 /// Numbers that are the same in every run.
 struct Draw(u64);
 
@@ -48,7 +51,8 @@ fn changes(schema: &HistorySchema, draw: &mut Draw, version: i64, rows: usize, k
     let micros =
         |values: Vec<i64>| -> ArrayRef { Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC")) };
     let lists = values.iter().map(|value| {
-        (value % 7 != 0).then(|| (0..value % 4).map(|item| (item != 2).then_some(item as i32)).collect::<Vec<_>>())
+        (value % 7 != 0)
+            .then(|| (0..value % 4).map(|item| (item != 2).then(|| i32::try_from(item).unwrap())).collect::<Vec<_>>())
     });
     let mut columns: Vec<ArrayRef> = vec![Arc::new(StringArray::from(names))];
     if schema.keys().len() == 2 {
@@ -64,11 +68,15 @@ fn changes(schema: &HistorySchema, draw: &mut Draw, version: i64, rows: usize, k
                 .with_precision_and_scale(18, 2)
                 .unwrap(),
         ),
-        Arc::new(StringArray::from_iter((0..rows).map(|at| is(at, 3).then(|| "x".repeat(values[at] as usize % 9))))),
+        Arc::new(StringArray::from_iter(
+            (0..rows).map(|at| is(at, 3).then(|| "x".repeat(usize::try_from(values[at] % 9).unwrap()))),
+        )),
         Arc::new(BooleanArray::from_iter((0..rows).map(|at| is(at, 6).then_some(values[at] % 2 == 0)))),
         Arc::new(Float64Array::from_iter((0..rows).map(|at| is(at, 4).then_some(values[at] as f64 / 3.0)))),
         Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(lists)),
-        Arc::new(BinaryArray::from_iter((0..rows).map(|at| is(at, 8).then(|| vec![values[at] as u8; 3])))),
+        Arc::new(BinaryArray::from_iter(
+            (0..rows).map(|at| is(at, 8).then(|| vec![u8::try_from(values[at]).unwrap(); 3])),
+        )),
     ]);
     RecordBatch::try_new(Arc::clone(schema.file_schema()), columns).unwrap()
 }
@@ -89,7 +97,7 @@ fn whatever_is_published_the_latest_row_of_each_key_is_found() {
         let mut draw = Draw(7);
         let mut bucket = Bucket::default();
         // By key: where the row stands, and its texts.
-        let mut expected: BTreeMap<Vec<String>, ((i64, i64, i64), bool, Vec<String>)> = BTreeMap::new();
+        let mut expected: BTreeMap<Vec<String>, Expected> = BTreeMap::new();
         for version in 1..60 {
             let rows = [1, 5, 40, 700][usize::try_from(draw.below(4)).unwrap()];
             let batch = changes(&schema, &mut draw, version, rows, 900);
