@@ -47,6 +47,8 @@ const PRINTED_ERRORS: &str = "monotonic_counter.holdfast_errors";
 /// What the crates measure. Labels are an allow-list, so that neither an unbounded value nor a person's data can
 /// become one by accident; a metric that is missing here is exported without any.
 const METRICS: &[Metric] = &[
+    Metric::count("holdfast_audit_failures", "{attempt}", "attempts to write accesses down that failed", &[]),
+    Metric::count("holdfast_audit_lost", "{access}", "accesses that were not written down", &[]),
     Metric::seconds("holdfast_cluster_job_seconds", "time of a plan on the cluster", &["stage"]),
     Metric::count(
         "holdfast_cluster_result_bytes",
@@ -93,6 +95,8 @@ const METRICS: &[Metric] = &[
     Metric::count("holdfast_maintain_inbox_objects_deleted", "{object}", "old inbox objects deleted", &["source"]),
     Metric::count("holdfast_maintain_log_files_deleted", "{file}", "commits and checkpoints deleted", &["table"]),
     Metric::seconds("holdfast_maintain_seconds", "time to maintain a table", &["table"]),
+    Metric::count("holdfast_postgres_connections", "{session}", "sessions over the PostgreSQL protocol", &[]),
+    Metric::count("holdfast_postgres_refused", "{connection}", "connections of it that were refused", &["code"]),
     Metric::seconds("holdfast_put_ack_seconds", "arrival of a batch to its being durable", &["outcome", "source"]),
     Metric::count("holdfast_put_batches", "{batch}", "batches put and durable", &["outcome", "source"]),
     Metric::count("holdfast_put_bytes", "By", "bytes of objects made durable", &["outcome", "source"]),
