@@ -160,8 +160,8 @@ impl Rows {
             match next {
                 Some(batch) => {
                     let batch = batch.map_err(Problem::of_query)?;
-                    self.given += batch.num_rows() as u64;
-                    if let Some(limit) = self.row_limit.filter(|limit| self.given > *limit) {
+                    let given = self.given + batch.num_rows() as u64;
+                    if let Some(limit) = self.row_limit.filter(|limit| given > *limit) {
                         return Err(Problem::new(
                             state::PROGRAM_LIMIT,
                             format!(
@@ -169,6 +169,7 @@ impl Rows {
                             ),
                         ));
                     }
+                    self.given = given;
                     let written = writable(&batch).map_err(|error| Problem::of_query(error.into()))?;
                     self.current = Some((written, 0));
                 }

@@ -730,7 +730,7 @@ impl VisitorMut for Simplifier {
             Expr::Function(function) => match &function.args {
                 FunctionArguments::Subquery(query) if last_part(&function.name).as_deref() == Some("array") => {
                     if is_known_empty(query) {
-                        Some(null())
+                        Some(no_texts())
                     } else {
                         collected(query)
                     }
@@ -748,6 +748,11 @@ impl VisitorMut for Simplifier {
         }
         ControlFlow::Continue(())
     }
+}
+
+/// Nothing where an array is expected.
+fn no_texts() -> Expr {
+    cast(null(), DataType::Array(ArrayElemTypeDef::SquareBracket(Box::new(DataType::Text), None)))
 }
 
 /// A query that was emptied, or is empty.
