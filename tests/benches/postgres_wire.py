@@ -50,7 +50,7 @@ COLUMNS = [
     ("points", "bigint", "{n} * 7919", "n * 7919"),
     ("score", "double precision", "cast({n} % 1000 as double) / 8", "(n % 1000)::double precision / 8"),
     ("is_paid", "boolean", "{n} % 3 = 0", "n % 3 = 0"),
-    ("ordered_at", "timestamptz", "to_timestamp_micros(1700000000000000 + {n} * 1000000)", "to_timestamp(1700000000 + n)"),
+    ("ordered_at", "timestamptz", "arrow_cast(to_timestamp_micros(1700000000000000 + {n} * 1000000), 'Timestamp(Microsecond, Some(\"UTC\"))')", "to_timestamp(1700000000 + n)"),
 ]
 
 
