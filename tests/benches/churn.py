@@ -1,6 +1,6 @@
 """What a trained model is worth on the generator's shop, whose truth it never sees.
 
-    python tests/benches/churn.py --holdfast target/debug/holdfast --customers 10000 --days 730 --dir /tmp/churn
+    python tests/benches/churn.py --holdfast target/debug/holdfast --customers 10000 --days 730 --dir churn-demo
 
 Makes a demo lake (or takes the one that is in --dir), trains and promotes the shipped model, then looks at the moment that judged it as if it were today (`run --as-of`,
 `score`) and holds the scores against

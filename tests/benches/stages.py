@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The stages of the churn pack beside DuckDB, dbt, SQLMesh and Spark, on the same data, with the same answers.
 
-    python tests/benches/stages.py --holdfast target/debug/holdfast --peers /tmp/peers --customers 10000
+    python tests/benches/stages.py --holdfast target/debug/holdfast --peers peers --customers 10000
 
 Parts, of which `--parts` takes some:
 

@@ -179,7 +179,13 @@ mod tests {
             proof.iter().zip(sign(&verifier.stored_key).as_ref()).map(|(left, right)| left ^ right).collect();
         assert_eq!(ring::digest::digest(&ring::digest::SHA256, &client_key).as_ref(), verifier.stored_key);
         assert_eq!(STANDARD.encode(sign(&verifier.server_key)), "6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
-        assert_eq!(ScramVerifier::parse(&verifier.to_string()), Some(verifier));
+        let text = verifier.to_string();
+        assert_eq!(ScramVerifier::parse(&text), Some(verifier));
+        for wrong in
+            ["", "md5abc", "SCRAM-SHA-256$4096:c2FsdA==$YQ==:YQ==", &format!("{text}$"), &text.replace("4096", "0")]
+        {
+            assert!(ScramVerifier::parse(wrong).is_none(), "{wrong}");
+        }
     }
 
     #[test]

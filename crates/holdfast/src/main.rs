@@ -66,7 +66,6 @@ enum Command {
     Identity(identity::IdentityArgs),
     Ingest(ingest::IngestArgs),
     Lineage(lineage::LineageArgs),
-    PgUser(serve::PgUserArgs),
     Plan(plan::PlanArgs),
     Policy(policy::PolicyArgs),
     Promote(environments::PromoteArgs),
@@ -103,7 +102,6 @@ impl Command {
             Self::Identity(_) => "identity",
             Self::Ingest(_) => "ingest",
             Self::Lineage(_) => "lineage",
-            Self::PgUser(_) => "pg-user",
             Self::Plan(_) => "plan",
             Self::Policy(_) => "policy",
             Self::Promote(_) => "promote",
@@ -185,9 +183,6 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     if let Command::Check(check::CheckArgs { explain: Some(code), .. }) = &cli.command {
         return check::explain_code(code);
     }
-    if let Command::PgUser(args) = &cli.command {
-        return serve::pg_user(args);
-    }
     if let Command::Cluster(args) = &cli.command {
         return Box::pin(cluster::run(args, &cli.project, store_options(), terminal)).await;
     }
@@ -203,7 +198,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Environments(args) => environments::run(&project, args, terminal).await,
         Command::Features(args) => features::run(&project, args, terminal).await,
         Command::Fmt(args) => fmt::run(&project, args, terminal),
-        Command::Cluster(_) | Command::Generate(_) | Command::PgUser(_) => Ok(()),
+        Command::Cluster(_) | Command::Generate(_) => Ok(()),
         Command::Identity(args) => identity::run(&project, args, terminal).await,
         Command::Ingest(args) => Box::pin(ingest::run(&project, args, terminal)).await,
         Command::Lineage(args) => lineage::run(&project, args).await,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use datafusion::prelude::SessionContext;
 use holdfast_access::{Access, AccessError, AuditEntry, Limits, Principal, Running, query_hash, touched};
-use holdfast_engine::{EngineError, Published};
+use holdfast_engine::Published;
 use holdfast_pgwire::{AskedPlan, Gate, GateError, Verifier, Watched};
 use holdfast_types::ErrorKind;
 
@@ -82,19 +82,14 @@ impl Gate for AccessGate {
 
     async fn begins(&self, asked: AskedPlan<'_>) -> Result<Box<dyn Watched>, GateError> {
         let principal = self.principal(asked.user)?;
-        let mut entry = self.access.entry(&principal, PROTOCOL, ACTION, asked.run);
-        entry.query_hash = Some(query_hash(asked.text));
+        let entry = self.access.entry(&principal, PROTOCOL, ACTION, asked.run);
         let mut watching =
             Watching { access: Arc::clone(&self.access), entry, began: Instant::now(), admitted: None, is_open: true };
-        let admitted = self.access.admit(&principal).and_then(|admitted| {
-            if self.access.audit().is_some() {
-                let failed = |source| EngineError::Execution { what: "planning".to_owned(), source: Box::new(source) };
-                let plan = asked.state.optimize(asked.plan).map_err(failed)?;
-                watching.entry.touched = touched(&plan);
-            }
-            Ok(admitted)
-        });
-        let begun = match admitted {
+        if self.access.audit().is_some() {
+            watching.entry.query_hash = Some(query_hash(&asked.statement.to_string()));
+            watching.entry.touched = touched(asked.plan);
+        }
+        let begun = match self.access.admit(&principal) {
             Ok(admitted) => {
                 watching.admitted = Some(admitted);
                 self.access.begin(&watching.entry).await

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use datafusion::prelude::SessionContext;
 use datafusion::sql::sqlparser::ast::Statement;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -578,12 +579,26 @@ impl Connection {
     async fn running(&mut self, portal: &mut Portal, watch: &Watch) -> Result<Option<Rows>, Stop> {
         match std::mem::replace(&mut portal.source, Source::Ended) {
             Source::Planned(planned, context) => {
-                let watched = self.session.begins(&planned, &context).await?;
-                self.io.guarded(watch, Rows::start(*planned, &context, watched)).await.map(Some)
+                let Some(statement) = portal.command.as_ref().and_then(Command::query) else { return Ok(None) };
+                self.start(statement, &planned, &context, watch).await.map(Some)
             }
             Source::Running(rows) => Ok(Some(rows)),
             Source::Nothing | Source::Ended => Ok(None),
         }
+    }
+
+    /// Begins to run a plan, if the gate lets it through.
+    async fn start(
+        &mut self,
+        statement: &Statement,
+        planned: &Planned,
+        context: &SessionContext,
+        watch: &Watch,
+    ) -> Result<Rows, Stop> {
+        let state = context.state();
+        let plan = state.optimize(&planned.plan).map_err(Problem::of_query)?;
+        let watched = self.session.begins(statement, &plan).await?;
+        self.io.guarded(watch, Rows::start(&plan, &state, watched)).await
     }
 
     /// Writes rows as they come, up to a limit; how many.
@@ -641,8 +656,7 @@ impl Connection {
         let planned = self.plan(query, &[], watch).await?;
         let columns = planned.columns.clone();
         let context = self.session.context.clone();
-        let watched = self.session.begins(&planned, &context).await?;
-        let mut rows = self.io.guarded(watch, Rows::start(planned, &context, watched)).await?;
+        let mut rows = self.start(query, &planned, &context, watch).await?;
         let is_binary = *style == CopyStyle::Binary;
         self.io.output.copy_out(if is_binary { Format::Binary } else { Format::Text }, columns.len());
         let mut sent = 0;

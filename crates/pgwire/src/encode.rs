@@ -118,37 +118,38 @@ impl<'a> BatchEncoder<'a> {
         match style {
             CopyStyle::Binary => self.fields(row, out),
             CopyStyle::Text { delimiter, null } => {
-                for (index, (values, _)) in self.columns.iter_mut().enumerate() {
-                    if index > 0 {
-                        out.push(*delimiter);
-                    }
-                    if values.is_null(row) {
-                        out.extend_from_slice(null.as_bytes());
-                        continue;
-                    }
-                    let begins = out.len();
-                    values.text(row, out);
-                    escape(out, begins, *delimiter);
-                }
-                out.push(b'\n');
+                self.line(row, (*delimiter, null), out, |out, begins| escape(out, begins, *delimiter));
             }
             CopyStyle::Csv { delimiter, quote, null, force_quote } => {
-                for (index, (values, _)) in self.columns.iter_mut().enumerate() {
-                    if index > 0 {
-                        out.push(*delimiter);
-                    }
-                    if values.is_null(row) {
-                        out.extend_from_slice(null.as_bytes());
-                        continue;
-                    }
-                    let begins = out.len();
-                    values.text(row, out);
-                    quote_csv(out, begins, (*delimiter, *quote), null, *force_quote);
-                }
-                out.push(b'\n');
+                let quoted =
+                    |out: &mut Vec<u8>, begins| quote_csv(out, begins, (*delimiter, *quote), null, *force_quote);
+                self.line(row, (*delimiter, null), out, quoted);
             }
         }
         close_frame(out, start);
+    }
+
+    /// Values with delimiters between them; `finish` is told where each begins.
+    fn line(
+        &mut self,
+        row: usize,
+        (delimiter, null): (u8, &str),
+        out: &mut Vec<u8>,
+        finish: impl Fn(&mut Vec<u8>, usize),
+    ) {
+        for (index, (values, _)) in self.columns.iter_mut().enumerate() {
+            if index > 0 {
+                out.push(delimiter);
+            }
+            if values.is_null(row) {
+                out.extend_from_slice(null.as_bytes());
+                continue;
+            }
+            let begins = out.len();
+            values.text(row, out);
+            finish(out, begins);
+        }
+        out.push(b'\n');
     }
 
     fn fields(&mut self, row: usize, out: &mut Vec<u8>) {

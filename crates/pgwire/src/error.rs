@@ -20,7 +20,7 @@ pub enum PgWireError {
     },
     /// Listening beyond this machine without users.
     #[error(
-        "{address} can be reached from other machines and there are no users: name them with --pg-users, or listen on 127.0.0.1"
+        "{address} can be reached from other machines and there are no users: name them with --users, or listen on 127.0.0.1"
     )]
     Exposed {
         /// Where it was asked to listen.
@@ -44,19 +44,6 @@ pub enum PgWireError {
         /// The system's answer.
         source: std::io::Error,
     },
-    /// A line of the file of users that is none.
-    #[error("{path}:{line}: {reason}")]
-    User {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong with it, without what it says.
-        reason: String,
-    },
-    /// A password that cannot be taken.
-    #[error("the password cannot be taken: {0}")]
-    Password(&'static str),
     /// A certificate or key that cannot be used.
     #[error("TLS cannot be used: {0}")]
     Tls(String),
@@ -70,7 +57,6 @@ impl PgWireError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Listener(_) => ErrorKind::Retry,
-            Self::Password(_) => ErrorKind::InvalidInput,
             _ => ErrorKind::InvalidConfig,
         }
     }

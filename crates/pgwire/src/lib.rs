@@ -10,8 +10,7 @@
 //!            checked                    dialect                          at a time csv
 //! ```
 //!
-//! Who may come in, and what they see, is not decided here: a [`Gate`] knows users and opens their sessions. [`UserFile`] is one that
-//! lets known users see everything.
+//! Who may come in, and what they see, is not decided here: a [`Gate`] knows users and opens their sessions.
 //!
 //! The frames are read here and not by a crate: every length is checked before anything is allocated, rows are written from Arrow
 //! columns straight into the connection's buffer, and the connection is watched while a query runs, so that who leaves is noticed.
@@ -38,7 +37,7 @@ mod tls;
 mod types;
 
 pub use error::PgWireError;
-pub use gate::{AskedPlan, Gate, GateError, Notes, UserFile, Watched};
+pub use gate::{AskedPlan, Gate, GateError, Notes, Watched};
 pub use scram::Verifier;
 pub use server::{bind, serve};
 pub use settings::PgSettings;

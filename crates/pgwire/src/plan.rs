@@ -31,8 +31,6 @@ impl Column {
 
 /// A plan, and what its rows are.
 pub(crate) struct Planned {
-    /// The statement's text.
-    pub(crate) text: String,
     pub(crate) plan: LogicalPlan,
     pub(crate) columns: Vec<Column>,
 }
@@ -54,7 +52,7 @@ pub(crate) async fn plan(
         return Err(Problem::new(state::UNDEFINED_PARAMETER, format!("there is no parameter ${}", found.count)));
     }
     let plan = Box::pin(planned(context, rewritten, &found)).await?;
-    Ok(Planned { text: statement.to_string(), columns: columns_of(&plan, statement), plan })
+    Ok(Planned { columns: columns_of(&plan, statement), plan })
 }
 
 /// Finds out what the parameters of a statement are; `said` are the numbers of the types that the client gives, zero for none.

@@ -3,6 +3,8 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::error::DataFusionError;
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionContext;
@@ -75,14 +77,13 @@ impl Drop for Rows {
 }
 
 impl Rows {
-    /// Begins to run a plan.
+    /// Begins to run a plan that is optimised.
     pub(crate) async fn start(
-        planned: Planned,
-        context: &SessionContext,
+        plan: &LogicalPlan,
+        state: &SessionState,
         mut watched: Box<dyn Watched>,
     ) -> Result<Self, Problem> {
-        let begun = Self::begun(planned, context).await;
-        match begun {
+        match Self::begun(plan, state).await {
             Ok((batches, task)) => {
                 let until = watched.time_limit().and_then(|limit| Instant::now().checked_add(limit));
                 let row_limit = watched.row_limit();
@@ -97,11 +98,10 @@ impl Rows {
     }
 
     async fn begun(
-        planned: Planned,
-        context: &SessionContext,
+        plan: &LogicalPlan,
+        state: &SessionState,
     ) -> Result<(Receiver<Result<RecordBatch, DataFusionError>>, JoinHandle<()>), Problem> {
-        let state = context.state();
-        let plan = state.create_physical_plan(&planned.plan).await.map_err(Problem::of_query)?;
+        let plan = state.query_planner().create_physical_plan(plan, state).await.map_err(Problem::of_query)?;
         let plan = yielding(plan).map_err(Problem::of_query)?;
         let mut stream = execute_stream(plan, state.task_ctx()).map_err(Problem::of_query)?;
         let (sender, batches) = mpsc::channel(BATCHES_AHEAD);

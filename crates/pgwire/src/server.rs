@@ -562,7 +562,7 @@ mod tests {
     fn without_users_only_loopback_is_listened_on() {
         for address in ["0.0.0.0:1", "[::]:1", "192.168.1.5:1", "[::ffff:10.0.0.1]:1"] {
             let error = check_exposure(address.parse().unwrap(), true).unwrap_err();
-            assert!(error.to_string().contains("--pg-users"), "{error}");
+            assert!(error.to_string().contains("--users"), "{error}");
         }
         for own in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
             check_exposure(own.parse().unwrap(), true).unwrap();

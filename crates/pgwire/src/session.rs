@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
+use datafusion::sql::sqlparser::ast::Statement;
 use holdfast_engine::{LakeReader, Published, WhichRun};
 
 use crate::catalog;
 use crate::error::{Problem, state};
 use crate::gate::{AskedPlan, Gate, NotesByTable, Watched};
-use crate::plan::Planned;
 
 /// The version of PostgreSQL whose system tables and behaviour clients may expect.
 pub(crate) const SERVER_VERSION: &str = "15.0";
@@ -350,14 +351,8 @@ impl Session {
     }
 
     /// A plan is about to run.
-    pub(crate) async fn begins(
-        &self,
-        planned: &Planned,
-        context: &SessionContext,
-    ) -> Result<Box<dyn Watched>, Problem> {
-        let state = context.state();
-        let (text, plan) = (planned.text.as_str(), &planned.plan);
-        let asked = AskedPlan { user: self.shared.user(), run: self.run.sequence(), text, plan, state: &state };
+    pub(crate) async fn begins(&self, statement: &Statement, plan: &LogicalPlan) -> Result<Box<dyn Watched>, Problem> {
+        let asked = AskedPlan { user: self.shared.user(), run: self.run.sequence(), statement, plan };
         self.gate.begins(asked).await.map_err(|error| Problem::of_gate(&error))
     }
 

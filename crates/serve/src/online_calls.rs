@@ -8,7 +8,7 @@ use arrow_flight::FlightData;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use holdfast_access::{Access, Principal, Touched};
+use holdfast_access::{Access, Policy, Principal, Touched};
 use holdfast_feature_store::{Asked, OnlineColumns, OnlinePlan, OnlineStore};
 use tonic::Streaming;
 
@@ -38,7 +38,7 @@ pub(crate) async fn answer(
     Ok(Answer::ready_batch(to_wire(&rows, &schema)?).reading(seen.touched()))
 }
 
-/// Whose exchange it is. What the caller sees is looked up for every batch: who may not any more is told so at once.
+/// Whose exchange it is.
 #[derive(Debug, Clone)]
 pub(crate) struct Asking {
     pub(crate) access: Arc<Access>,
@@ -46,8 +46,23 @@ pub(crate) struct Asking {
 }
 
 impl Asking {
-    fn seen(&self, runs: &Runs, plan: &OnlinePlan) -> Result<SeenFeatures> {
-        FeatureGuard::new(&self.access, &self.principal, &runs.newest()).of_plan(plan)
+    fn sees(&self, runs: &Runs, plan: Arc<OnlinePlan>) -> Result<Sight> {
+        let policy = self.access.policy();
+        let seen = FeatureGuard::new(&self.access, &self.principal, &runs.newest()).of_plan(&plan)?;
+        Ok(Sight { plan, policy, seen })
+    }
+}
+
+/// How batches of keys are answered, until a run is published or the policy is another: who may not any more is told so with the next batch.
+struct Sight {
+    plan: Arc<OnlinePlan>,
+    policy: Option<Arc<Policy>>,
+    seen: SeenFeatures,
+}
+
+impl Sight {
+    fn is_of(&self, policy: Option<&Arc<Policy>>) -> bool {
+        self.policy.as_ref().map(Arc::as_ptr) == policy.map(Arc::as_ptr)
     }
 }
 
@@ -66,7 +81,6 @@ pub(crate) async fn converse(
         ));
     }
     let plan = plan(runs.online(), &command).await?;
-    let touched = asking.seen(&runs, &plan)?.touched();
     let (sent, keys) = sent_rows(first, messages).await?;
     for key in plan.keys() {
         if sent.field_with_name(key.name()).is_err() {
@@ -74,21 +88,26 @@ pub(crate) async fn converse(
         }
     }
     let schema = wire_schema(plan.schema());
+    let sight = asking.sees(&runs, plan)?;
+    let touched = sight.seen.touched();
     let wire = Arc::clone(&schema);
     let rows_max = settings.max_customer_ids;
-    let answers = futures::stream::try_unfold((plan, keys), move |(mut plan, mut keys)| {
+    let answers = futures::stream::try_unfold((sight, keys), move |(mut sight, mut keys)| {
         let (runs, wire, asking) = (Arc::clone(&runs), Arc::clone(&wire), asking.clone());
         async move {
             let Some(batch) = keys.try_next().await.map_err(sent_wrong)? else { return Ok(None) };
             too_many(batch.num_rows(), rows_max)?;
             let store = runs.online();
-            if plan.run() != store.run() {
-                let (asked, columns) = plan.pinned();
-                plan = store.plan(asked, columns)?;
+            if sight.plan.run() != store.run() {
+                let (asked, columns) = sight.plan.pinned();
+                let plan = store.plan(asked, columns)?;
+                sight = asking.sees(&runs, plan)?;
+            } else if !sight.is_of(asking.access.policy().as_ref()) {
+                sight = asking.sees(&runs, Arc::clone(&sight.plan))?;
             }
-            let rows = asking.seen(&runs, &plan)?.over(&answered(&runs, &plan, &batch)?)?;
-            let run = Bytes::from(plan.run().to_string());
-            Ok(Some(((to_wire(&rows, &wire)?, run), (plan, keys))))
+            let rows = sight.seen.over(&answered(&runs, &sight.plan, &batch)?)?;
+            let run = Bytes::from(sight.plan.run().to_string());
+            Ok(Some(((to_wire(&rows, &wire)?, run), (sight, keys))))
         }
     });
     Ok((schema, touched, answers.boxed()))

@@ -8,7 +8,7 @@ use std::time::Duration;
 use holdfast_access::{Access, AccessSettings, Audit};
 use holdfast_engine::{LakeReader, Stage};
 use holdfast_lake::Lake;
-use holdfast_pgwire::{Notes, PgSettings, TlsIdentity, UserFile};
+use holdfast_pgwire::{Notes, PgSettings, TlsIdentity};
 use holdfast_serve::{PutSettings, Puts, ServeError, ServeSettings, Tls, Token, bind_as, serve_with_http};
 use holdfast_types::{Progress, TableName};
 use tokio::net::TcpListener;
@@ -72,9 +72,6 @@ pub(crate) struct ServeArgs {
     /// Speak the PostgreSQL protocol, too, on this address, such as 127.0.0.1:5432
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) pg_listen: Option<String>,
-    /// A file of users of the PostgreSQL protocol alone, lines of `holdfast pg-user`, who see everything; for lakes without a policy. With --users it is those
-    #[arg(long, value_name = "FILE", requires = "pg_listen", conflicts_with = "users")]
-    pub(crate) pg_users: Option<PathBuf>,
     /// A certificate in PEM; with it nobody comes in without TLS
     #[arg(long, value_name = "FILE", requires = "pg_listen", requires = "pg_tls_key")]
     pub(crate) pg_tls_cert: Option<PathBuf>,
@@ -227,14 +224,11 @@ impl Door {
 struct PgDoor {
     address: SocketAddr,
     listener: TcpListener,
-    /// Of its own; without them they are those of the service.
-    users: Option<UserFile>,
     tls: Option<TlsIdentity>,
 }
 
 impl PgDoor {
     async fn open(listen: &str, args: &ServeArgs) -> Result<Self, CliError> {
-        let users = args.pg_users.as_deref().map(UserFile::read).transpose()?;
         let tls = match (&args.pg_tls_cert, &args.pg_tls_key) {
             (Some(certificate), Some(key)) => Some(TlsIdentity::read(certificate, key)?),
             (None, None) => None,
@@ -243,11 +237,10 @@ impl PgDoor {
                 return Err(CliError::Argument(text.to_owned()));
             }
         };
-        let is_open = users.is_none() && args.users.is_none();
-        let listener = holdfast_pgwire::bind(listen, is_open).await?;
+        let listener = holdfast_pgwire::bind(listen, args.users.is_none()).await?;
         let address =
             listener.local_addr().map_err(|error| CliError::Argument(format!("cannot listen on {listen}: {error}")))?;
-        Ok(Self { address, listener, users, tls })
+        Ok(Self { address, listener, tls })
     }
 
     async fn serve(
@@ -258,14 +251,7 @@ impl PgDoor {
         drain_timeout: Duration,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<(), CliError> {
-        let gate: Arc<dyn holdfast_pgwire::Gate> = match self.users {
-            Some(_) if access.policy().is_some() => {
-                let text = "users of --pg-users see everything, and this pipeline has a policy: give users with roles by --users";
-                return Err(CliError::Argument(text.to_owned()));
-            }
-            Some(users) => Arc::new(users),
-            None => Arc::new(AccessGate::new(access)),
-        };
+        let gate = Arc::new(AccessGate::new(access));
         let settings = PgSettings { drain_timeout, ..PgSettings::default() };
         let notes = notes(project);
         Ok(holdfast_pgwire::serve(reader, gate, self.tls, notes, settings, self.listener, stop).await?)
@@ -287,20 +273,6 @@ fn notes(project: &Project) -> BTreeMap<TableName, Notes> {
         (stage.name.clone(), Notes { owner: stage.directives.owner.clone(), tags })
     };
     draft.stages().iter().map(note).collect()
-}
-
-/// Make the line of a user for --pg-users of `serve`; the password comes from standard input
-#[derive(Debug, clap::Args)]
-pub(crate) struct PgUserArgs {
-    /// The user's name
-    name: String,
-}
-
-pub(crate) fn pg_user(args: &PgUserArgs) -> Result<(), CliError> {
-    let password = std::io::read_to_string(std::io::stdin())
-        .map_err(|error| CliError::Argument(format!("cannot read the password from standard input: {error}")))?;
-    let line = UserFile::line(&args.name, password.trim_end_matches(['\r', '\n']))?;
-    super::print(&format!("{line}\n"))
 }
 
 /// Who may come in and what they see, as the command line and the pipeline's policy have it.
