@@ -17,6 +17,8 @@ use arrow::datatypes::{
 use arrow::error::ArrowError;
 use arrow::json::writer::{EncoderOptions, NullableEncoder, make_encoder};
 
+use holdfast_types::civil;
+
 use crate::message::{Format, close_frame};
 use crate::types::{CHAR, ColumnType, INT2VECTOR, NUMERIC, TYPE_KEY};
 
@@ -726,16 +728,7 @@ fn put_date(out: &mut Vec<u8>, days: i64) {
 
 /// Writes the day, counted from 1970, and tells whether it is before the year one.
 fn put_day(out: &mut Vec<u8>, days: i64) -> bool {
-    // Days to civil date in the proleptic Gregorian calendar, by eras of 400 years that begin in March.
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (year, month, day) = civil(days);
     let is_before_christ = year <= 0;
     put_padded(out, if is_before_christ { 1 - year } else { year }, 4);
     out.push(b'-');

@@ -32,6 +32,7 @@ mod scram;
 mod server;
 mod session;
 mod settings;
+mod simplify;
 mod statement;
 mod tls;
 mod types;

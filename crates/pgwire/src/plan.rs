@@ -9,7 +9,8 @@ use holdfast_engine::plan_statement_read_only;
 
 use crate::error::{Problem, state};
 use crate::message::{Described, Format};
-use crate::rewrite::{APART, Given, Parameters, for_execution, for_inference, output_names, simplified};
+use crate::rewrite::{APART, Given, Parameters, for_execution, for_inference, output_names};
+use crate::simplify::simplified;
 use crate::types::{self, ColumnType};
 
 /// A column of an answer.

@@ -3,12 +3,14 @@
 //! Every other crate depends on this one. It must not know a file, a store, a table format or an engine: no I/O, no
 //! async, no Arrow.
 
+mod calendar;
 mod clock;
 mod error;
 mod name;
 mod progress;
 mod promise;
 
+pub use calendar::civil;
 pub use clock::{Clock, FixedClock};
 pub use error::ErrorKind;
 pub use name::{InvalidTableName, TableName};
