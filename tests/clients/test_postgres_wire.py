@@ -711,7 +711,7 @@ def guarded(tmp_path_factory, service):
     subprocess.run(command, input=PASSWORD + "\n", check=True, capture_output=True, text=True)
     kept = (folder / "users.toml").read_text()
     assert PASSWORD not in kept and re.search(r"SCRAM-SHA-256\$4096:[^$]+\$[^:]+:[^:]+", kept)
-    options = ["--users", folder / "users.toml", "--pg-tls-cert", folder / "rsa.crt", "--pg-tls-key", folder / "pkcs8.key"]
+    options = ["--users", folder / "users.toml", "--tls-certificate", folder / "rsa.crt", "--tls-key", folder / "pkcs8.key"]
     with Service(folder, *options) as guarded:
         yield guarded
 
@@ -756,7 +756,7 @@ def test_what_is_set_up_wrongly_does_not_start(guarded):
     folder = guarded.folder
     (folder / "bad.key").write_text("no key")
     (folder / "bad.toml").write_text("ana = password\n")
-    pem = lambda certificate, key: ["--pg-tls-cert", folder / certificate, "--pg-tls-key", folder / key]
+    pem = lambda certificate, key: ["--tls-certificate", folder / certificate, "--tls-key", folder / key]
     listen = ["--pg-listen", "127.0.0.1:0"]
     for options, reason in [
         (["--pg-listen", "0.0.0.0:0"], "--users"),
@@ -764,7 +764,7 @@ def test_what_is_set_up_wrongly_does_not_start(guarded):
         ([*listen, *pem("rsa.crt", "sec1.key")], "cannot be used"),
         ([*listen, *pem("pkcs8.key", "pkcs8.key")], "no certificate"),
         ([*listen, *pem("missing.crt", "pkcs8.key")], "missing.crt"),
-        ([*listen, "--pg-tls-cert", folder / "rsa.crt"], "--pg-tls-key"),
+        ([*listen, "--tls-certificate", folder / "rsa.crt"], "--tls-key"),
         ([*listen, "--users", folder / "bad.toml"], "bad.toml:1"),
         ([*listen, "--users", folder / "none.toml"], "none.toml"),
     ]:

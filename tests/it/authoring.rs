@@ -519,6 +519,10 @@ fn a_case_that_is_recorded_passes_and_tells_no_personal_data() {
     assert!(said.contains("Failed profile.named case as_recorded"), "{said}");
     let (_, said) = shop.fails(&["test", "--record", "profile.named", "--name", "two"]);
     assert!(said.contains("another query than the one that its table was made by"), "{said}");
+    shop.write("sql/profile/named.sql", NAMED);
+    let (_, said) = shop.fails(&["test", "--record", "profile.named", "--name", "two", "--customer", "nobody"]);
+    assert!(said.contains("profile.named has no row of a customer `nobody`"), "{said}");
+    assert!(!std::fs::read_to_string(&file).unwrap().contains("two"));
     let (_, said) = shop.fails(&["test", "--record", "core.orders"]);
     assert!(said.contains("identifier_token()"), "{said}");
     let (_, said) = shop.fails(&["test", "--record", "profile.names"]);

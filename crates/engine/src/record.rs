@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
@@ -102,7 +102,30 @@ impl Runner {
         let recorder = Recorder { state: &state, stage: &stage, customers: &customers };
         let mut masks = Masks::new(&customers);
         let given = recorder.given(&work, &mut masks).await?;
-        self.written(options, &stage, &schemas, given, as_of, &recorder.live(&table).await?, &mut masks).await
+        let live = recorder.live(&table).await?;
+        let found = TextRows::of(&live, [CUSTOMER_ID], |_, _, cell| cell)?.rows;
+        if let Some(nobody) = customers.iter().find(|id| found.iter().all(|row| row[0] != **id)) {
+            return Err(refused(format!("{stage_name} has no row of a customer `{nobody}`")));
+        }
+        // The text of the case has to be what it is when it is read again.
+        let texts: BTreeMap<String, String> =
+            given.iter().map(|(name, rows)| (name.to_string(), rows.to_string())).collect();
+        let made = made_of(&self.lake, &self.settings, &stage, &schemas, &texts, as_of).await?.map_err(refused)?;
+        let columns = stage.lineage.columns.iter().map(|(name, _)| name.as_str());
+        let expected = TextRows::of(&made, columns, |_, _, cell| cell)?;
+        // What the lake has, with the same words for the same values.
+        let live = masks.masked(&live, &stage.schema)?;
+        let mut remarks = masks.remarks();
+        remarks.extend(difference(&expected, &live, &pii_columns(&stage.schema)));
+        let file = stage.stage.file.with_extension("cases.toml");
+        let text = with_case(&file, &options.name, as_of, &texts, &expected)?;
+        Ok(Recorded {
+            file,
+            text,
+            given: given.iter().map(|(name, rows)| (name.clone(), rows.rows.len())).collect(),
+            expected: expected.rows.len(),
+            remarks,
+        })
     }
 
     fn recordable(&self, stage: &CheckedStage, options: &RecordOptions) -> Result<()> {
@@ -127,54 +150,29 @@ impl Runner {
         }
         Ok(())
     }
+}
 
-    /// The text of the case, which has to be what it is when it is read again.
-    #[expect(clippy::too_many_arguments, reason = "one step, named for its length")]
-    async fn written(
-        &self,
-        options: &RecordOptions,
-        stage: &CheckedStage,
-        schemas: &BTreeMap<TableName, SchemaRef>,
-        given: BTreeMap<TableName, TextRows>,
-        as_of: DateTime<Utc>,
-        live: &[RecordBatch],
-        masks: &mut Masks,
-    ) -> Result<Recorded> {
-        let wrong = |message: String| EngineError::Query { message };
-        let texts: BTreeMap<String, String> =
-            given.iter().map(|(name, rows)| (name.to_string(), rows.to_string())).collect();
-        let made = made_of(&self.lake, &self.settings, stage, schemas, &texts, as_of).await?.map_err(wrong)?;
-        let columns = stage.lineage.columns.iter().map(|(name, _)| name.as_str());
-        let expected = TextRows::of(&made, columns, |_, _, cell| cell)?;
-        // That of the lake, with the same words for the same values.
-        let live = masks.masked(live, &stage.schema)?;
-        let mut remarks = masks.remarks();
-        if let Some(remark) = difference(&expected, &live, &pii_columns(&stage.schema)) {
-            remarks.push(remark);
-        }
-        let file = stage.stage.file.with_extension("cases.toml");
-        let mut text = match std::fs::read_to_string(&file) {
-            Ok(text) => format!("{}\n", text.trim_end()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                format!("as_of = \"{}\"\n", as_of.to_rfc3339_opts(SecondsFormat::AutoSi, true))
-            }
-            Err(source) => return Err(EngineError::Unreadable { path: file, source }),
-        };
-        // Writing to a string cannot fail.
-        let _ = write!(text, "\n[[case]]\nname = \"{}\"\n", options.name);
-        let _ = writeln!(text, "as_of = \"{}\"\n[case.given]", as_of.to_rfc3339_opts(SecondsFormat::AutoSi, true));
-        for (name, rows) in &texts {
-            let _ = write!(text, "\"{name}\" = \"\"\"\n{rows}\"\"\"\n");
-        }
-        let _ = write!(text, "[case.expect]\nrows = \"\"\"\n{expected}\"\"\"\n");
-        Ok(Recorded {
-            file,
-            text,
-            given: given.iter().map(|(name, rows)| (name.clone(), rows.rows.len())).collect(),
-            expected: expected.rows.len(),
-            remarks,
-        })
+/// The text of a file of cases, which may be new, with another case at its end.
+fn with_case(
+    file: &Path,
+    name: &str,
+    as_of: DateTime<Utc>,
+    given: &BTreeMap<String, String>,
+    expected: &TextRows,
+) -> Result<String> {
+    let as_of = as_of.to_rfc3339_opts(SecondsFormat::AutoSi, true);
+    let mut text = match std::fs::read_to_string(file) {
+        Ok(text) => format!("{}\n", text.trim_end()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => format!("as_of = \"{as_of}\"\n"),
+        Err(source) => return Err(EngineError::Unreadable { path: file.to_owned(), source }),
+    };
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "\n[[case]]\nname = \"{name}\"\nas_of = \"{as_of}\"\n[case.given]");
+    for (table, rows) in given {
+        let _ = writeln!(text, "\"{table}\" = \"\"\"\n{rows}\"\"\"");
     }
+    let _ = writeln!(text, "[case.expect]\nrows = \"\"\"\n{expected}\"\"\"");
+    Ok(text)
 }
 
 struct Recorder<'a> {

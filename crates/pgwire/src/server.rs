@@ -76,7 +76,7 @@ pub async fn serve(
         listener.local_addr().map_err(|source| PgWireError::Bind { address: "a listener".to_owned(), source })?;
     check_exposure(address, gate.is_open())?;
     if !is_loopback(address.ip()) && tls.is_none() {
-        tracing::warn!(%address, "answers travel unencrypted: give a certificate with --pg-tls-cert and --pg-tls-key");
+        tracing::warn!(%address, "answers travel unencrypted: give a certificate with --tls-certificate and --tls-key");
     }
     let began = reader.lake().clock().now();
     let service = Arc::new(Service {

@@ -34,7 +34,7 @@ pub enum ServeError {
     },
     /// Listening beyond this machine without a token.
     #[error(
-        "{address} can be reached from other machines and no token is required: give one with --token-file, or listen on 127.0.0.1"
+        "{address} can be reached from other machines and nobody has to be known: give a token with --token-file or users with --users, or listen on 127.0.0.1"
     )]
     Exposed {
         /// Where it was asked to listen.

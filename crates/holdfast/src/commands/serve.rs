@@ -39,7 +39,7 @@ pub(crate) struct ServeArgs {
     /// Whether accesses are written to audit.accesses; required answers nobody whose access cannot be written [default: on with a policy or users]
     #[arg(long, value_enum, value_name = "WHEN")]
     pub(crate) audit: Option<AuditWhen>,
-    /// The certificate of the service, in PEM, with those of its issuers behind it
+    /// The certificate of the service, in PEM, with those of its issuers behind it; with it nobody comes in without TLS
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub(crate) tls_certificate: Option<PathBuf>,
     /// The certificate's key, in PEM
@@ -72,12 +72,6 @@ pub(crate) struct ServeArgs {
     /// Speak the PostgreSQL protocol, too, on this address, such as 127.0.0.1:5432
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) pg_listen: Option<String>,
-    /// A certificate in PEM; with it nobody comes in without TLS
-    #[arg(long, value_name = "FILE", requires = "pg_listen", requires = "pg_tls_key")]
-    pub(crate) pg_tls_cert: Option<PathBuf>,
-    /// The private key of the certificate, in PEM
-    #[arg(long, value_name = "FILE", requires = "pg_listen", requires = "pg_tls_cert")]
-    pub(crate) pg_tls_key: Option<PathBuf>,
 }
 
 /// When accesses are written down.
@@ -229,13 +223,9 @@ struct PgDoor {
 
 impl PgDoor {
     async fn open(listen: &str, args: &ServeArgs) -> Result<Self, CliError> {
-        let tls = match (&args.pg_tls_cert, &args.pg_tls_key) {
+        let tls = match (&args.tls_certificate, &args.tls_key) {
             (Some(certificate), Some(key)) => Some(TlsIdentity::read(certificate, key)?),
-            (None, None) => None,
-            _ => {
-                let text = "a certificate and its key belong together: give both --pg-tls-cert and --pg-tls-key";
-                return Err(CliError::Argument(text.to_owned()));
-            }
+            _ => None,
         };
         let listener = holdfast_pgwire::bind(listen, args.users.is_none()).await?;
         let address =

@@ -63,7 +63,8 @@ impl Imported {
     /// # Errors
     /// Damaged bytes, other kinds of model, trees that do not name their features.
     pub(crate) fn model(&self) -> Result<Model, CliError> {
-        Ok(Model::read(&Hessboost, &self.bytes)?)
+        Model::read(&Hessboost, &self.bytes)
+            .map_err(|error| refused(Path::new(&self.file), &format!("is refused: {error}")))
     }
 
     /// The features that the trees ask for, in their order; all of them are columns that the spec makes features.

@@ -46,8 +46,6 @@ struct ServeSection {
     put_token_file: Option<PathBuf>,
     log_served: Option<NonZeroU64>,
     pg_listen: Option<String>,
-    pg_tls_cert: Option<PathBuf>,
-    pg_tls_key: Option<PathBuf>,
     users: Option<PathBuf>,
     audit: Option<AuditWhen>,
     tls_certificate: Option<PathBuf>,
@@ -78,8 +76,6 @@ impl UpSection {
         args.put_token_file = section.put_token_file.as_ref().map(|file| folder.join(file));
         args.log_served = section.log_served;
         args.pg_listen.clone_from(&section.pg_listen);
-        args.pg_tls_cert = section.pg_tls_cert.as_ref().map(|file| folder.join(file));
-        args.pg_tls_key = section.pg_tls_key.as_ref().map(|file| folder.join(file));
         let below = |file: &Option<PathBuf>| file.as_ref().map(|file| folder.join(file));
         args.users = below(&section.users);
         args.audit = section.audit;
