@@ -11,7 +11,7 @@ use crate::error::GraphError;
 use crate::evidence::{Edge, EdgeKey, Evidence, Link, NONE};
 use crate::greedy::{Resolver, Tie};
 use crate::identifier::{Examiner, Life, Member, Standing, State, States, boundary, life_at, seen_at};
-use crate::node_map::{NodeMap, NodeSet};
+use crate::node_map::{NodeBits, NodeMap, NodeSet};
 use crate::resolution::{Clustered, Resolution, cluster_loaded, connects};
 use crate::rules::Rules;
 
@@ -317,7 +317,6 @@ impl IdentityGraph {
     /// Makes the changes in the evidence and the rules; says which nodes' own evidence they concern.
     fn record(&mut self, changes: &[Change]) -> Result<Batch> {
         let mut batch = Batch::default();
-        batch.blamed.reserve(2 * changes.len());
         batch.added.reserve(changes.len());
         let mut swept = Vec::new();
         for change in changes {
@@ -434,6 +433,7 @@ impl IdentityGraph {
         for (node, state) in states {
             self.resolution.set_state(node, state);
         }
+        batch.settle_blame();
         let parts = self.parts(&batch.dirty)?;
         for found in self.work_out(&parts, &batch, &earlier) {
             touched.nodes += found.nodes;
@@ -671,22 +671,36 @@ struct Batch {
     /// Links that are new.
     linked: NodeSet<(u32, u32)>,
     causes: Vec<(u8, Cause)>,
-    /// For each node the first of the most likely causes of a split.
-    blamed: NodeMap<u32, usize>,
+    /// For each node the first of the most likely causes of a split: node, unlikeliness, number of the cause. In ascending order, and one a node, once it is settled.
+    blamed: Vec<(u32, u8, u32)>,
+    /// Which nodes these are.
+    is_blamed: NodeBits,
 }
 
 impl Batch {
     /// Notes a cause at nodes; the lower `unlikeliness` goes first.
     fn blame(&mut self, unlikeliness: u8, cause: Cause, nodes: &[u32]) {
-        let number = self.causes.len();
+        let cause_number = number(self.causes.len());
         self.causes.push((unlikeliness, cause));
         for &node in nodes {
-            let known = self.blamed.entry(node).or_insert(number);
-            if self.causes[*known].0 > unlikeliness {
-                *known = number;
-            }
+            self.is_blamed.insert(node);
+            self.blamed.push((node, unlikeliness, cause_number));
         }
         self.dirty.extend(nodes);
+    }
+
+    /// To be called when all blame is known, and before anybody asks for it.
+    fn settle_blame(&mut self) {
+        self.blamed.sort_unstable();
+        self.blamed.dedup_by_key(|blame| blame.0);
+    }
+
+    fn blame_of(&self, node: u32) -> Option<usize> {
+        if !self.is_blamed.contains(node) {
+            return None;
+        }
+        let place = self.blamed.binary_search_by_key(&node, |blame| blame.0).ok()?;
+        Some(self.blamed[place].2 as usize)
     }
 
     /// What ties together the parts of each new cluster that were in different clusters, or in none. New evidence is asked first.
@@ -917,7 +931,7 @@ impl Batch {
     fn by_raw(&self, part: &Before) -> NodeMap<(bool, u32), usize> {
         let mut by_raw: NodeMap<(bool, u32), usize> = NodeMap::default();
         for (node, &(was, is)) in part.nodes.iter().zip(&part.raw) {
-            let Some(&number) = self.blamed.get(node) else { continue };
+            let Some(number) = self.blame_of(*node) else { continue };
             for key in [(false, was), (true, is)] {
                 let known = by_raw.entry(key).or_insert(number);
                 if (self.causes[number].0, number) < (self.causes[*known].0, *known) {
@@ -940,7 +954,7 @@ impl Batch {
             numbers.min_by_key(|&number| (self.causes[number].0, number)).map(|number| self.causes[number].1)
         };
         let nodes = || members.iter().map(|member| member.node);
-        likeliest(&mut nodes().filter_map(|node| self.blamed.get(&node).copied()))
+        likeliest(&mut nodes().filter_map(|node| self.blame_of(node)))
             .or_else(|| likeliest(&mut nodes().filter_map(|node| by_raw().get(&(false, part.raw(node).0)).copied())))
             .or_else(|| likeliest(&mut nodes().filter_map(|node| by_raw().get(&(true, part.raw(node).1)).copied())))
     }
