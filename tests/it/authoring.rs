@@ -162,6 +162,55 @@ fn what_works_and_surprises_is_a_warning_until_it_is_allowed_with_a_reason() {
     assert_eq!(found(&shop), ["E0108 some.sql:1:14", "W0603 some.sql:2:34"]);
 }
 
+#[test]
+fn identifiers_joined_without_their_time_are_told_where_they_can_change_hands() {
+    let tokens = "with visits as (\n    select *, coalesce(identifier_token('member_id', member), identifier_token('phone', member)) as token\n    \
+                  from raw.orders\n)\n\nselect i.customer_id, v.order_id\n";
+    let join = "from visits as v\nleft join identity.identifiers as i on i.token = v.token\n";
+    let dated =
+        "    and (i.valid_from is null or v.at >= i.valid_from)\n    and (i.valid_to is null or v.at < i.valid_to)\n";
+    let shop = Shop::new(&[
+        ("sql/core/alone.sql", &format!("{tokens}{join}")),
+        ("sql/core/dated.sql", &format!("{tokens}{join}{dated}")),
+        ("sql/core/half.sql", &format!("{tokens}{join}    and (i.valid_to is null or v.at < i.valid_to)\n")),
+        ("sql/core/newest.sql", &format!("{tokens}{join}    and i.valid_to is null\n")),
+        (
+            "sql/core/listed.sql",
+            &format!("{tokens}from visits as v, identity.identifiers as i\nwhere i.token = v.token\n"),
+        ),
+        (
+            "sql/core/known.sql",
+            &format!("{tokens}from visits as v\nwhere v.token in (select token from identity.identifiers)\n")
+                .replace("i.customer_id, ", ""),
+        ),
+        // The token comes from a table: nobody knows of which type it is.
+        (
+            "sql/core/keyed.sql",
+            "select i.customer_id, e.source\nfrom identity.edges as e\nleft join identity.identifiers as i on i.token = e.left_token\n",
+        ),
+    ]);
+    // No type of the rules changes hands.
+    assert_eq!(found(&shop), Vec::<String>::new());
+    let rules = "priority = [\"member_id\", \"phone\"]\n[types.member_id]\nunique = true\n[types.phone]\nrecycled_after = \"90d\"\n";
+    shop.write("pipelines/churn/identity.toml", rules);
+    // core.orders joins by member ids alone, which are nobody else's.
+    assert_eq!(
+        found(&shop),
+        ["W0607 alone.sql:8:11", "W0607 half.sql:8:11", "W0607 keyed.sql:3:11", "W0607 listed.sql:7:20"]
+    );
+    let (code, report) = check(&shop);
+    assert_eq!((code, &report["mistakes"], &report["warnings"]), (Some(0), &0.into(), &4.into()));
+    let told = said(&shop, &["check"]);
+    for part in [
+        "warning[W0607]: `identity.identifiers` is joined by token alone: a record has a row for each owner of a phone that changed hands",
+        "8 | left join identity.identifiers as i on i.token = v.token\n  |           ^^^^^^^^^^^^^^^^^^^^ help: add `and (valid_from is null or",
+    ] {
+        assert!(told.contains(part), "{part}\n---\n{told}");
+    }
+    shop.write("sql/core/keyed.sql", "-- holdfast: allow(W0607) an edge is of all owners\nselect i.customer_id\nfrom identity.edges as e\nleft join identity.identifiers as i on i.token = e.left_token\n");
+    assert_eq!(found(&shop), ["W0607 alone.sql:8:11", "W0607 half.sql:8:11", "W0607 listed.sql:7:20"]);
+}
+
 const CONTRACT: &str = "version = 1\ngrain = \"an order\"\nkey = [\"order_id\"]\nevent_time = \"ordered_at\"\nidentifiers = [\"member_id\"]\n\
     [columns]\ncustomer_id = { type = \"string\", meaning = \"Who\" }\norder_id = { type = \"string\", meaning = \"Key\" }\n\
     ordered_at = { type = \"timestamp\", meaning = \"When\" }\namount = { type = \"decimal(12,2)\", unit = \"CNY\", meaning = \"Paid\" }\n";

@@ -228,6 +228,109 @@ fn an_unlink_splits_and_every_later_run_keeps_to_it_until_it_is_withdrawn() {
 }
 
 #[test]
+fn a_merge_and_a_split_move_the_rows_concerned_in_one_commit_a_table_and_runs_show_all_of_it_or_nothing() {
+    let shop = Shop::new();
+    // Three core tables, one of them made from another.
+    let keyed = "-- @stage incremental key(visit_id)\n";
+    shop.write("sql/core/visits.sql", &format!("{keyed}{CORE}"));
+    shop.write("sql/core/devices.sql", &format!("{keyed}{}", CORE.replace("v.at as visited_at", "v.device as device")));
+    let counted = "select customer_id, count(*) as visits from core.visits group by customer_id\n";
+    shop.write("sql/core/counts.sql", &format!("-- @stage incremental key(customer_id)\n{counted}"));
+    let others: Vec<String> = (100..180).map(|number| format!("M{number},,,D{number},3")).collect();
+    let others: Vec<&str> = others.iter().map(String::as_str).collect();
+    shop.bring("1", &[&["M1,,,D1,3", "M1,,,D1,4", "M2,,,D2,5", "M2,,,D2,6", "M2,,,D2,7"][..], &others].concat());
+    succeed(&mut shop.command(&["run"]));
+    let (older, younger) = (shop.customer("member_id:M1"), shop.customer("member_id:M2"));
+
+    // What the rows of both tell, by table: whose they are, and how many.
+    let rows = |manner: &[&str]| -> Vec<String> {
+        let both = format!("('{older}', '{younger}')");
+        let of = |table: &str, count: &str| {
+            format!(
+                "select '{table}' as t, customer_id, {count} as n from core.{table} where customer_id in {both} group by customer_id"
+            )
+        };
+        let sql =
+            [of("visits", "count(*)"), of("devices", "count(*)"), of("counts", "sum(visits)")].join(" union all ");
+        let sql = format!("select t, customer_id, cast(n as bigint) as n from ({sql}) order by t, customer_id");
+        let output = succeed(shop.command(&["sql", &sql, "--output", "csv"]).args(manner));
+        String::from_utf8(output.stdout).unwrap().lines().skip(1).map(str::to_owned).collect()
+    };
+    let tables = ["visits", "devices", "counts"];
+    let logs = || tables.map(|table| commits(&shop.path().join("lake/core").join(table)));
+    let told = |parts: &[(&str, i64)]| -> Vec<String> {
+        let mut lines: Vec<String> = ["counts", "devices", "visits"]
+            .iter()
+            .flat_map(|table| parts.iter().map(move |(id, n)| format!("{table},{id},{n}")))
+            .collect();
+        lines.sort();
+        lines
+    };
+    let signed = ["--why", "a test", "--by", "ann"];
+    let mut published = told(&[(&older, 2), (&younger, 3)]);
+    assert_eq!((rows(&[]), rows(&["--published"])), (published.clone(), published.clone()));
+    // A link, then its withdrawal: the part that went up in another gets an id that nobody had.
+    for (decision, changed) in [
+        (&["link", "member_id:M1", "member_id:M2"][..], [("visits", 3), ("devices", 3)]),
+        (&["withdraw", "1"][..], [("visits", 3), ("devices", 3)]),
+    ] {
+        let before = logs();
+        shop.identity(&[decision, &signed].concat());
+        let after = logs();
+        for (table, (before, after)) in tables.iter().zip(before.iter().zip(&after)) {
+            let new: Vec<&String> = after.iter().filter(|file| !before.contains(file)).collect();
+            assert_eq!(new.len(), 1, "{decision:?}: {table} has one commit: {new:?}");
+        }
+        for (table, moved) in changed {
+            assert_eq!(
+                change_rows(&shop, table),
+                (moved, moved),
+                "{decision:?}: {table} moves the rows concerned alone"
+            );
+        }
+        // Readers of a run have what they had, in all tables, until the next run has all that is new.
+        assert_eq!(rows(&["--published"]), published, "{decision:?}");
+        let now = match decision[0] {
+            "link" => told(&[(&older, 5)]),
+            _ => told(&[(&older, 2)]),
+        };
+        assert_eq!(rows(&[]), now, "{decision:?}");
+        succeed(&mut shop.command(&["run"]));
+        assert_eq!(rows(&["--published"]), now, "{decision:?}");
+        published = now;
+    }
+    let anew = shop.customer("member_id:M2");
+    assert!(anew != older && anew != younger);
+    assert_eq!(shop.core().values().filter(|id| **id == anew).count(), 3);
+}
+
+/// How many rows the newest commit to a core table took out and how many it put in, as its change data has them.
+fn change_rows(shop: &Shop, table: &str) -> (i64, i64) {
+    let folder = shop.path().join("lake/core").join(table);
+    let newest = commits(&folder).into_iter().filter(|file| file.ends_with(".json")).max().unwrap();
+    let text = std::fs::read_to_string(newest).unwrap();
+    let (mut out, mut put) = (0, 0);
+    for line in text.lines() {
+        let action: Value = serde_json::from_str(line).unwrap();
+        let Some(path) = action["cdc"]["path"].as_str() else { continue };
+        let file = std::fs::File::open(folder.join(path)).unwrap();
+        let batches = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+        for batch in batches.build().unwrap() {
+            let batch = batch.unwrap();
+            let kinds = arrow::compute::cast(batch.column_by_name("_change_type").unwrap(), &DataType::Utf8).unwrap();
+            let kinds = arrow::array::AsArray::as_string::<i32>(&kinds);
+            for kind in kinds.iter().flatten() {
+                match kind {
+                    "delete" | "update_preimage" => out += 1,
+                    _ => put += 1,
+                }
+            }
+        }
+    }
+    (out, put)
+}
+
+#[test]
 fn a_link_joins_what_no_record_does_and_a_block_undoes_what_an_identifier_joined() {
     let shop = Shop::new();
     shop.bring("1", &["M1,,,,3", ",,,D1,5", ",,13912340001,D2,6", ",,13912340001,D3,7"]);

@@ -296,6 +296,73 @@ fn what_is_not_sure_is_reviewed_and_a_decision_takes_it_off_for_ever() {
 }
 
 #[test]
+fn records_without_an_identifier_take_part_by_their_own_key_and_one_number_outweighs_another_name() {
+    let rules = RULES
+        .replace("[\"member_id\", \"email\"]", "[\"email\", \"contact\"]")
+        .replace("[types.member_id]\nunique = true", "[types.contact]")
+        .replace("phone = \"phone\"", "id_number = \"tax_number\"");
+    let source = CONTACTS
+        .replace("member = \"string\"", "contact = \"string\"\ntax_number = { type = \"string\", pii = true }")
+        .replace("\"member_id\"\nvalue = \"member\"", "\"contact\"\nvalue = \"contact\"");
+    let stage = CORE.replace(
+        "coalesce(identifier_token('member_id', member), identifier_token('email', email))",
+        "coalesce(identifier_token('email', email), identifier_token('contact', contact))",
+    );
+    let folder = ProjectFolder::of_one_source("contacts", &source, &rules, &stage);
+    // A tax number for all but the bare: that of one birth date and one house.
+    let bring = |file: &str, contacts: &[String]| {
+        let mut text = "contact,email,name,born,phone,city,address,visits,at,tax_number\n".to_owned();
+        for (row, contact) in contacts.iter().enumerate() {
+            let parts: Vec<&str> = contact.split(',').collect();
+            let tax = match parts.get(7) {
+                Some(given) => (*given).to_owned(),
+                None => format!("{}{:0>3}", parts[3].replace('-', ""), parts[6].split(' ').next().unwrap()),
+            };
+            text.push_str(&format!("{file}-{row},{},,2026-01-05T08:00:00Z,{tax}\n", parts[1..7].join(",")));
+        }
+        folder.write(&format!("in/contacts/{file}.csv"), &text);
+        folder.ingest();
+    };
+    let customer = |name: &str| folder.identity(&["show", name])["customer_id"].as_str().unwrap().to_owned();
+    let mut first = people(0, 600);
+    first.push(format!("{ANNA},"));
+    first.push(",kim@three.example,Lavinia Thistlewood,1991-11-23,,Cork,4 Mill Lane,19911123777".to_owned());
+    bring("1", &first);
+    let bare = [
+        ",,Theodora Blackwod,1984-03-07,,Turin,12 Harbour Road,",
+        ",,Leopold Ravensworth,1972-09-14,,Varna,9 Quay Street,",
+        ",,Leopold Ravenswort,1972-09-14,,Varna,9 Quay Street,",
+        ",,Isadora Quicksilver,1969-02-01,,Ghent,77 Lime Street,",
+        ",,Marcus Thistlewood,1991-11-23,,Cork,4 Mill Lane,19911123778",
+        ",wed@five.example,Winifred Ashgrove,1991-11-23,,Cork,4 Mill Lane,19911123777",
+    ];
+    bring("2", &bare.map(str::to_owned));
+    // To a customer by evidence; to each other; to nobody.
+    let anna = customer("email:anna@one.example");
+    assert_eq!(customer("contact:2-0"), anna);
+    assert_eq!(customer("contact:2-1"), customer("contact:2-2"));
+    let alone = customer("contact:2-3");
+    assert_eq!(folder.query(&format!("select 1 from identity.identifiers where customer_id = '{alone}'")).len(), 1);
+    // The twin stays apart, though his number is nearly hers; a name that was changed does not hide one number.
+    let kim = customer("email:kim@three.example");
+    assert_ne!(customer("contact:2-4"), kim);
+    assert_eq!(customer("email:wed@five.example"), kim);
+    let nobody = folder.query("select count(*) as n from core.contacts where customer_id is null");
+    assert_eq!(nobody[0]["n"], 0, "every record finds its customer");
+
+    let explained = folder.identity(&["explain", "contact:2-0", "email:anna@one.example"]);
+    let step = &explained["steps"][0];
+    assert!(step["support"] == "match" && step["words"].to_string().contains("birth_date the same"), "{explained}");
+    let signed = ["--why", "a namesake", "--by", "ann"];
+    folder.identity(&[&["unlink", "contact:2-0", "email:anna@one.example"][..], &signed].concat());
+    assert_ne!(customer("contact:2-0"), anna);
+    bring("3", &people(600, 620));
+    assert_ne!(customer("contact:2-0"), anna, "later batches keep to it");
+    folder.identity(&["withdraw", "1", "--why", "it was she", "--by", "ann"]);
+    assert_eq!(customer("contact:2-0"), anna);
+}
+
+#[test]
 fn two_member_ids_are_never_one_customer_by_weight_alone() {
     let shop = Shop::new();
     shop.bring("1", &with(people(0, 600), &[&format!("M1{ANNA}"), &format!("M2{ANNA_AGAIN}")]));

@@ -185,7 +185,13 @@ impl Project {
             schema: Arc::clone(&schema),
         };
         let mut findings = check_directives(stage, &schema, state);
-        findings.extend(lint::lint(&lint::Subject { inspected: &inspected, plan: &plan, known, before }));
+        findings.extend(lint::lint(&lint::Subject {
+            inspected: &inspected,
+            plan: &plan,
+            known,
+            before,
+            recycled: self.recycled(),
+        }));
         let mut unique = unique;
         findings.extend(features::check_view(stage, &schema, &unique));
         // What a contract says of its key is checked when the table is made.

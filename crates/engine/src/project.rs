@@ -40,6 +40,8 @@ pub struct Project {
     declared: BTreeMap<TableName, SchemaRef>,
     identifiers: BTreeMap<TableName, Vec<String>>,
     services: Option<ServiceFile>,
+    /// Types of identifiers that can change hands.
+    recycled: BTreeSet<String>,
 }
 
 /// A stage whose query was planned against the columns of its inputs.
@@ -131,7 +133,8 @@ impl Draft {
         let known: BTreeSet<&TableName> = stages.keys().chain(declared.keys()).chain(&unread).collect();
         mistakes.extend(stages.values().flat_map(|stage| unknown_inputs(stage, &known)));
         let stages = in_order(stages, &mut mistakes);
-        let project = Project { root: root.to_owned(), stages, declared, identifiers, services: None };
+        let project =
+            Project { root: root.to_owned(), stages, declared, identifiers, services: None, recycled: BTreeSet::new() };
         Ok(Self { project, mistakes })
     }
 
@@ -142,6 +145,13 @@ impl Draft {
     pub fn with_services(mut self, file: &Path) -> Result<Self> {
         self.project.services = ServiceFile::read(file, &mut self.mistakes)?;
         Ok(self)
+    }
+
+    /// The same stages, to be judged as those of a lake where identifiers of these types can change hands, and then have a row for each owner.
+    #[must_use]
+    pub fn with_recycled(mut self, types: impl IntoIterator<Item = String>) -> Self {
+        self.project.recycled = types.into_iter().collect();
+        self
     }
 
     /// The stages that could be read, inputs first.
@@ -353,6 +363,10 @@ impl Project {
     }
 
     /// The types of identifiers that a declared table brings.
+    pub(crate) fn recycled(&self) -> &BTreeSet<String> {
+        &self.recycled
+    }
+
     pub(crate) fn identifiers(&self, table: &TableName) -> Option<&Vec<String>> {
         self.identifiers.get(table)
     }

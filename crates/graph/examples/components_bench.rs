@@ -13,6 +13,10 @@ use std::time::Instant;
 
 use holdfast_graph::{Change, ComponentBuilder, Edge, EdgeKey, IdentityGraph, Limit, Rules, TypeRule};
 
+// What the program has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 fn main() -> Outcome {

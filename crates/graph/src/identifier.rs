@@ -1,7 +1,7 @@
 //! What an identifier's own evidence tells of it: whether it joins anybody, and whether it changed hands.
 
 use crate::evidence::{Evidence, UNDATED};
-use crate::node_map::NodeMap;
+use crate::node_map::{NodeBits, NodeMap};
 use crate::rules::Rules;
 
 /// An identifier, or one life of an identifier that changed hands.
@@ -55,25 +55,47 @@ pub(crate) struct State {
 pub(crate) struct States {
     pub(crate) standing: Vec<Standing>,
     /// Of identifiers with more than one life.
-    pub(crate) lives: NodeMap<u32, Vec<Life>>,
+    lives: NodeMap<u32, Vec<Life>>,
+    /// Which these are.
+    changed_hands: NodeBits,
 }
 
 impl States {
+    pub(crate) fn new(standing: Vec<Standing>) -> Self {
+        Self { standing, ..Self::default() }
+    }
+
+    /// Identifiers with more than one life.
+    pub(crate) fn all_lives(&self) -> &NodeMap<u32, Vec<Life>> {
+        &self.lives
+    }
+
+    pub(crate) fn set_lives(&mut self, node: u32, lives: Vec<Life>) {
+        if lives.is_empty() {
+            self.changed_hands.remove(node);
+            self.lives.remove(&node);
+        } else {
+            self.changed_hands.insert(node);
+            self.lives.insert(node, lives);
+        }
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let lives: usize = self.lives.values().map(|lives| lives.len() * size_of::<Life>() + 64).sum();
+        self.standing.capacity() * size_of::<Standing>() + lives + self.changed_hands.memory_bytes()
+    }
+
     pub(crate) fn joins(&self, node: u32) -> bool {
         self.standing[node as usize] == Standing::Joins
     }
 
     pub(crate) fn lives_of(&self, node: u32) -> &[Life] {
-        if self.lives.is_empty() { &[] } else { self.lives.get(&node).map_or(&[], Vec::as_slice) }
+        if self.changed_hands.contains(node) { self.lives.get(&node).map_or(&[], Vec::as_slice) } else { &[] }
     }
 
     pub(crate) fn set(&mut self, node: u32, state: State) {
         self.standing[node as usize] = state.standing;
-        if state.lives.is_empty() {
-            self.lives.remove(&node);
-        } else {
-            self.lives.insert(node, state.lives);
-        }
+        self.set_lives(node, state.lives);
     }
 }
 

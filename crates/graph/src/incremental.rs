@@ -11,7 +11,7 @@ use crate::error::GraphError;
 use crate::evidence::{Edge, EdgeKey, Evidence, Link, NONE};
 use crate::greedy::{Resolver, Tie};
 use crate::identifier::{Examiner, Life, Member, Standing, State, States, boundary, life_at, seen_at};
-use crate::node_map::{NodeMap, NodeSet};
+use crate::node_map::{NodeBits, NodeMap, NodeSet};
 use crate::resolution::{Clustered, Resolution, cluster_loaded, connects};
 use crate::rules::Rules;
 
@@ -317,7 +317,6 @@ impl IdentityGraph {
     /// Makes the changes in the evidence and the rules; says which nodes' own evidence they concern.
     fn record(&mut self, changes: &[Change]) -> Result<Batch> {
         let mut batch = Batch::default();
-        batch.blamed.reserve(2 * changes.len());
         batch.added.reserve(changes.len());
         let mut swept = Vec::new();
         for change in changes {
@@ -434,6 +433,7 @@ impl IdentityGraph {
         for (node, state) in states {
             self.resolution.set_state(node, state);
         }
+        batch.settle_blame();
         let parts = self.parts(&batch.dirty)?;
         for found in self.work_out(&parts, &batch, &earlier) {
             touched.nodes += found.nodes;
@@ -593,6 +593,9 @@ const PARTS: usize = 64;
 /// Nodes that a thread takes at a time.
 const NODES: usize = 1024;
 
+/// Members that are looked up in a list; more are worth a table.
+const FEW: usize = 256;
+
 /// What `work` makes of the items, so many at a time, in their order: by as many threads as there is work for.
 fn side_by_side<Item: Sync, Made: Send>(
     threads: usize,
@@ -668,22 +671,36 @@ struct Batch {
     /// Links that are new.
     linked: NodeSet<(u32, u32)>,
     causes: Vec<(u8, Cause)>,
-    /// For each node the first of the most likely causes of a split.
-    blamed: NodeMap<u32, usize>,
+    /// For each node the first of the most likely causes of a split: node, unlikeliness, number of the cause. In ascending order, and one a node, once it is settled.
+    blamed: Vec<(u32, u8, u32)>,
+    /// Which nodes these are.
+    is_blamed: NodeBits,
 }
 
 impl Batch {
     /// Notes a cause at nodes; the lower `unlikeliness` goes first.
     fn blame(&mut self, unlikeliness: u8, cause: Cause, nodes: &[u32]) {
-        let number = self.causes.len();
+        let cause_number = number(self.causes.len());
         self.causes.push((unlikeliness, cause));
         for &node in nodes {
-            let known = self.blamed.entry(node).or_insert(number);
-            if self.causes[*known].0 > unlikeliness {
-                *known = number;
-            }
+            self.is_blamed.insert(node);
+            self.blamed.push((node, unlikeliness, cause_number));
         }
         self.dirty.extend(nodes);
+    }
+
+    /// To be called when all blame is known, and before anybody asks for it.
+    fn settle_blame(&mut self) {
+        self.blamed.sort_unstable();
+        self.blamed.dedup_by_key(|blame| blame.0);
+    }
+
+    fn blame_of(&self, node: u32) -> Option<usize> {
+        if !self.is_blamed.contains(node) {
+            return None;
+        }
+        let place = self.blamed.binary_search_by_key(&node, |blame| blame.0).ok()?;
+        Some(self.blamed[place].2 as usize)
     }
 
     /// What ties together the parts of each new cluster that were in different clusters, or in none. New evidence is asked first.
@@ -813,11 +830,20 @@ fn groups(
     new.sort_unstable();
     let old: Vec<&[(u32, Member)]> = old.chunk_by(|one, two| one.0 == two.0).collect();
     let new: Vec<&[(Member, Member, u32)]> = new.chunk_by(|one, two| one.0 == two.0).collect();
-    let new_of: NodeMap<Member, u32> = new
-        .iter()
-        .zip(0_u32..)
-        .flat_map(|(cluster, number)| cluster.iter().map(move |&(_, m, _)| (m, number)))
-        .collect();
+    // Most parts have few members: looking them up in a sorted list is quicker than making a table of them.
+    let mut numbers: Vec<(Member, u32)> = Vec::with_capacity(clustered.len());
+    for (cluster, number) in new.iter().zip(0_u32..) {
+        numbers.extend(cluster.iter().map(|&(_, member, _)| (member, number)));
+    }
+    numbers.sort_unstable();
+    let table: Option<NodeMap<Member, u32>> = (numbers.len() > FEW).then(|| numbers.iter().copied().collect());
+    let new_of = |member: Member| match &table {
+        Some(table) => table.get(&member).copied(),
+        None => {
+            let place = numbers.binary_search_by_key(&member, |&(known, _)| known).ok()?;
+            Some(numbers[place].1)
+        }
+    };
 
     // Old clusters come after the new ones.
     let mut sets = Sets::default();
@@ -825,56 +851,72 @@ fn groups(
     let place_of_old = |number: usize| u32::try_from(new.len() + number).unwrap_or(NONE);
     let mut is_same = vec![false; old.len()];
     for (number, cluster) in old.iter().enumerate() {
-        let first = new_of.get(&cluster[0].1);
-        is_same[number] = first.is_some_and(|&first| {
-            new[first as usize].len() == cluster.len()
-                && cluster.iter().all(|(_, member)| new_of.get(member) == Some(&first))
-        });
-        for (_, member) in *cluster {
-            if let Some(&at) = new_of.get(member) {
+        let first = new_of(cluster[0].1);
+        let mut is_one = true;
+        for &(_, member) in *cluster {
+            let at = new_of(member);
+            is_one &= at == first;
+            if let Some(at) = at {
                 sets.union(at, place_of_old(number));
             }
         }
+        is_same[number] = is_one && first.is_some_and(|first| new[first as usize].len() == cluster.len());
     }
 
     let Some(&(_, any_cause)) = batch.causes.first() else { return Vec::new() };
-    let empty =
-        || Group { before: Vec::new(), after: Vec::new(), joins: Vec::new(), splits: Vec::new(), cause: any_cause };
-    let mut by_group: NodeMap<u32, Group> = NodeMap::default();
-    let mut same: NodeSet<u32> = NodeSet::default();
+    let mut groups: Vec<(u32, Group)> = Vec::new();
+    // Where the group of a root is among them.
+    let mut place_of = vec![NONE; new.len() + old.len()];
+    let mut same = vec![false; place_of.len()];
+    let place_in = |groups: &mut Vec<(u32, Group)>, place_of: &mut [u32], root: u32| {
+        let place = &mut place_of[root as usize];
+        if *place == NONE {
+            *place = number(groups.len());
+            let empty = Group {
+                before: Vec::new(),
+                after: Vec::new(),
+                joins: Vec::new(),
+                splits: Vec::new(),
+                cause: any_cause,
+            };
+            groups.push((root, empty));
+        }
+        *place as usize
+    };
     let by_raw = OnceCell::new();
-    for (number, cluster) in old.iter().enumerate() {
-        let root = sets.root(place_of_old(number));
-        if is_same[number] {
-            same.insert(root);
+    for (at, cluster) in old.iter().enumerate() {
+        let root = sets.root(place_of_old(at));
+        if is_same[at] {
+            same[root as usize] = true;
             continue;
         }
-        let group = by_group.entry(root).or_insert_with(empty);
+        let place = place_in(&mut groups, &mut place_of, root);
+        let group = &mut groups[place].1;
         let members: Vec<Member> = cluster.iter().map(|&(_, member)| member).collect();
-        let first = new_of.get(&members[0]);
-        if first.is_none() || members.iter().any(|member| new_of.get(member) != first) {
+        let first = new_of(members[0]);
+        if first.is_none() || members.iter().any(|&member| new_of(member) != first) {
             let cause = batch.cause_at(&members, before, &by_raw);
             group.splits.extend(cause.map(|cause| Split { before: group.before.len(), cause }));
         }
         group.before.push(members);
     }
-    for (cluster, number) in new.iter().zip(0_u32..) {
-        let root = sets.root(number);
-        if same.contains(&root) {
+    for (cluster, at) in new.iter().zip(0_u32..) {
+        let root = sets.root(at);
+        if same[root as usize] {
             continue;
         }
         let mut members: Vec<ClusterMember> = cluster.iter().map(|&(_, _, row)| seen[row as usize]).collect();
         members.sort_unstable_by_key(ClusterMember::founding_order);
-        by_group.entry(root).or_insert_with(empty).after.push(Cluster { members });
+        let place = place_in(&mut groups, &mut place_of, root);
+        groups[place].1.after.push(Cluster { members });
     }
-    for (cluster, join) in joins {
-        if let Some(&number) = new_of.get(cluster)
-            && let Some(group) = by_group.get_mut(&sets.root(number))
+    for &(cluster, join) in joins {
+        if let Some(at) = new_of(cluster)
+            && let Some((_, group)) = groups.get_mut(place_of[sets.root(at) as usize] as usize)
         {
-            group.joins.push(*join);
+            group.joins.push(join);
         }
     }
-    let mut groups: Vec<(u32, Group)> = by_group.into_iter().collect();
     groups.sort_unstable_by_key(|&(root, _)| root);
     for (_, group) in &mut groups {
         let is = group.after.iter().flat_map(|cluster| &cluster.members).map(|member| member.member);
@@ -889,7 +931,7 @@ impl Batch {
     fn by_raw(&self, part: &Before) -> NodeMap<(bool, u32), usize> {
         let mut by_raw: NodeMap<(bool, u32), usize> = NodeMap::default();
         for (node, &(was, is)) in part.nodes.iter().zip(&part.raw) {
-            let Some(&number) = self.blamed.get(node) else { continue };
+            let Some(number) = self.blame_of(*node) else { continue };
             for key in [(false, was), (true, is)] {
                 let known = by_raw.entry(key).or_insert(number);
                 if (self.causes[number].0, number) < (self.causes[*known].0, *known) {
@@ -912,7 +954,7 @@ impl Batch {
             numbers.min_by_key(|&number| (self.causes[number].0, number)).map(|number| self.causes[number].1)
         };
         let nodes = || members.iter().map(|member| member.node);
-        likeliest(&mut nodes().filter_map(|node| self.blamed.get(&node).copied()))
+        likeliest(&mut nodes().filter_map(|node| self.blame_of(node)))
             .or_else(|| likeliest(&mut nodes().filter_map(|node| by_raw().get(&(false, part.raw(node).0)).copied())))
             .or_else(|| likeliest(&mut nodes().filter_map(|node| by_raw().get(&(true, part.raw(node).1)).copied())))
     }

@@ -119,14 +119,9 @@ impl Resolution {
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
-        let lives: usize = self.states.lives.values().map(|lives| lives.len() * size_of::<Life>() + 64).sum();
         let later: usize = self.labels.later.values().map(|later| later.len() * size_of::<u32>() + 64).sum();
         let numbers = self.raw.capacity() + self.ring.capacity() + self.labels.first.capacity();
-        self.states.standing.capacity() * size_of::<Standing>()
-            + numbers * size_of::<u32>()
-            + lives
-            + later
-            + self.labels.of_later.len() * 32
+        self.states.memory_bytes() + numbers * size_of::<u32>() + later + self.labels.of_later.len() * 32
     }
 
     fn find_raw(&mut self, evidence: &Evidence, rules: &Rules, threads: usize) {
@@ -200,7 +195,7 @@ impl Resolution {
                 is_broken[root] |= size[root] > guard.cap;
             }
         }
-        for &node in self.states.lives.keys().filter(|&&node| connected(node as usize)) {
+        for &node in self.states.all_lives().keys().filter(|&&node| connected(node as usize)) {
             is_broken[self.raw[node as usize] as usize] = true;
         }
         for (left, right) in evidence.forbidden_pairs() {
@@ -300,7 +295,7 @@ pub(crate) fn connects(rules: &Rules, states: &States, row: &Row) -> bool {
 
 fn states(evidence: &Evidence, rules: &Rules, threads: usize) -> States {
     let nodes = evidence.nodes();
-    let mut states = States { standing: vec![Standing::Joins; nodes as usize], lives: NodeMap::default() };
+    let mut states = States::new(vec![Standing::Joins; nodes as usize]);
     let is_plain =
         |rule: &crate::TypeRule| rule.hub_above.is_none() && rule.shared_above.is_none() && rule.life_gap.is_none();
     let plain: Vec<bool> = rules.types().iter().map(is_plain).collect();
@@ -331,6 +326,8 @@ fn states(evidence: &Evidence, rules: &Rules, threads: usize) -> States {
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
     });
-    states.lives.extend(found.into_iter().flatten());
+    for (node, lives) in found.into_iter().flatten() {
+        states.set_lives(node, lives);
+    }
     states
 }

@@ -197,10 +197,10 @@ impl TelemetrySettings {
 const fn default_log_filter(verbose: u8) -> &'static str {
     match verbose {
         0 => {
-            "warn,ballista_core=off,ballista_executor=off,ballista_scheduler=off,buoyant_kernel=off,deltalake_core::kernel::transaction=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off"
+            "warn,ballista_core=off,ballista_executor=off,ballista_scheduler=off,buoyant_kernel=off,datafusion_common::pruning=off,deltalake_core::kernel::transaction=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off"
         }
         1 => {
-            "warn,holdfast=info,ballista_core=off,ballista_executor=off,ballista_scheduler=off,buoyant_kernel=off,deltalake_core::kernel::transaction=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off"
+            "warn,holdfast=info,ballista_core=off,ballista_executor=off,ballista_scheduler=off,buoyant_kernel=off,datafusion_common::pruning=off,deltalake_core::kernel::transaction=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off"
         }
         _ => "warn,holdfast=trace",
     }

@@ -3,7 +3,10 @@
 
 mod features;
 mod order;
+mod owners;
 mod query;
+
+use std::collections::BTreeSet;
 
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::parser::Statement;
@@ -22,6 +25,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) known: &'a KnownKeys,
     /// The stages before it.
     pub(crate) before: &'a Inspection,
+    /// Types of identifiers that can change hands.
+    pub(crate) recycled: &'a BTreeSet<String>,
 }
 
 impl Subject<'_> {
@@ -43,6 +48,7 @@ pub(crate) fn lint(subject: &Subject<'_>) -> Vec<Diagnostic> {
     let mut found = query::lint(subject);
     found.extend(order::lint(subject));
     found.extend(features::lint(subject));
+    found.extend(owners::lint(subject));
     let stage = subject.stage();
     let mut is_needed = vec![false; stage.directives.allowed.len()];
     found.retain(|finding| {

@@ -54,14 +54,16 @@ pub(crate) fn explain_code(code: &str) -> Result<(), CliError> {
 
 pub(crate) async fn run(project: &Project, args: &CheckArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let began = Instant::now();
-    // Reading phone numbers in the identity rules takes as long as planning the stages: both at once.
+    // Reading the identity rules takes as long as reading the stages: both at once.
     let rules = tokio::task::spawn_blocking({
         let project = project.clone();
         move || project.identity_rules()
     });
     let draft = project.draft()?;
+    let rules = rules.await.map_err(|error| CliError::Argument(error.to_string()))??;
+    let recycled = rules.types.iter().filter(|(_, rule)| rule.recycled_after.is_some()).map(|(name, _)| name.clone());
+    let draft = draft.with_recycled(recycled);
     let mut inspection = draft.inspect(&project.planning_settings(), SystemClock.now())?;
-    rules.await.map_err(|error| CliError::Argument(error.to_string()))??;
     match project.policy() {
         Ok(None) => {}
         // Which columns there are is known once the stages can be planned.

@@ -153,7 +153,7 @@ impl Matching {
 
     /// A text that changes whenever another model is needed. Where the bar lies is no part of it.
     pub(super) fn fingerprint(&self) -> String {
-        let mut text = format!("1 {}", self.review);
+        let mut text = format!("2 {}", self.review);
         for (name, source) in &self.sources {
             for (attribute, Attribute { value, .. }) in &source.attributes {
                 text.push_str(&format!("\n{name} {attribute} {value}"));

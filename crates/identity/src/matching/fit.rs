@@ -25,7 +25,7 @@ const TERM_RECORDS_MIN: u32 = 3;
 /// Values that are listed of an attribute, the most common first.
 const TERMS_MAX: usize = 50_000;
 
-/// The bar is raised in components with more than so many times the identifiers that all but one speaker in a thousand came with.
+/// The bar is raised in components with more than so many times the identifiers that all but one speaker in a thousand came with, or the records that one person is expected to have.
 const GUARD_TIMES: i64 = 2;
 const GUARD_CAP_MIN: i64 = 12;
 
@@ -73,13 +73,16 @@ pub(super) async fn fit(
         common.keys.insert((rule, tokens.value_hash(&rule.to_string(), &key)));
     }
     let learnt_from = roster.len() as u64;
+    // What a record has others of its person, as the model itself expects.
+    #[expect(clippy::cast_precision_loss, reason = "a number of records fits")]
+    let others = weights.match_probability * learnt_from.saturating_sub(1) as f64;
     let model = Model { number: next_number(lake).await?, learnt_from, weights, common };
     let fitted = Fitted {
         number: model.number,
         records: roster.len(),
         pairs: report.candidate_pairs,
         expected_matches: report.expected_matches,
-        guard_cap: suggested_cap(lake, settings).await?,
+        guard_cap: suggested_cap(lake, settings, others).await?,
         fitted_at: lake.clock().now().timestamp_micros(),
     };
     model.write(lake, &matching.fingerprint(), fitted).await?;
@@ -93,10 +96,17 @@ pub(super) async fn fit(
     Ok(Some(model.number))
 }
 
-/// The size that customers hardly ever pass: twice what all but one identifier in a thousand came together with.
-async fn suggested_cap(lake: &Lake, settings: &SessionSettings) -> Result<u32> {
+/// The size that customers hardly ever pass: twice what all but one identifier in a thousand came together with, and twice as many records as a person is expected to have.
+async fn suggested_cap(lake: &Lake, settings: &SessionSettings, others: f64) -> Result<u32> {
     let spec = tables::edges()?;
-    let least = u32::try_from(GUARD_CAP_MIN).unwrap_or(u32::MAX);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        reason = "a float beyond the range becomes its end"
+    )]
+    let expected = (GUARD_TIMES as f64 * (1.0 + others)).ceil() as i64;
+    let least_size = expected.max(GUARD_CAP_MIN);
+    let least = u32::try_from(least_size).unwrap_or(u32::MAX);
     if lake.table(&spec.name).await?.is_none() {
         return Ok(least);
     }
@@ -113,7 +123,7 @@ async fn suggested_cap(lake: &Lake, settings: &SessionSettings) -> Result<u32> {
     for (size, count) in sizes {
         passed += count;
         if passed * 1000 >= all * 999 {
-            return Ok(u32::try_from((GUARD_TIMES * size).max(GUARD_CAP_MIN)).unwrap_or(u32::MAX));
+            return Ok(u32::try_from((GUARD_TIMES * size).max(least_size)).unwrap_or(u32::MAX));
         }
     }
     Ok(least)

@@ -170,7 +170,7 @@ fn weigh<'a>(
             let speakers = if a < b { (a.clone(), b.clone()) } else { (b.clone(), a.clone()) };
             let match_ = Match {
                 weight: edge.weight,
-                names_differ: names_differ(&model.weights, edge),
+                names_differ: names_differ(model, edge),
                 other_source: two.sources[right],
                 words: comparison(&model.weights, edge),
                 first_seen: one.first_seen[left].max(two.first_seen[right]),
