@@ -1,37 +1,6 @@
 -- @stage      incremental key(touch_id)
 -- @owner      marketing
-with repeated as (
-    select touch_id
-    from raw.campaign_touches
-    group by touch_id
-    having count(*) > 1
-),
-
--- Few touches are sent again, and putting all of them in order is what costs: only the repeated ones are.
-arrivals as (
-    select
-        raw.campaign_touches.*,
-        repeated.touch_id is not null as is_repeated
-    from repeated
-    right join raw.campaign_touches on raw.campaign_touches.touch_id = repeated.touch_id
-    where raw.campaign_touches.touch_id is not null
-),
-
-last_arrivals as (
-    select *
-    from arrivals
-    where not is_repeated
-    union all
-    select *
-    from arrivals
-    where is_repeated
-    qualify row_number() over (
-        partition by touch_id
-        order by _batch desc, _source_file desc, _source_line desc
-    ) = 1
-),
-
-latest as (
+with latest as (
     select
         *,
         coalesce(
@@ -39,7 +8,12 @@ latest as (
             identifier_token('email', case when channel = 'email' then recipient end),
             identifier_token('phone', case when channel = 'sms' then recipient end)
         ) as token
-    from last_arrivals
+    from raw.campaign_touches
+    where touch_id is not null
+    qualify row_number() over (
+        partition by touch_id
+        order by _batch desc, _source_file desc, _source_line desc
+    ) = 1
 )
 
 select

@@ -1,42 +1,16 @@
 -- @stage      incremental key(event_id)
 -- @owner      marketing
 -- @expect     warn        sane_value:  face_value > 0
-with repeated as (
-    select event_id
-    from raw.coupons
-    group by event_id
-    having count(*) > 1
-),
-
--- Few entries are sent again, and putting all of them in order is what costs: only the repeated ones are.
-arrivals as (
+with latest as (
     select
-        raw.coupons.*,
-        repeated.event_id is not null as is_repeated
-    from repeated
-    right join raw.coupons on raw.coupons.event_id = repeated.event_id
-    where raw.coupons.event_id is not null
-),
-
-last_arrivals as (
-    select *
-    from arrivals
-    where not is_repeated
-    union all
-    select *
-    from arrivals
-    where is_repeated
+        *,
+        identifier_token('member_id', member_no) as token
+    from raw.coupons
+    where event_id is not null
     qualify row_number() over (
         partition by event_id
         order by _batch desc, _source_file desc, _source_line desc
     ) = 1
-),
-
-latest as (
-    select
-        *,
-        identifier_token('member_id', member_no) as token
-    from last_arrivals
 )
 
 select

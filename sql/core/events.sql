@@ -3,31 +3,10 @@
 -- @stage      incremental key(event_id)
 -- @owner      digital data
 -- @expect     warn        sane_duration:  duration_ms is null or duration_ms between 0 and 86400000
-with repeated as (
-    select "messageId"
+with first_arrivals as (
+    select *
     from raw.events
-    group by "messageId"
-    having count(*) > 1
-),
-
--- Few messages are repeated, and putting millions of events in order is what costs: only the repeated ones are.
-arrivals as (
-    select
-        raw.events.*,
-        repeated."messageId" is not null as is_repeated
-    from repeated
-    right join raw.events on raw.events."messageId" = repeated."messageId"
-    where raw.events."messageId" is not null
-),
-
-first_arrivals as (
-    select *
-    from arrivals
-    where not is_repeated
-    union all
-    select *
-    from arrivals
-    where is_repeated
+    where "messageId" is not null
     qualify row_number() over (
         partition by "messageId"
         order by _batch, _source_file, _source_line

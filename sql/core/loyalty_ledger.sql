@@ -1,42 +1,16 @@
 -- @stage      incremental key(entry_id)
 -- @owner      loyalty
 -- @expect     warn        sign_agrees:  case entry_type when 'earn' then points >= 0 when 'burn' then points <= 0 when 'expire' then points <= 0 else true end
-with repeated as (
-    select entry_id
-    from raw.loyalty_ledger
-    group by entry_id
-    having count(*) > 1
-),
-
--- Few entries are sent again, and putting all of them in order is what costs: only the repeated ones are.
-arrivals as (
+with latest as (
     select
-        raw.loyalty_ledger.*,
-        repeated.entry_id is not null as is_repeated
-    from repeated
-    right join raw.loyalty_ledger on raw.loyalty_ledger.entry_id = repeated.entry_id
-    where raw.loyalty_ledger.entry_id is not null
-),
-
-last_arrivals as (
-    select *
-    from arrivals
-    where not is_repeated
-    union all
-    select *
-    from arrivals
-    where is_repeated
+        *,
+        identifier_token('member_id', member_no) as token
+    from raw.loyalty_ledger
+    where entry_id is not null
     qualify row_number() over (
         partition by entry_id
         order by _batch desc, _source_file desc, _source_line desc
     ) = 1
-),
-
-latest as (
-    select
-        *,
-        identifier_token('member_id', member_no) as token
-    from last_arrivals
 )
 
 select

@@ -8,7 +8,7 @@ use crate::error::ClusterError;
 /// The port of a Ballista scheduler when none is named.
 const SCHEDULER_PORT: u16 = 50_050;
 
-/// Where a scheduler is: `df://host:port`, as Ballista's own clients write it.
+/// Where a scheduler is: `df://host:port`, as Ballista's own clients write it, or `ballista://host:port`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     /// A name or an IP address; IPv6 in brackets.
@@ -41,7 +41,7 @@ impl FromStr for Address {
         let url = Url::parse(text).map_err(|_| invalid())?;
         let bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.username().is_empty();
         match url.host_str() {
-            Some(host) if url.scheme() == "df" && bare && !host.is_empty() => {
+            Some(host) if matches!(url.scheme(), "df" | "ballista") && bare && !host.is_empty() => {
                 Ok(Self { host: host.to_owned(), port: url.port().unwrap_or(SCHEDULER_PORT) })
             }
             _ => Err(invalid()),
@@ -65,6 +65,7 @@ mod tests {
             ("df://10.0.0.7:50050", "http://10.0.0.7:50050"),
             ("df://scheduler", "http://scheduler:50050"),
             ("df://[::1]:7/", "http://[::1]:7"),
+            ("ballista://scheduler:7", "http://scheduler:7"),
         ] {
             assert_eq!(text.parse::<Address>().unwrap().url(), url);
         }
@@ -75,7 +76,7 @@ mod tests {
             "df://",
             "df://host:x",
             "df://host/lake",
-            "ballista://h:1",
+            "ballista://h:1/x",
         ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }

@@ -28,6 +28,7 @@ mod executor;
 mod expectation;
 mod explain;
 mod features;
+mod first_of_each;
 mod format;
 mod functions;
 mod increment;

@@ -6,10 +6,10 @@ use datafusion::catalog::{
     CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider,
 };
 use datafusion::error::DataFusionError;
-use datafusion::execution::SessionState;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::TrackConsumersPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
@@ -21,6 +21,7 @@ use crate::as_of_join::{self, AsOfPlanner};
 use crate::diagnostic::most_similar;
 use crate::error::{EngineError, describe};
 use crate::executor::Executor;
+use crate::first_of_each;
 use crate::functions::{customer_bucket_function, json_field_function};
 use crate::memory::StagePool;
 use crate::read_only;
@@ -114,7 +115,15 @@ pub fn session_with(
     buckets: u32,
     tables: impl IntoIterator<Item = (TableName, Arc<dyn TableProvider>)>,
 ) -> Result<SessionContext> {
-    let context = SessionContext::new_with_config_rt(settings.config(), Arc::clone(runtime));
+    let mut state = SessionStateBuilder::new()
+        .with_config(settings.config())
+        .with_runtime_env(Arc::clone(runtime))
+        .with_default_features();
+    // A frugal plan is one that can go to disk, and a cluster knows no operators but DataFusion's.
+    if !settings.is_frugal && settings.executor.is_none() {
+        state = state.with_physical_optimizer_rules(first_of_each::physical_rules());
+    }
+    let context = SessionContext::new_with_state(state.build());
     let mut schemas: BTreeMap<String, Arc<MemorySchemaProvider>> = BTreeMap::new();
     for (name, provider) in tables {
         schemas

@@ -22,8 +22,8 @@ pub(crate) struct RunArgs {
     /// Go on by the pipeline's [schedule], identity included, until Ctrl-C or SIGTERM
     #[arg(long, conflicts_with_all = ["select", "exclude", "as_of", "full", "from", "json", "prune"])]
     scheduled: bool,
-    /// Let a cluster work out the rows of stages that are refreshed in full: df://host:port of its scheduler [default: from holdfast.toml, else this process]
-    #[arg(long, value_name = "URL")]
+    /// Let a cluster work out the rows of stages that are refreshed in full: df://host:port or ballista://host:port of its scheduler [default: from holdfast.toml, else this process]
+    #[arg(long, visible_alias = "engine", value_name = "URL")]
     cluster: Option<Address>,
     /// Into how many parts rows are divided there: at least as many as all executors run tasks at once [default: 16]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
