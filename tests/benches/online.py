@@ -54,6 +54,8 @@ def main():
     options.add_argument("--feast", type=pathlib.Path, help="a Python with feast[redis]")
     options.add_argument("--feast-customers", type=int, default=20_000)
     options.add_argument("--work", type=pathlib.Path)
+    options.add_argument("--shop", type=pathlib.Path, help="where the shop is kept: made if it is not there, for later runs with the same numbers")
+    options.add_argument("--only-make", action="store_true", help="make the shop, and measure nothing")
     arguments = options.parse_args()
     arguments.holdfast = arguments.holdfast.resolve()
     if not arguments.holdfast.is_file():
@@ -61,8 +63,10 @@ def main():
     print(f"{machine()}, load {os.getloadavg()[0]:.1f}", flush=True)
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-online-", dir=arguments.work)))
-        shop = Shop(folder, arguments)
+        shop = Shop(arguments.shop or folder, arguments)
         shop.make()
+        if arguments.only_make:
+            return
         port = stack.enter_context(shop.served())
         redis_port = stack.enter_context(redis_server(folder))
         fill_redis(redis_port, shop)
@@ -101,6 +105,10 @@ class Shop:
 
     def make(self):
         write = self.write
+        if (self.folder / "made").exists():
+            # What was published meanwhile has changed nothing that is not published again.
+            self.round = len(list((self.folder / "in" / "members").iterdir()))
+            return
         write("holdfast.toml", '[lake]\nurl = "lake"\n')
         write("pipelines/churn/pipeline.toml", 'stages = "sql"\n')
         write("pipelines/churn/identity.toml", 'priority = ["member_id"]\n[types.member_id]\nunique = true\n')
@@ -124,6 +132,7 @@ class Shop:
         began = time.perf_counter()
         self.run()
         print(f"\n{self.arguments.customers:,} customers x {len(self.views) * FEATURES} features ingested and run in {time.perf_counter() - began:.0f} s", flush=True)
+        write("made", "")
 
     def write(self, path, text):
         path = self.folder / path

@@ -205,7 +205,7 @@ fn equal_sides(on: Expr, left: &LogicalPlan, right: &LogicalPlan) -> Result<(Exp
 }
 
 /// The moment of the next row of the key on the right; of the one before, where the join looks forward.
-const END: &str = "__asof_end";
+pub(crate) const END: &str = "__asof_end";
 
 fn planned(
     left: LogicalPlan,
