@@ -417,3 +417,57 @@ async fn on_demand_features_come_over_every_protocol_with_the_same_values() {
     assert_eq!(answer["results"][1]["statuses"], json!(["PRESENT", "PRESENT"]));
     service.shut_down().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_with_a_share_of_the_buckets_answer_for_all_keys_together() {
+    let shop = shop();
+    let names: Vec<(String, String)> = (0..40).map(|at| (format!("o{at}"), format!("M{at}"))).collect();
+    let rows: Vec<_> = names.iter().map(|(order, member)| (order.as_str(), member.as_str(), 3, "5.00")).collect();
+    order(&shop, "a", &rows);
+    run(&shop);
+    let customers: Vec<String> = shop
+        .query("select distinct customer_id from core.orders")
+        .iter()
+        .map(|row| row["customer_id"].as_str().unwrap().to_owned())
+        .collect();
+    let mut nodes = Vec::new();
+    for share in ["1/2", "2/2"] {
+        let settings = ServeSettings { online_share: share.parse().unwrap(), ..ServeSettings::default() };
+        nodes.push(Service::start(&shop, settings).await);
+    }
+    let ask = async |node: &Service, customer: &str| {
+        let mut client = FlightClient::new(node.channel.clone());
+        let command = json!({
+            "@type": "holdfast.v1.GetOnlineFeatures",
+            "feature_service": "churn",
+            "keys": [{"texts": [customer]}],
+        });
+        let rows = client.do_get(arrow_flight::Ticket::new(command.to_string())).await.map_err(|error| error.to_string())?;
+        rows.try_collect::<Vec<RecordBatch>>().await.map_err(|error| error.to_string())
+    };
+    let mut held = [0, 0];
+    for customer in &customers {
+        let answers = [ask(&nodes[0], customer).await, ask(&nodes[1], customer).await];
+        let holds = answers.iter().position(Result::is_ok).unwrap();
+        held[holds] += 1;
+        assert_eq!(cells(&answers[holds].as_ref().unwrap()[0], &["spend", "spend__status"]), [["5.00", "PRESENT"]]);
+        let refused = answers[1 - holds].as_ref().unwrap_err();
+        assert!(refused.contains(&format!("which node {} of 2 holds", holds + 1)), "{refused}");
+    }
+    assert!(held[0] > 0 && held[1] > 0, "{held:?}");
+    // What each has in memory, and how keys are spread, is told to who routes.
+    let mut in_memory = 0;
+    for (at, node) in nodes.iter().enumerate() {
+        let mut client = FlightClient::new(node.channel.clone());
+        let told: Vec<_> = client.do_action(Action::new("list_features", "")).await.unwrap().try_collect().await.unwrap();
+        let told: Value = serde_json::from_slice(&told[0]).unwrap();
+        assert_eq!(told["online_share"], json!({"node": at + 1, "of": 2}));
+        let view = &told["views"][0];
+        assert!(view["buckets"].as_u64().unwrap() > 1, "{view}");
+        in_memory += view["rows_in_memory"].as_u64().unwrap();
+    }
+    assert_eq!(in_memory, customers.len() as u64);
+    for node in nodes {
+        node.shut_down().await;
+    }
+}
