@@ -442,7 +442,8 @@ async fn nodes_with_a_share_of_the_buckets_answer_for_all_keys_together() {
             "feature_service": "churn",
             "keys": [{"texts": [customer]}],
         });
-        let rows = client.do_get(arrow_flight::Ticket::new(command.to_string())).await.map_err(|error| error.to_string())?;
+        let rows =
+            client.do_get(arrow_flight::Ticket::new(command.to_string())).await.map_err(|error| error.to_string())?;
         rows.try_collect::<Vec<RecordBatch>>().await.map_err(|error| error.to_string())
     };
     let mut held = [0, 0];
@@ -459,7 +460,8 @@ async fn nodes_with_a_share_of_the_buckets_answer_for_all_keys_together() {
     let mut in_memory = 0;
     for (at, node) in nodes.iter().enumerate() {
         let mut client = FlightClient::new(node.channel.clone());
-        let told: Vec<_> = client.do_action(Action::new("list_features", "")).await.unwrap().try_collect().await.unwrap();
+        let told: Vec<_> =
+            client.do_action(Action::new("list_features", "")).await.unwrap().try_collect().await.unwrap();
         let told: Value = serde_json::from_slice(&told[0]).unwrap();
         assert_eq!(told["online_share"], json!({"node": at + 1, "of": 2}));
         let view = &told["views"][0];

@@ -68,16 +68,19 @@ async fn pit_3_on_demand_features_are_the_same_in_a_training_set_and_from_memory
         .map(|(customer, amount)| format!("{customer},{},{amount},web\n", text(at)))
         .collect();
     shop.write("spine.csv", &format!("customer_id,event_timestamp,amount,channel\n{}", lines.concat()));
-    let set = ["features", "training-set", "--spine", "spine.csv", "--service", "churn", "--status", "value"];
+    let set =
+        ["features", "training-set", "--spine", "spine.csv", "--service", "churn", "--status", "value", "--full-names"];
     let id = said(&shop, &[&set[..], &["--out", "set.parquet"]].concat());
     let offline = rows(&shop.path().join("set.parquet")).remove(0);
-    let columns = ["spend", "to_usual", "to_usual__status", "orders_and_year", "spend__status"];
-    let year = at.format("%Y").to_string().parse::<i64>().unwrap();
+    let columns =
+        ["spend__spend", "basket__to_usual", "basket__to_usual__status", "basket__orders_and_year", "spend__status"];
+    let year = at.format("%Y").to_string();
+    let next = (year.parse::<i64>().unwrap() + 1).to_string();
     let found = cells(&offline, &columns);
-    assert_eq!(found[0], ["10.00", "0.5", "PRESENT", &(year + 1).to_string(), "PRESENT"].map(str::to_owned));
-    assert_eq!(found[1], ["", "", "NULL_VALUE", &year.to_string(), "OUTSIDE_MAX_AGE"].map(str::to_owned));
-    assert_eq!(found[2][1], "2.5");
-    assert_eq!(found[3], ["", "", "NULL_VALUE", &year.to_string(), "NOT_FOUND"].map(str::to_owned));
+    assert_eq!(found[0], ["10.00", "0.5", "PRESENT", next.as_str(), "PRESENT"]);
+    assert_eq!(found[1], ["", "", "NULL_VALUE", year.as_str(), "OUTSIDE_MAX_AGE"]);
+    assert_eq!(found[2], ["40.00", "2.5", "PRESENT", next.as_str(), "PRESENT"]);
+    assert_eq!(found[3], ["", "", "NULL_VALUE", year.as_str(), "NOT_FOUND"]);
 
     let keys = RecordBatch::try_from_iter([
         ("customer_id", Arc::new(StringArray::from(customers.to_vec())) as ArrayRef),
@@ -85,15 +88,15 @@ async fn pit_3_on_demand_features_are_the_same_in_a_training_set_and_from_memory
         ("channel", Arc::new(StringArray::from(vec!["web"; 4])) as ArrayRef),
     ])
     .unwrap();
-    let wanted = OnlineColumns { full_names: false, status: ValueStatus::Value, event_timestamps: false };
+    let wanted = OnlineColumns { full_names: true, status: ValueStatus::Value, event_timestamps: false };
     let asked = Asked::Service("churn".to_owned());
     let plan = store.plan(&asked, wanted).unwrap();
     let online = plan.answer(&keys, at).unwrap();
     assert_eq!(cells(&online, &columns), found);
     // The value of the request comes back beside the keys; what is only read does not.
     let names: Vec<&str> = online.schema_ref().fields().iter().map(|field| field.name().as_str()).collect();
-    assert_eq!(names[..5], ["customer_id", "amount", "channel", "spend", "spend__status"], "{names:?}");
-    assert!(!names.contains(&"orders"));
+    assert_eq!(names[..5], ["customer_id", "amount", "channel", "spend__spend", "spend__spend__status"], "{names:?}");
+    assert!(!names.contains(&"spend__orders"));
 
     // What was served is compared, on-demand features with it; a value that is another is found.
     let log = ServedLog::new(NonZeroU64::new(1));
@@ -102,7 +105,7 @@ async fn pit_3_on_demand_features_are_the_same_in_a_training_set_and_from_memory
     let compared = compare_served(&lake, 64 << 20).await.unwrap();
     let of_basket: Vec<_> = compared.features.iter().filter(|feature| feature.view == "basket").collect();
     assert_eq!((of_basket.len(), compared.mismatches()), (2, 0), "{compared:?}");
-    let at_wrong = online.schema_ref().index_of("to_usual").unwrap();
+    let at_wrong = online.schema_ref().index_of("basket__to_usual").unwrap();
     let mut wrong = online.columns().to_vec();
     wrong[at_wrong] = Arc::new(Float64Array::from(vec![Some(0.4), None, Some(2.5), None]));
     log.note(&plan, &RecordBatch::try_new(online.schema(), wrong).unwrap(), at);
