@@ -54,6 +54,9 @@ def main():
     options.add_argument("--feast", type=pathlib.Path, help="a Python with feast[redis]")
     options.add_argument("--feast-customers", type=int, default=20_000)
     options.add_argument("--work", type=pathlib.Path)
+    options.add_argument("--shop", type=pathlib.Path, help="where the shop is kept: made if it is not there, for later runs with the same numbers")
+    options.add_argument("--peers", default=True, action=argparse.BooleanOptionalAction, help="Redis beside us; filling it takes minutes")
+    options.add_argument("--only-make", action="store_true", help="make the shop, and measure nothing")
     arguments = options.parse_args()
     arguments.holdfast = arguments.holdfast.resolve()
     if not arguments.holdfast.is_file():
@@ -61,19 +64,26 @@ def main():
     print(f"{machine()}, load {os.getloadavg()[0]:.1f}", flush=True)
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-online-", dir=arguments.work)))
-        shop = Shop(folder, arguments)
+        shop = Shop(arguments.shop or folder, arguments)
         shop.make()
+        if arguments.only_make:
+            return
         port = stack.enter_context(shop.served())
-        redis_port = stack.enter_context(redis_server(folder))
-        fill_redis(redis_port, shop)
+        redis_port = None
+        if arguments.peers:
+            redis_port = stack.enter_context(redis_server(folder))
+            fill_redis(redis_port, shop)
         feast = feast_sides(folder, arguments, redis_port, shop, stack) if arguments.feast else {}
         sides = {
             "holdfast, open line": (Exchange, port),
             "holdfast, a call each": (Call, port),
-            "redis, pipelined HMGET": (Redis, redis_port),
-            "redis, answers not parsed": (RedisRaw, redis_port),
+            **({"redis, pipelined HMGET": (Redis, redis_port), "redis, answers not parsed": (RedisRaw, redis_port)} if redis_port else {}),
             **feast,
         }
+        print("\n| one after the other, answers a second | " + " | ".join(sides) + " |\n|---" + "|---" * len(sides) + "|")
+        for keys in [arguments.keys, 1]:
+            found = [run(side, where, shop, keys, None) for side, where in sides.values()]
+            print(f"| {keys:,} keys x {arguments.asked_views * FEATURES} | " + " | ".join(f"{one['answered']:,.1f}" for one in found) + " |", flush=True)
         print(f"\n| | side | rate/s | p50 ms | p99 ms | p99.9 ms | most ms | answered/s | client CPU ms a request |")
         print("|---|---|---|---|---|---|---|---|---|", flush=True)
         for keys, rate in [(arguments.keys, arguments.rate), (1, arguments.single_rate)]:
@@ -101,6 +111,10 @@ class Shop:
 
     def make(self):
         write = self.write
+        if (self.folder / "made").exists():
+            # What was published meanwhile has changed nothing that is not published again.
+            self.round = len(list((self.folder / "in" / "members").iterdir()))
+            return
         write("holdfast.toml", '[lake]\nurl = "lake"\n')
         write("pipelines/churn/pipeline.toml", 'stages = "sql"\n')
         write("pipelines/churn/identity.toml", 'priority = ["member_id"]\n[types.member_id]\nunique = true\n')
@@ -124,6 +138,7 @@ class Shop:
         began = time.perf_counter()
         self.run()
         print(f"\n{self.arguments.customers:,} customers x {len(self.views) * FEATURES} features ingested and run in {time.perf_counter() - began:.0f} s", flush=True)
+        write("made", "")
 
     def write(self, path, text):
         path = self.folder / path
@@ -304,8 +319,9 @@ def run(side, where, shop, keys, rate):
 
 
 def load(side, where, shop, keys, rate):
+    """Without a rate one request after the other, for a third of the time: what a side can do at most for one client."""
     asker = side(where, shop)
-    count = max(20, int(shop.arguments.seconds * rate))
+    count = max(20, int(shop.arguments.seconds * rate)) if rate else 64
     draws = shop.draws(1, count, keys)
     if hasattr(asker, "draws"):
         draws = asker.draws(draws)
@@ -314,6 +330,13 @@ def load(side, where, shop, keys, rate):
         values = asker.values(asker.ask(requests[row]))
         if values is not None and not np.array_equal(values, shop.expected(draws[row])):
             raise SystemExit(f"{side.__name__} gave other values")
+    if not rate:
+        began = time.perf_counter()
+        answered = 0
+        while time.perf_counter() - began < shop.arguments.seconds / 3:
+            asker.ask(requests[answered % count])
+            answered += 1
+        return {"answered": answered / (time.perf_counter() - began)}
     starts = np.cumsum(np.random.default_rng(2).exponential(1 / rate, count))
     latencies = np.empty(count)
     cpu, began = time.process_time(), time.perf_counter()

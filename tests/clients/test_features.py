@@ -13,6 +13,7 @@ from conftest import ROOT, flight_table
 sys.path.insert(0, str(ROOT / "crates" / "serve" / "python"))
 
 import holdfast  # noqa: E402
+from holdfast.client import bucket_of  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,26 @@ def test_refusals_say_what_to_do(client):
                 answer.to_arrow()
     with pytest.raises(ValueError, match="either a service or features"):
         client.get_online_features(["a"])
+
+
+def test_nodes_are_asked_as_if_they_were_one(client, address, token, view):
+    ids = view.column("customer_id").to_pylist()[:200] + ["nobody"]
+    expected = client.get_online_features(ids, service="churn").to_arrow()
+    with holdfast.OnlineNodes([address], token=token) as nodes:
+        assert nodes.get_online_features({"customer_id": ids}, service="churn").to_arrow().equals(expected)
+        assert nodes.get_online_features([], service="churn").to_arrow().num_rows == 0
+        with pytest.raises(holdfast.FeatureError, match="no key column"):
+            nodes.get_online_features({"shop": ["a"]}, service="churn")
+    with pytest.raises(holdfast.FeatureError, match="each share once"):
+        holdfast.OnlineNodes([address, address], token=token)
+
+
+def test_a_key_is_in_the_bucket_that_tables_have_it_in(view):
+    ids, buckets = (view.column(name).to_pylist() for name in ["customer_id", "customer_bucket"])
+    count = max(buckets) + 1
+    assert [bucket_of([id], count) for id in ids] == buckets
+    # Of several columns, each text behind its length; integers as they are.
+    assert bucket_of(["a", 1], 1 << 32) != bucket_of(["a1"], 1 << 32)
 
 
 def test_what_there_is_can_be_asked(client):

@@ -137,3 +137,50 @@ async fn a_served_value_that_is_another_is_found_and_fails_the_command() {
     }
     assert_eq!(lake.documents("features/served").await.unwrap().len(), 256);
 }
+
+#[test]
+fn features_that_moved_from_a_baseline_are_told_and_kept_in_a_table() {
+    let shop = shop();
+    // A hundred customers with 1 to 100 CNY each.
+    let orders = |round: usize, from: usize| -> Vec<(String, String, String)> {
+        (0..100).map(|at| (format!("o{round}_{at}"), format!("M{at}"), format!("{}.00", from + at))).collect()
+    };
+    let place = |name: &str, rows: &[(String, String, String)]| {
+        let rows: Vec<(&str, &str, i64, &str)> =
+            rows.iter().map(|(order, member, amount)| (order.as_str(), member.as_str(), 3, amount.as_str())).collect();
+        order(&shop, name, &rows);
+    };
+    place("a", &orders(0, 1));
+    run(&shop);
+    let output = succeed(&mut shop.command(&["features", "stats", "--keep-baseline", "june", "--json"]));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let of = |told: &serde_json::Value, feature: &str| {
+        told.as_array().unwrap().iter().find(|of| of["feature"] == feature).unwrap().clone()
+    };
+    let spend = of(&told, "spend");
+    assert_eq!((&spend["rows"], &spend["nulls"], &spend["distinct"]), (&100.into(), &0.into(), &100.into()));
+    let numbers = &spend["numbers"];
+    assert_eq!((numbers["least"].as_f64(), numbers["greatest"].as_f64()), (Some(1.0), Some(100.0)));
+    assert_eq!((numbers["mean"].as_f64(), numbers["quantiles"][2].as_f64()), (Some(50.5), Some(50.0)));
+
+    // Nothing has moved; a baseline stays as it is, and one that is not there is told.
+    succeed(&mut shop.command(&["features", "stats", "--baseline", "june", "--fail-on", "moderate"]));
+    let (_, said) = shop.fails(&["features", "stats", "--keep-baseline", "june"]);
+    assert!(said.contains("baselines do not change"), "{said}");
+    let (_, said) = shop.fails(&["features", "stats", "--baseline", "july"]);
+    assert!(said.contains("there are: june"), "{said}");
+
+    // Everybody spends as much again and more.
+    place("b", &orders(1, 300));
+    run(&shop);
+    let (_, said) = shop.fails(&["features", "stats", "--baseline", "june", "--fail-on", "large"]);
+    assert!(said.contains("Moved spend:spend"), "{said}");
+    let rows = shop.query(
+        "select feature, row_count, null_rate, psi, ks from metric.feature_stats where baseline = 'june' and feature = 'spend' \
+         order by measured_at",
+    );
+    assert_eq!(rows.len(), 2, "{rows:?}");
+    let number = |row: usize, column: &str| rows[row][column].as_f64().unwrap();
+    assert!(number(0, "psi") < 0.1 && number(0, "ks") < 0.05, "{rows:?}");
+    assert!(number(1, "psi") > 0.25 && number(1, "ks") > 0.9, "{rows:?}");
+}

@@ -350,3 +350,126 @@ async fn features_come_over_http_in_the_shape_of_feast() {
     }
     service.shut_down().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_demand_features_come_over_every_protocol_with_the_same_values() {
+    let shop = crate::on_demand::shop_with_baskets();
+    let (m1, m3) = (customer(&shop, "o1"), customer(&shop, "o3"));
+    let service = Service::start(&shop, ServeSettings::default()).await;
+    let expected = [vec![m1.clone(), "0.5".to_owned()], vec![m3.clone(), "2.5".to_owned()]];
+    let columns = ["customer_id", "to_usual"];
+
+    // A call, as JSON.
+    let command = json!({
+        "@type": "holdfast.v1.GetOnlineFeatures",
+        "feature_service": "churn",
+        "keys": [
+            {"name": "customer_id", "texts": [m1, m3]},
+            {"name": "amount", "doubles": [5.0, 100.0]},
+            {"name": "channel", "texts": ["web", "shop"]},
+        ],
+    });
+    let mut client = FlightClient::new(service.channel.clone());
+    let ticket = arrow_flight::Ticket::new(command.to_string());
+    let answer: Vec<RecordBatch> = client.do_get(ticket).await.unwrap().try_collect().await.unwrap();
+    assert_eq!(cells(&answer[0], &columns), expected);
+    // One without a value of the request.
+    let mut short = command.clone();
+    short["keys"].as_array_mut().unwrap().remove(1);
+    let refused = client.do_get(arrow_flight::Ticket::new(short.to_string())).await.unwrap_err().to_string();
+    assert!(refused.contains("needs the request value `amount`"), "{refused}");
+
+    // An open line, and a spine.
+    let asked = RecordBatch::try_from_iter([
+        ("customer_id", Arc::new(StringArray::from(vec![m1.as_str(), &m3])) as ArrayRef),
+        ("amount", Arc::new(arrow::array::Float64Array::from(vec![5.0, 100.0])) as ArrayRef),
+        ("channel", Arc::new(StringArray::from(vec!["web", "shop"])) as ArrayRef),
+    ])
+    .unwrap();
+    let churn = GetOnlineFeatures { feature_service: "churn".to_owned(), ..GetOnlineFeatures::default() };
+    let (sender, mut answers) = service.exchange(churn.to_command()).await;
+    sender.send(asked.clone()).unwrap();
+    assert_eq!(cells(&next(&mut answers).await.unwrap().unwrap().0, &columns), expected);
+    let metadata = answers.schema().unwrap().metadata().clone();
+    assert_eq!(metadata["holdfast.features"], "spend@v1:spend,basket@v1:to_usual,basket@v1:orders_and_year");
+    drop(sender);
+    let churn = GetHistoricalFeatures { feature_service: "churn".to_owned(), ..GetHistoricalFeatures::default() };
+    let (sender, mut answers) = service.exchange(churn.to_command()).await;
+    let moments = TimestampMicrosecondArray::from_value(Utc::now().timestamp_micros(), 2).with_timezone("UTC");
+    let mut fields = asked.schema_ref().fields().to_vec();
+    fields.push(Arc::new(arrow::datatypes::Field::new(
+        "event_timestamp",
+        arrow::array::Array::data_type(&moments).clone(),
+        false,
+    )));
+    let spine = asked.columns().iter().cloned().chain([Arc::new(moments) as ArrayRef]).collect();
+    sender.send(RecordBatch::try_new(Arc::new(arrow::datatypes::Schema::new(fields)), spine).unwrap()).unwrap();
+    drop(sender);
+    assert_eq!(cells(&next(&mut answers).await.unwrap().unwrap().0, &columns), expected);
+
+    // JSON writes whole numbers and others in one list.
+    let entities = json!({"customer_id": [m1, m3], "amount": [5, 100.0], "channel": ["web", "shop"]});
+    let body = json!({"entities": entities, "features": ["basket:to_usual"]});
+    let (code, answer) = service.post("", &body.to_string()).await;
+    assert_eq!(code, 200, "{answer}");
+    assert_eq!(answer["metadata"]["feature_names"], json!(["customer_id", "to_usual"]));
+    assert_eq!(answer["results"][1]["values"], json!([0.5, 2.5]));
+    assert_eq!(answer["results"][1]["statuses"], json!(["PRESENT", "PRESENT"]));
+    service.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_with_a_share_of_the_buckets_answer_for_all_keys_together() {
+    let shop = shop();
+    let names: Vec<(String, String)> = (0..40).map(|at| (format!("o{at}"), format!("M{at}"))).collect();
+    let rows: Vec<_> = names.iter().map(|(order, member)| (order.as_str(), member.as_str(), 3, "5.00")).collect();
+    order(&shop, "a", &rows);
+    run(&shop);
+    let customers: Vec<String> = shop
+        .query("select distinct customer_id from core.orders")
+        .iter()
+        .map(|row| row["customer_id"].as_str().unwrap().to_owned())
+        .collect();
+    let mut nodes = Vec::new();
+    for share in ["1/2", "2/2"] {
+        let settings = ServeSettings { online_share: share.parse().unwrap(), ..ServeSettings::default() };
+        nodes.push(Service::start(&shop, settings).await);
+    }
+    let ask = async |node: &Service, customer: &str| {
+        let mut client = FlightClient::new(node.channel.clone());
+        let command = json!({
+            "@type": "holdfast.v1.GetOnlineFeatures",
+            "feature_service": "churn",
+            "keys": [{"texts": [customer]}],
+        });
+        let rows =
+            client.do_get(arrow_flight::Ticket::new(command.to_string())).await.map_err(|error| error.to_string())?;
+        rows.try_collect::<Vec<RecordBatch>>().await.map_err(|error| error.to_string())
+    };
+    let mut held = [0, 0];
+    for customer in &customers {
+        let answers = [ask(&nodes[0], customer).await, ask(&nodes[1], customer).await];
+        let holds = answers.iter().position(Result::is_ok).unwrap();
+        held[holds] += 1;
+        assert_eq!(cells(&answers[holds].as_ref().unwrap()[0], &["spend", "spend__status"]), [["5.00", "PRESENT"]]);
+        let refused = answers[1 - holds].as_ref().unwrap_err();
+        assert!(refused.contains(&format!("which node {} of 2 holds", holds + 1)), "{refused}");
+    }
+    assert!(held[0] > 0 && held[1] > 0, "{held:?}");
+    // What each has in memory, and how keys are spread, is told to who routes.
+    let mut in_memory = 0;
+    for (at, node) in nodes.iter().enumerate() {
+        let mut client = FlightClient::new(node.channel.clone());
+        let told: Vec<_> =
+            client.do_action(Action::new("list_features", "")).await.unwrap().try_collect().await.unwrap();
+        let told: Value = serde_json::from_slice(&told[0]).unwrap();
+        assert_eq!(told["online_share"], json!({"node": at + 1, "of": 2}));
+        let view = &told["views"][0];
+        assert!(view["buckets"].as_u64().unwrap() > 1, "{view}");
+        in_memory += view["rows_in_memory"].as_u64().unwrap();
+    }
+    assert_eq!(in_memory, customers.len() as u64);
+    for node in nodes {
+        node.shut_down().await;
+    }
+}

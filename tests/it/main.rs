@@ -36,6 +36,7 @@ mod kills;
 mod leases;
 mod linkage;
 mod maintain;
+mod on_demand;
 mod plan;
 mod postgres;
 mod proto;

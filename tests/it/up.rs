@@ -203,6 +203,54 @@ async fn what_is_dropped_into_a_folder_or_pushed_is_served_without_another_comma
     assert_eq!(up.stop().0, Some(0));
 }
 
+/// What is in memory for a customer's orders; none while the view is not there.
+async fn orders_in_memory(client: &mut arrow_flight::FlightClient, customer: &str) -> Option<i64> {
+    let command = json!({
+        "@type": "holdfast.v1.GetOnlineFeatures",
+        "features": ["spent:orders"],
+        "keys": [{"texts": [customer]}],
+    });
+    let rows = client.do_get(arrow_flight::Ticket::new(command.to_string())).await.ok()?;
+    let rows: Vec<arrow::array::RecordBatch> = rows.try_collect().await.ok()?;
+    let orders = rows.first()?.column_by_name("orders")?.as_primitive::<arrow::datatypes::Int64Type>();
+    arrow::array::Array::is_valid(orders, 0).then(|| orders.value(0))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_changes_a_feature_is_served_from_memory_within_ten_seconds() {
+    let shop = small_company("on_new_data = true\nmin_interval = \"1s\"");
+    shop.write(
+        "sql/features/spent.sql",
+        "-- @stage incremental key(customer_id)\n-- @feature online\nselect customer_id, count(*) as orders\n\
+         from core.orders where customer_id is not null group by customer_id\n",
+    );
+    let mut up = Running::start(&shop, &["up"]);
+    let flight = up.address("grpc://");
+    drop_orders(&shop, "first", "o1,M1,2025-06-01T00:00:00Z,10.00\no2,M2,2025-06-02T00:00:00Z,20.00\n");
+    let mut sql = connect(&flight).await;
+    becomes(&mut sql, "select count(*) from features.spent", 2, &up).await;
+    let customer = shop.query("select customer_id from core.orders where order_id = 'o1'")[0]["customer_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let channel = Channel::from_shared(format!("http://{flight}")).unwrap().connect().await.unwrap();
+    let mut client = arrow_flight::FlightClient::new(channel);
+    let mut slowest = Duration::ZERO;
+    for round in 2..6 {
+        let row = format!("p{round},M1,2025-06-03T00:00:00Z,1.00\n");
+        drop_orders(&shop, &format!("more{round}"), &row);
+        let began = Instant::now();
+        while orders_in_memory(&mut client, &customer).await != Some(round) {
+            assert!(began.elapsed() < PATIENCE, "order {round} is not served\n{}", up.said());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        slowest = slowest.max(began.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(10), "{slowest:?}");
+    drop((client, sql));
+    assert_eq!(up.stop().0, Some(0));
+}
+
 /// The commits of all tables, and the runs; leases come and go.
 fn tables(shop: &Shop) -> Vec<String> {
     let mut found = commits(&shop.path().join("lake"));

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! DataFusion parses it and does not plan it. It is planned here as what any engine has: a window by key tells each row of the right side where the next one begins, and the left side is joined with
-//! the stretch in between. So each row of the left side gives one row, and what can be worked out by key still can.
+//! the stretch in between. So each row of the left side gives one row, and what can be worked out by key still can. That join is worked out as a merge: [`crate::as_of_merge`].
 //!
 //! A planner of relations is asked for parentheses alone, so each such join, with all that stands left of it, is put into some: [`wrap`].
 
@@ -205,7 +205,7 @@ fn equal_sides(on: Expr, left: &LogicalPlan, right: &LogicalPlan) -> Result<(Exp
 }
 
 /// The moment of the next row of the key on the right; of the one before, where the join looks forward.
-const END: &str = "__asof_end";
+pub(crate) const END: &str = "__asof_end";
 
 fn planned(
     left: LogicalPlan,
@@ -292,9 +292,13 @@ mod tests {
     }
 
     fn context(left: &[Row], right: &[Row]) -> SessionContext {
+        context_with(&SessionSettings::default(), left, right)
+    }
+
+    fn context_with(settings: &SessionSettings, left: &[Row], right: &[Row]) -> SessionContext {
         let tables = [("core.l", table(left)), ("core.r", table(right))];
         let tables = tables.map(|(name, table)| (name.parse().unwrap(), table as _));
-        session_with(&SessionSettings::default(), &Arc::new(RuntimeEnv::default()), 4, tables).unwrap()
+        session_with(settings, &Arc::new(RuntimeEnv::default()), 4, tables).unwrap()
     }
 
     async fn select(context: &SessionContext, sql: &str) -> Result<Vec<String>, String> {
@@ -387,6 +391,44 @@ mod tests {
             let cells: Vec<&str> = row.split('|').collect();
             cells[3..5] == cells[5..7]
         }));
+    }
+
+    #[tokio::test]
+    async fn a_condition_behind_it_is_asked_of_the_row_that_was_found() {
+        for seed in 1..8 {
+            let (left, right) = (rows(seed, 60, 4), rows(seed + 100, 90, 4));
+            let context = context(&left, &right);
+            for operator in [">=", "<"] {
+                // The optimizer takes the condition below the join, where rows of the right side are gone before they are compared.
+                let sql = format!(
+                    "select l.k, l.at, l.v, r.at as a, r.v as b from core.l asof join core.r \
+                     match_condition (l.at {operator} r.at) on l.k = r.k where r.v = 'w3' and l.at > 2"
+                );
+                let mut kept = expected(&left, &right, operator);
+                kept.retain(|row| {
+                    let cells: Vec<&str> = row.split('|').collect();
+                    cells[4] == "w3" && cells[1].parse::<i64>().is_ok_and(|at| at > 2)
+                });
+                assert_eq!(select(&context, &sql).await.unwrap(), kept, "seed {seed} {operator}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn it_is_a_merge_that_goes_through_both_sides_once() {
+        // One key: a join that compares all pairs would look at billions.
+        let many: Vec<Row> = (0..60_000).map(|at| (Some(1), Some(2 * at), Some(at % 5))).collect();
+        let shifted: Vec<Row> = many.iter().map(|row| (row.0, row.1.map(|at| at + 1), row.2)).collect();
+        let sql = "select count(*) as n, sum(l.at - r.at) as far from core.l asof join core.r match_condition (l.at >= r.at) on l.k = r.k";
+        for is_frugal in [false, true] {
+            let settings = SessionSettings { is_frugal, ..SessionSettings::default() };
+            let context = context_with(&settings, &shifted, &many);
+            let plan = select(&context, &format!("explain {sql}")).await.unwrap().concat();
+            assert!(plan.contains("AsOfMergeExec") && !plan.contains("HashJoinExec"), "{plan}");
+            // What the window has sorted is not sorted again.
+            assert_eq!(plan.matches("SortExec").count(), 2, "{plan}");
+            assert_eq!(select(&context, sql).await.unwrap(), ["60000|60000"]);
+        }
     }
 
     #[tokio::test]

@@ -124,7 +124,8 @@ impl Project {
             let is_ready = |stage: &&Stage| stage.inputs.keys().all(|input| known.contains(input));
             let (ready, rest): (Vec<&Stage>, Vec<&Stage>) = waiting.into_iter().partition(is_ready);
             if ready.is_empty() {
-                let findings = features::check_project(self.stages(), &inspection, self.service_file());
+                let findings =
+                    features::check_project(self.stages(), &inspection, self.service_file(), self.on_demand_file());
                 inspection.findings.extend(findings);
                 return Ok(inspection);
             }

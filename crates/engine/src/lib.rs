@@ -14,6 +14,7 @@
 
 mod append;
 mod as_of_join;
+mod as_of_merge;
 mod build;
 mod by_key;
 mod cases;
@@ -70,9 +71,10 @@ pub use executor::{Answer, Executor, ExecutorError, OwnFunction, Place, Work, bu
 pub use expectation::ExpectationResult;
 pub use explain::{codes, explain};
 pub use features::{
-    Feature, FeatureDifference, FeatureReference, FeatureService, FeatureView, HistoryMerged, Pending, Registered,
-    Registry, ServiceFeature, ServiceSpec, ServiceVersion, ViewVersion, compact_history, followed, history_of,
-    is_history, known_until, named, pending,
+    Feature, FeatureDifference, FeatureReference, FeatureService, FeatureView, HistoryMerged, OnDemandExpressions,
+    OnDemandFeature, OnDemandSpec, OnDemandVersion, OnDemandView, Pending, Registered, Registry, RequestValue,
+    ServiceFeature, ServiceSpec, ServiceVersion, ViewVersion, compact_history, followed, history_of, is_history,
+    known_until, named, pending,
 };
 pub use format::format_directives;
 pub use functions::customer_bucket_of;

@@ -12,7 +12,7 @@ use crate::contract::Contract;
 use crate::defaults::Defaults;
 use crate::diagnostic::{Diagnostic, Diagnostics, most_similar};
 use crate::error::EngineError;
-use crate::features::{HISTORY_SCHEMA, ServiceFile, ServiceSpec};
+use crate::features::{HISTORY_SCHEMA, OnDemandFile, OnDemandSpec, ServiceFile, ServiceSpec};
 use crate::lineage::Lineage;
 use crate::session::SessionSettings;
 use crate::side_by_side::side_by_side;
@@ -40,6 +40,7 @@ pub struct Project {
     declared: BTreeMap<TableName, SchemaRef>,
     identifiers: BTreeMap<TableName, Vec<String>>,
     services: Option<ServiceFile>,
+    on_demand: Option<OnDemandFile>,
     /// Types of identifiers that can change hands.
     recycled: BTreeSet<String>,
 }
@@ -133,8 +134,15 @@ impl Draft {
         let known: BTreeSet<&TableName> = stages.keys().chain(declared.keys()).chain(&unread).collect();
         mistakes.extend(stages.values().flat_map(|stage| unknown_inputs(stage, &known)));
         let stages = in_order(stages, &mut mistakes);
-        let project =
-            Project { root: root.to_owned(), stages, declared, identifiers, services: None, recycled: BTreeSet::new() };
+        let project = Project {
+            root: root.to_owned(),
+            stages,
+            declared,
+            identifiers,
+            services: None,
+            on_demand: None,
+            recycled: BTreeSet::new(),
+        };
         Ok(Self { project, mistakes })
     }
 
@@ -152,6 +160,15 @@ impl Draft {
     pub fn with_recycled(mut self, types: impl IntoIterator<Item = String>) -> Self {
         self.project.recycled = types.into_iter().collect();
         self
+    }
+
+    /// The same with the on-demand features of a file; without any where it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be read. Mistakes in it are among the draft's.
+    pub fn with_on_demand(mut self, file: &Path) -> Result<Self> {
+        self.project.on_demand = OnDemandFile::read(file, &mut self.mistakes)?;
+        Ok(self)
     }
 
     /// The stages that could be read, inputs first.
@@ -213,6 +230,15 @@ impl Project {
     /// The feature services, in the order of their file.
     pub fn services(&self) -> &[ServiceSpec] {
         self.services.as_ref().map_or(&[], |file| file.services.as_slice())
+    }
+
+    /// The views of on-demand features, in the order of their file.
+    pub fn on_demand(&self) -> &[OnDemandSpec] {
+        self.on_demand.as_ref().map_or(&[], |file| file.views.as_slice())
+    }
+
+    pub(crate) fn on_demand_file(&self) -> Option<&OnDemandFile> {
+        self.on_demand.as_ref()
     }
 
     pub(crate) fn service_file(&self) -> Option<&ServiceFile> {
@@ -340,6 +366,9 @@ impl Project {
             // Services are registered by the run that makes a view: a run has something to do when they changed.
             if let (Some(_), Some(services)) = (&stage.directives.feature, &self.services) {
                 part(services.text());
+            }
+            if let (Some(_), Some(on_demand)) = (&stage.directives.feature, &self.on_demand) {
+                part(on_demand.text());
             }
             for input in stage.inputs.keys() {
                 part(&input.to_string());

@@ -20,7 +20,7 @@ use crate::directive::Severity;
 use crate::error::EngineError;
 use crate::executor::Place;
 use crate::expectation::ExpectationResult;
-use crate::features::{Keeper, Kept, Registered, Registry, ViewVersion, resolve};
+use crate::features::{Keeper, Kept, OnDemandVersion, OnDemandView, Registered, Registry, ViewVersion, resolve};
 use crate::orphans::orphans;
 use crate::project::{CheckedStage, Project, Selection};
 use crate::range;
@@ -471,14 +471,30 @@ impl Runner {
     /// Makes the pipeline's feature services what their file says of the views as they are. One that names what no run has made waits, and is told.
     async fn register_services(&self, progress: &dyn Progress) -> Result<()> {
         // An environment keeps no history of views, and no version of them is registered there.
-        if self.project.services().is_empty() || self.lake.environment_name().is_some() {
+        let has_some = !self.project.services().is_empty() || !self.project.on_demand().is_empty();
+        if !has_some || self.lake.environment_name().is_some() {
             return Ok(());
         }
         let registry = Registry::new(&self.lake);
         let newest: BTreeMap<String, ViewVersion> =
             registry.views().await?.into_iter().map(|version| (version.view.name.clone(), version)).collect();
+        for spec in self.project.on_demand() {
+            match OnDemandView::of(spec, &newest) {
+                Ok(view) => {
+                    let Registered { version, is_new } = registry.register_on_demand(&view).await?;
+                    if is_new {
+                        let (name, features) = (&view.name, view.features.len());
+                        let version = version.version;
+                        progress.note(&format!(" Registered on-demand view {name}@v{version}, {features} features"));
+                    }
+                }
+                Err(reason) => progress.note(&format!("  Waiting on-demand view {}: {reason}", spec.name)),
+            }
+        }
+        let on_demand: BTreeMap<String, OnDemandVersion> =
+            registry.on_demands().await?.into_iter().map(|version| (version.view.name.clone(), version)).collect();
         for spec in self.project.services() {
-            match resolve(spec, &newest, &registry).await? {
+            match resolve(spec, &newest, &on_demand, &registry).await? {
                 Ok(service) => {
                     let Registered { version, is_new } = registry.register_service(&service).await?;
                     if is_new {

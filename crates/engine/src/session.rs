@@ -11,6 +11,7 @@ use datafusion::execution::memory_pool::TrackConsumersPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
 use holdfast_lake::Lake;
@@ -18,6 +19,7 @@ use holdfast_types::TableName;
 
 use crate::Result;
 use crate::as_of_join::{self, AsOfPlanner};
+use crate::as_of_merge::AsOfMerge;
 use crate::diagnostic::most_similar;
 use crate::error::{EngineError, describe};
 use crate::executor::Executor;
@@ -115,15 +117,22 @@ pub fn session_with(
     buckets: u32,
     tables: impl IntoIterator<Item = (TableName, Arc<dyn TableProvider>)>,
 ) -> Result<SessionContext> {
-    let mut state = SessionStateBuilder::new()
+    // A frugal plan is one that can go to disk, and a cluster knows no operators but DataFusion's.
+    let mut rules = if settings.is_frugal || settings.executor.is_some() {
+        PhysicalOptimizer::default().rules
+    } else {
+        first_of_each::physical_rules()
+    };
+    if settings.executor.is_none() {
+        rules.insert(0, Arc::new(AsOfMerge));
+    }
+    let state = SessionStateBuilder::new()
         .with_config(settings.config())
         .with_runtime_env(Arc::clone(runtime))
-        .with_default_features();
-    // A frugal plan is one that can go to disk, and a cluster knows no operators but DataFusion's.
-    if !settings.is_frugal && settings.executor.is_none() {
-        state = state.with_physical_optimizer_rules(first_of_each::physical_rules());
-    }
-    let context = SessionContext::new_with_state(state.build());
+        .with_default_features()
+        .with_physical_optimizer_rules(rules)
+        .build();
+    let context = SessionContext::new_with_state(state);
     let mut schemas: BTreeMap<String, Arc<MemorySchemaProvider>> = BTreeMap::new();
     for (name, provider) in tables {
         schemas

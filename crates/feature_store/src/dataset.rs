@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::historical::HistoricalOptions;
+use crate::on_demand::ShownPart;
 use crate::spine::{Spine, SpineFormat};
 use crate::{FeatureStoreError, Result};
 
@@ -34,6 +35,9 @@ pub struct Dataset {
     pub run: u64,
     /// The history tables: these versions are kept until the training set is released.
     pub tables: Vec<DatasetTable>,
+    /// What is shown, where on-demand features are among it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shown: Vec<ShownPart>,
     /// The spine, of which a copy is kept.
     pub spine: DatasetSpine,
     /// The file that was written.

@@ -13,10 +13,12 @@ use arrow::error::ArrowError;
 use chrono::{DateTime, Utc};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
-use holdfast_features::{Options, StatusColumns, Zoneless, point_in_time};
+use holdfast_features::{FeatureView, Options, StatusColumns, Zoneless, point_in_time};
 use holdfast_lake::Lake;
+use object_store::ObjectStore;
 use serde::{Deserialize, Serialize};
 
+use crate::on_demand::{OnDemandOutput, OutputOptions, no_value};
 use crate::retrieval::{Retrieval, RetrievedView};
 use crate::{FeatureStoreError, Result};
 
@@ -129,10 +131,10 @@ where
     let mut metadata = metadata;
     metadata.extend(provenance(retrieval));
     let Some(label) = label else {
-        let answer = point_in_time(store, spine_schema, spine, views, features)?;
-        let schema = with_metadata(answer.schema(), metadata);
+        let answer = joined(store, (spine_schema, spine), views, features, retrieval, options)?;
+        let schema = with_metadata(&answer.schema, metadata);
         let named = Arc::clone(&schema);
-        let batches = answer.map(move |batch| Ok(batch?.with_schema(Arc::clone(&named))?)).boxed();
+        let batches = answer.batches.map(move |batch| Ok(batch?.with_schema(Arc::clone(&named))?)).boxed();
         return Ok(HistoricalFeatures { schema, batches });
     };
 
@@ -153,7 +155,7 @@ where
         first_row += batch.num_rows();
         widened
     });
-    let answer = point_in_time(Arc::clone(&store), &wide, spine, views, features)?;
+    let answer = joined(Arc::clone(&store), (&wide, spine), views, features, retrieval, options)?;
     let mut labels = label.view.joined();
     // Both ends of a ttl count, and T itself is not behind T.
     labels.ttl = Some(label.horizon - Duration::from_micros(1));
@@ -163,7 +165,7 @@ where
         timestamp: HORIZON.to_owned(),
         ..join_options(options, memory_bytes)
     };
-    let with_features = Arc::clone(answer.schema());
+    let HistoricalFeatures { schema: with_features, batches: answer } = answer;
     let answer = answer.map_err(|error| ArrowError::ExternalError(Box::new(error)));
     let labelled = point_in_time(store, &with_features, answer, vec![labels], label_options)?;
     let kept: Vec<usize> =
@@ -176,6 +178,50 @@ where
         })
         .boxed();
     Ok(HistoricalFeatures { schema, batches })
+}
+
+/// The join, and on-demand features behind it.
+fn joined<S>(
+    store: Arc<dyn ObjectStore>,
+    (spine_schema, spine): (&SchemaRef, S),
+    views: Vec<FeatureView>,
+    features: Options,
+    retrieval: &Retrieval,
+    options: &HistoricalOptions,
+) -> Result<HistoricalFeatures>
+where
+    S: Stream<Item = std::result::Result<RecordBatch, ArrowError>> + Send + 'static,
+{
+    let Some(asked) = &retrieval.on_demand else {
+        let answer = point_in_time(store, spine_schema, spine, views, features)?;
+        let schema = Arc::clone(answer.schema());
+        return Ok(HistoricalFeatures { schema, batches: answer.map_err(FeatureStoreError::from).boxed() });
+    };
+    for value in asked.request()? {
+        if spine_schema.field_with_name(value.name()).is_err() {
+            return Err(no_value(&value, &asked.needing(value.name())));
+        }
+    }
+    let at = spine_schema.index_of(&options.timestamp).map_err(|_| missing(&options.timestamp))?;
+    let answer = point_in_time(store, spine_schema, spine, views, Options { full_names: true, ..features })?;
+    let label_of = |view: &str, version: u32| {
+        let is_it = |known: &&RetrievedView| known.view.view.name == view && known.view.version == version;
+        retrieval.views.iter().find(is_it).map(|view| view.label.clone())
+    };
+    let output = OutputOptions {
+        full_names: options.full_names,
+        status: options.status,
+        event_timestamps: options.event_timestamps,
+    };
+    let output = OnDemandOutput::new(answer.schema(), spine_schema.fields().len(), asked, label_of, output)?;
+    let schema = Arc::clone(output.schema());
+    let batches = answer.map(move |batch| {
+        let batch = batch?;
+        // Nanoseconds go down, as the join takes them; without a zone it is UTC, or was refused.
+        let moments = cast(batch.column(at), &moment_type())?;
+        output.of(&batch, &moments)
+    });
+    Ok(HistoricalFeatures { schema, batches: batches.boxed() })
 }
 
 fn join_options(options: &HistoricalOptions, memory_bytes: usize) -> Options {

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use arrow::datatypes::{Field, FieldRef};
-use holdfast_engine::{FeatureReference, Registry, ServiceVersion, ViewVersion, followed, history_of, named};
+use holdfast_engine::{
+    FeatureReference, OnDemandVersion, Registry, ServiceVersion, ViewVersion, followed, history_of, named,
+};
 use holdfast_features::{FeatureView, History, HistorySchema};
 use holdfast_lake::{Lake, Manifest, Table};
 use holdfast_types::TableName;
 
+use crate::on_demand::{self, Found, OnDemand, ShownPart, gathered};
 use crate::{FeatureStoreError, Result};
 
 /// Which features: those of a service, or named one by one.
@@ -47,6 +50,21 @@ pub struct Retrieval {
     pub views: Vec<RetrievedView>,
     /// The run that published their history.
     pub run: u64,
+    /// What is shown, where on-demand features are asked for: then some of what the views give is only read.
+    pub on_demand: Option<OnDemand>,
+}
+
+/// A feature that is read, and the column that shows it; without one it is only read, by an on-demand feature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadFeature {
+    /// The table that its view is.
+    pub table: TableName,
+    /// The view.
+    pub view: String,
+    /// The feature.
+    pub feature: String,
+    /// The column.
+    pub column: Option<String>,
 }
 
 impl Retrieval {
@@ -56,27 +74,36 @@ impl Retrieval {
     /// A service, view, version or feature that is not there, with a suggestion; what the lake answers.
     pub async fn of(lake: &Lake, asked: &Asked) -> Result<Self> {
         let registry = Registry::new(lake);
-        let (service, wanted) = match asked {
+        let (service, found) = match asked {
             Asked::Service(name) => {
                 let (name, version) = named(name).map_err(FeatureStoreError::Request)?;
                 let service = registry.service(&name, version).await?;
-                let mut wanted: Vec<(ViewVersion, Vec<String>)> = Vec::new();
-                for feature in &service.service.features {
-                    let is_same = |(view, _): &&mut (ViewVersion, Vec<String>)| {
-                        view.view.name == feature.view && view.version == feature.version
-                    };
-                    match wanted.iter_mut().find(is_same) {
-                        Some((_, features)) => features.push(feature.feature.clone()),
-                        None => {
-                            let view = registry.view(&feature.view, Some(feature.version)).await?;
-                            wanted.push((view, vec![feature.feature.clone()]));
-                        }
-                    }
-                }
-                (Some(service), wanted)
+                let references = service.service.features.iter().map(|feature| FeatureReference {
+                    view: feature.view.clone(),
+                    version: Some(feature.version),
+                    feature: Some(feature.feature.clone()),
+                });
+                let found = found(&registry, &references.collect::<Vec<_>>()).await?;
+                (Some(service), found)
             }
-            Asked::Features(references) => (None, named_features(&registry, references).await?),
+            Asked::Features(references) => (None, found(&registry, references).await?),
         };
+        // What expressions read.
+        let mut read = Vec::new();
+        for one in &found {
+            let Found::OnDemand(version, _) = one else { continue };
+            for input in &version.view.inputs {
+                let is_it = |known: &ViewVersion| known.view.name == input.view && known.version == input.version;
+                if !read.iter().any(is_it) {
+                    read.push(registry.view(&input.view, Some(input.version)).await?);
+                }
+            }
+        }
+        let (wanted, on_demand) = gathered(found, |input| {
+            let is_it = |known: &&ViewVersion| known.view.name == input.view && known.version == input.version;
+            let view = read.iter().find(is_it).cloned();
+            view.ok_or_else(|| FeatureStoreError::NotFound(format!("{}@v{} is not there", input.view, input.version)))
+        })?;
         if wanted.is_empty() {
             return Err(FeatureStoreError::Request("no feature is asked for: name a service or features".to_owned()));
         }
@@ -92,7 +119,7 @@ impl Retrieval {
             };
             views.push(RetrievedView::open(lake, &manifest, view.clone(), label, features.clone()).await?);
         }
-        Ok(Self { service, views, run: manifest.sequence })
+        Ok(Self { service, views, run: manifest.sequence, on_demand })
     }
 
     /// The service with its version, if there is one.
@@ -102,11 +129,39 @@ impl Retrieval {
 
     /// The features with the versions of their views.
     pub fn features(&self) -> Vec<String> {
+        if let Some(on_demand) = &self.on_demand {
+            return on_demand.parts.iter().flat_map(ShownPart::references).collect();
+        }
         let of = |view: &RetrievedView| {
             let name = format!("{}@v{}", view.view.view.name, view.view.version);
             view.features.iter().map(move |feature| format!("{name}:{feature}")).collect::<Vec<_>>()
         };
         self.views.iter().flat_map(of).collect()
+    }
+
+    /// The stored features that are read, and the columns that show them.
+    pub fn read_features(&self, full_names: bool) -> Vec<ReadFeature> {
+        let mut read = Vec::new();
+        for view in &self.views {
+            let (name, version) = (&view.view.view.name, view.view.version);
+            let one = |feature: &String, column| ReadFeature {
+                table: view.view.view.table.clone(),
+                view: name.clone(),
+                feature: feature.clone(),
+                column,
+            };
+            let shown = match &self.on_demand {
+                None => Some(&view.features),
+                Some(asked) => asked.shown(name, version),
+            };
+            for feature in shown.into_iter().flatten() {
+                let column = if full_names { format!("{}__{feature}", view.label) } else { feature.clone() };
+                read.push(one(feature, Some(column)));
+            }
+            let inputs = self.on_demand.iter().flat_map(|asked| asked.inputs(name, version));
+            read.extend(inputs.map(|feature| one(feature, None)));
+        }
+        read
     }
 
     /// The history tables with their versions.
@@ -166,32 +221,46 @@ impl RetrievedView {
     }
 }
 
-async fn named_features(
-    registry: &Registry,
-    references: &[FeatureReference],
-) -> Result<Vec<(ViewVersion, Vec<String>)>> {
-    let mut wanted: Vec<(ViewVersion, Vec<String>)> = Vec::new();
+/// What references mean: features of stored views, or of on-demand ones.
+async fn found(registry: &Registry, references: &[FeatureReference]) -> Result<Vec<Found>> {
+    let on_demand = registry.on_demands().await?;
+    let mut found = Vec::with_capacity(references.len());
+    let (mut views, mut on_demand_views): (Vec<ViewVersion>, Vec<OnDemandVersion>) = Default::default();
     for reference in references {
-        let view = registry.view(&reference.view, reference.version).await?;
-        let features: Vec<String> = match &reference.feature {
+        let FeatureReference { view: name, version, feature } = reference;
+        if let Some(newest) = on_demand.iter().find(|known| known.view.name == *name) {
+            let is_it = |known: &&OnDemandVersion| known.view.name == *name && Some(known.version) == *version;
+            let meant = match version {
+                None => newest.clone(),
+                Some(_) => match on_demand_views.iter().find(is_it) {
+                    Some(known) => known.clone(),
+                    None => {
+                        let meant = registry.on_demand(name, *version).await?;
+                        on_demand_views.push(meant.clone());
+                        meant
+                    }
+                },
+            };
+            let features = on_demand::features_of(&meant, feature.as_deref())?;
+            found.push(Found::OnDemand(meant, features));
+            continue;
+        }
+        let is_it = |known: &&ViewVersion| known.view.name == *name && Some(known.version) == *version;
+        let view = match views.iter().find(is_it) {
+            Some(known) => known.clone(),
+            None => {
+                let view = registry.view(name, *version).await?;
+                views.push(view.clone());
+                view
+            }
+        };
+        let features: Vec<String> = match feature {
             Some(feature) => vec![feature.clone()],
             None => view.view.features.iter().map(|feature| feature.name.clone()).collect(),
         };
-        let is_same = |(known, _): &&mut (ViewVersion, Vec<String>)| {
-            known.view.name == view.view.name && known.version == view.version
-        };
-        match wanted.iter_mut().find(is_same) {
-            Some((_, known)) => {
-                for feature in features {
-                    if !known.contains(&feature) {
-                        known.push(feature);
-                    }
-                }
-            }
-            None => wanted.push((view, features)),
-        }
+        found.push(Found::Stored(view, features));
     }
-    Ok(wanted)
+    Ok(found)
 }
 
 /// The same columns under another name of the view.

@@ -24,6 +24,7 @@ use holdfast_types::TableName;
 use serde::{Deserialize, Serialize};
 
 use crate::historical::{HistoricalOptions, ValueStatus, historical_features};
+use crate::on_demand::{OnDemand, ShownPart};
 use crate::online::{OnlineColumns, OnlinePlan};
 use crate::retrieval::{Retrieval, RetrievedView};
 use crate::{FeatureStoreError, Result};
@@ -48,6 +49,12 @@ pub(crate) struct ServedFrom {
     pub(crate) columns: OnlineColumns,
     pub(crate) keys: Vec<String>,
     pub(crate) views: Vec<ServedView>,
+    /// The values of the request, among the columns.
+    #[serde(default)]
+    pub(crate) request: Vec<String>,
+    /// What is shown, where on-demand features are among it.
+    #[serde(default)]
+    pub(crate) shown: Vec<ShownPart>,
 }
 
 /// A view of an answer.
@@ -268,7 +275,7 @@ async fn compare(
     let moments: Vec<i64> = answers.iter().flat_map(|(at, rows)| std::iter::repeat_n(*at, rows.num_rows())).collect();
     let moments: ArrayRef = Arc::new(TimestampMicrosecondArray::from(moments).with_timezone("UTC"));
     let (mut fields, mut columns) = (Vec::new(), Vec::new());
-    for key in &from.keys {
+    for key in from.keys.iter().chain(&from.request) {
         let at = served.schema().index_of(key)?;
         fields.push(served.schema().field(at).clone());
         columns.push(Arc::clone(served.column(at)));
@@ -283,7 +290,9 @@ async fn compare(
         event_timestamps: from.columns.event_timestamps,
         ..HistoricalOptions::default()
     };
-    let retrieval = Retrieval { service: None, views, run: from.run };
+    let on_demand = OnDemand::of(&registry, &from.shown).await?;
+    let shown = shown_columns(from, on_demand.as_ref());
+    let retrieval = Retrieval { service: None, views, run: from.run, on_demand };
     let rows = futures::stream::iter([Ok(spine.clone())]);
     let answer =
         historical_features(lake, &retrieval, None, (&spine.schema(), rows), &options, memory_bytes, HashMap::new())?;
@@ -292,8 +301,8 @@ async fn compare(
 
     let times = answers.iter().map(|(at, _)| DateTime::from_timestamp_micros(*at).unwrap_or_default());
     let (first, last) = (times.clone().min().unwrap_or_default(), times.max().unwrap_or_default());
-    for view in &from.views {
-        for (feature, columns) in columns_of(view, from.columns) {
+    for (view, columns) in shown {
+        for (feature, columns) in columns {
             let mut differs = vec![false; served.num_rows()];
             for column in columns {
                 let pair = [&served, &expected].map(|batch| batch.column_by_name(&column));
@@ -324,19 +333,48 @@ async fn compare(
     Ok(())
 }
 
-/// The columns of a view's answer: of each feature, and those of the view itself.
-fn columns_of(view: &ServedView, columns: OnlineColumns) -> Vec<(Option<String>, Vec<String>)> {
+/// What is compared of a view: each feature, or the view itself, with its columns.
+type Compared = Vec<(Option<String>, Vec<String>)>;
+
+/// The columns of an answer by view; on-demand views count to the history of the first that they read.
+fn shown_columns(from: &ServedFrom, on_demand: Option<&OnDemand>) -> Vec<(ServedView, Compared)> {
+    let of_stored = |view: &ServedView, features: &[String]| {
+        let mut compared = columns_of(&view.label, features, from.columns);
+        let mut own = Vec::new();
+        own.extend((from.columns.status != ValueStatus::None).then(|| format!("{}__status", view.label)));
+        own.extend(from.columns.event_timestamps.then(|| format!("{}__event_timestamp", view.label)));
+        if !own.is_empty() {
+            compared.push((None, own));
+        }
+        (view.clone(), compared)
+    };
+    let Some(asked) = on_demand else {
+        return from.views.iter().map(|view| of_stored(view, &view.features)).collect();
+    };
+    let mut shown = Vec::with_capacity(asked.parts.len());
+    for part in &asked.parts {
+        let is_it = |view: &&ServedView| view.view == part.view && view.version == part.version;
+        if !part.on_demand {
+            shown.extend(from.views.iter().find(is_it).map(|view| of_stored(view, &part.features)));
+        } else if let Some(first) = from.views.first() {
+            let label = asked.label(part);
+            let compared = columns_of(&label, &part.features, from.columns);
+            shown.push((
+                ServedView { view: part.view.clone(), version: part.version, label, ..first.clone() },
+                compared,
+            ));
+        }
+    }
+    shown
+}
+
+/// The columns of features.
+fn columns_of(label: &str, features: &[String], columns: OnlineColumns) -> Compared {
     let mut found = Vec::new();
-    for feature in &view.features {
-        let column = if columns.full_names { format!("{}__{feature}", view.label) } else { feature.clone() };
+    for feature in features {
+        let column = if columns.full_names { format!("{label}__{feature}") } else { feature.clone() };
         let status = (columns.status == ValueStatus::Value).then(|| format!("{column}__status"));
         found.push((Some(feature.clone()), std::iter::once(column).chain(status).collect()));
-    }
-    let mut own = Vec::new();
-    own.extend((columns.status != ValueStatus::None).then(|| format!("{}__status", view.label)));
-    own.extend(columns.event_timestamps.then(|| format!("{}__event_timestamp", view.label)));
-    if !own.is_empty() {
-        found.push((None, own));
     }
     found
 }

@@ -19,6 +19,7 @@ use parquet::file::properties::WriterProperties;
 
 use crate::dataset::{Dataset, DatasetLabel, DatasetOutput, DatasetSpine, DatasetTable, Datasets};
 use crate::historical::{HistoricalFeatures, HistoricalOptions, Label, historical_features};
+use crate::on_demand::OnDemand;
 use crate::retrieval::{Asked, Retrieval, RetrievedView};
 use crate::spine::{OpenSpine, Spine};
 use crate::{FeatureStoreError, Result};
@@ -107,6 +108,7 @@ pub async fn make_training_set(
         options: request.options.clone(),
         run: retrieval.run,
         tables,
+        shown: retrieval.on_demand.as_ref().map(|asked| asked.parts.clone()).unwrap_or_default(),
         spine: DatasetSpine { format: request.spine.format, blake3: digest, bytes, rows: written.rows },
         output: written,
         released_at: None,
@@ -166,7 +168,8 @@ pub async fn replay_training_set(
         }
         None => None,
     };
-    let retrieval = Retrieval { service, views, run: dataset.run };
+    let on_demand = OnDemand::of(&registry, &dataset.shown).await?;
+    let retrieval = Retrieval { service, views, run: dataset.run, on_demand };
     let (spine, _kept) = datasets.spine(&dataset).await?;
     let (written, _) =
         write(lake, &retrieval, label.as_ref(), &spine, &dataset.options, &dataset.id, memory_bytes, output, progress)
@@ -212,6 +215,12 @@ fn identity(retrieval: &Retrieval, label: Option<&Label>, spine: &str, options: 
     if let Some(label) = label {
         view("label", &label.view);
         part(&format!("{} {}", label.horizon.as_secs(), label.known_until.is_none()));
+    }
+    if let Some(asked) = &retrieval.on_demand {
+        for part_of in &asked.parts {
+            part(&format!("shown {}", part_of.references().collect::<Vec<_>>().join(",")));
+        }
+        asked.versions.iter().for_each(|version| part(&version.hash));
     }
     format!("ds_{}", hasher.finalize().to_hex().chars().take(24).collect::<String>())
 }
@@ -260,8 +269,13 @@ async fn write(
     progress: &dyn Progress,
 ) -> Result<(DatasetOutput, Vec<(String, u64, u64)>)> {
     let views = || retrieval.views.iter().chain(label.map(|label| &label.view));
+    let request = match &retrieval.on_demand {
+        Some(asked) => asked.request()?,
+        None => Vec::new(),
+    };
     let keys: BTreeMap<String, DataType> = views()
         .flat_map(|view| view.schema().keys())
+        .chain(&request)
         .map(|key| (key.name().clone(), key.data_type().clone()))
         .collect();
     let OpenSpine { schema, batches, rows } = spine.open(&keys, &options.timestamp, options.zoneless_is_utc)?;

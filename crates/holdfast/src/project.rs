@@ -490,8 +490,10 @@ impl Project {
         }
         declared.extend(crate::models::registry::declared()?);
         declared.extend(crate::models::score::declared(self)?);
-        let services = self.pipeline_folder()?.join("feature_services.toml");
-        Ok(Draft::read(&self.stage_folder()?, declared)?.with_services(&services)?)
+        let folder = self.pipeline_folder()?;
+        let draft = Draft::read(&self.stage_folder()?, declared)?;
+        let draft = draft.with_services(&folder.join("feature_services.toml"))?;
+        Ok(draft.with_on_demand(&folder.join("on_demand_features.toml"))?)
     }
 
     /// The pipeline's way to make tokens in this lake. Makes a key where the lake has none yet, and refuses one that is not the lake's.

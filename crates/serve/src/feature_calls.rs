@@ -12,7 +12,8 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use holdfast_engine::{FeatureReference, Registry, named};
 use holdfast_feature_store::{
-    Asked, Datasets, FeatureStoreError, HistoricalOptions, OnlineStore, Retrieval, ValueStatus, historical_features,
+    Asked, Datasets, FeatureStoreError, HistoricalOptions, OnlineStore, Retrieval, ValueStatus, ViewInMemory,
+    historical_features,
 };
 use holdfast_lake::Lake;
 use prost::Message;
@@ -125,7 +126,9 @@ pub(crate) async fn historical(
 pub(crate) async fn list(lake: &Lake, store: &OnlineStore) -> Result<Bytes> {
     let registry = Registry::new(lake);
     let (views, services) = (registry.views().await?, registry.services().await?);
-    let online: HashMap<String, u64> = store.views().into_iter().collect();
+    let on_demand = registry.on_demands().await?;
+    let online: HashMap<String, ViewInMemory> =
+        store.views_in_memory().into_iter().map(|view| (view.name.clone(), view)).collect();
     let views: Vec<_> = views
         .iter()
         .map(|version| {
@@ -136,7 +139,8 @@ pub(crate) async fn list(lake: &Lake, store: &OnlineStore) -> Result<Bytes> {
                 "entity": version.view.entity,
                 "ttl_s": version.view.ttl_s,
                 "online": version.view.online,
-                "rows_in_memory": online.get(&version.view.name),
+                "rows_in_memory": online.get(&version.view.name).map(|view| view.rows),
+                "buckets": online.get(&version.view.name).map(|view| view.buckets),
                 "features": version.view.features,
                 "description": version.view.description,
                 "owner": version.view.owner,
@@ -155,16 +159,36 @@ pub(crate) async fn list(lake: &Lake, store: &OnlineStore) -> Result<Bytes> {
             })
         })
         .collect();
-    Ok(json!({ "views": views, "services": services }).to_string().into())
+    let on_demand: Vec<_> = on_demand
+        .iter()
+        .map(|version| {
+            json!({
+                "view": version.view.name,
+                "version": version.version,
+                "request": version.view.request,
+                "features": version.view.features,
+                "inputs": version.view.inputs,
+                "description": version.view.description,
+                "owner": version.view.owner,
+            })
+        })
+        .collect();
+    let share = json!({ "node": store.share().node(), "of": store.share().of() });
+    Ok(json!({ "views": views, "on_demand": on_demand, "services": services, "online_share": share })
+        .to_string()
+        .into())
 }
 
-/// A view or service, `NAME` or `NAME@v3`, as JSON.
+/// A view, an on-demand view or a service, `NAME` or `NAME@v3`, as JSON.
 pub(crate) async fn describe(lake: &Lake, name: &[u8]) -> Result<Bytes> {
     let name = text(name, "the name of a view or service")?;
     let (name, version) = named(name).map_err(ServeError::Request)?;
     let registry = Registry::new(lake);
     if !registry.service_versions(&name).await?.is_empty() {
         return as_json(&registry.service(&name, version).await?);
+    }
+    if !registry.on_demand_versions(&name).await?.is_empty() {
+        return as_json(&registry.on_demand(&name, version).await?);
     }
     as_json(&registry.view(&name, version).await?)
 }

@@ -7,8 +7,8 @@ use arrow::array::RecordBatch;
 use arrow::error::ArrowError;
 use bytes::Bytes;
 use holdfast_access::{Access, AccessError, Mask, Principal, Rows, TableAccess, Touched};
-use holdfast_engine::{Published, Registry};
-use holdfast_feature_store::{OnlinePlan, Retrieval};
+use holdfast_engine::{OnDemandVersion, Published, Registry};
+use holdfast_feature_store::{OnlinePlan, ReadFeature, Retrieval};
 use holdfast_lake::Lake;
 use holdfast_types::TableName;
 use serde_json::Value;
@@ -22,15 +22,6 @@ pub(crate) struct FeatureGuard<'a> {
     principal: &'a Principal,
     /// As it is.
     run: &'a Published,
-}
-
-/// Features that are asked of one view.
-#[derive(Debug)]
-struct AskedOfView {
-    table: TableName,
-    name: String,
-    /// Each feature with its column in the answer.
-    features: Vec<(String, String)>,
 }
 
 /// Features that a caller may be given, and what becomes of them before.
@@ -52,14 +43,7 @@ impl<'a> FeatureGuard<'a> {
     /// # Errors
     /// A view or feature that the caller does not see is not there; [`AccessError::Forbidden`] where it sees some rows of the view alone.
     pub(crate) fn of_retrieval(&self, retrieval: &Retrieval, full_names: bool) -> Result<SeenFeatures> {
-        self.seen(retrieval.views.iter().map(|view| {
-            let column = |feature: &String| match full_names {
-                true => format!("{}__{feature}", view.label),
-                false => feature.clone(),
-            };
-            let features = view.features.iter().map(|feature| (feature.clone(), column(feature))).collect();
-            AskedOfView { table: view.view.view.table.clone(), name: view.view.view.name.clone(), features }
-        }))
+        self.seen(retrieval.read_features(full_names))
     }
 
     /// What is seen of features from memory.
@@ -67,32 +51,43 @@ impl<'a> FeatureGuard<'a> {
     /// # Errors
     /// As of [`FeatureGuard::of_retrieval`].
     pub(crate) fn of_plan(&self, plan: &OnlinePlan) -> Result<SeenFeatures> {
-        let asked = plan.columns_by_view().into_iter();
-        self.seen(asked.map(|view| AskedOfView { table: view.table, name: view.view, features: view.features }))
+        self.seen(plan.read_features())
     }
 
-    fn seen(&self, asked: impl IntoIterator<Item = AskedOfView>) -> Result<SeenFeatures> {
+    fn seen(&self, read: Vec<ReadFeature>) -> Result<SeenFeatures> {
         let mut touched = Touched::default();
         let mut masks = HashMap::new();
-        for AskedOfView { table, name, features } in asked {
-            let names: Vec<String> = features.iter().map(|(feature, _)| feature.clone()).collect();
-            touched.add(&table, &names);
-            let Some(access) = self.of_table(&table)? else { continue };
+        for of_table in read.chunk_by(|left, right| left.table == right.table) {
+            let table = &of_table[0].table;
+            touched.add(table, &of_table.iter().map(|read| read.feature.clone()).collect::<Vec<_>>());
+            let Some(access) = self.of_table(table)? else { continue };
             if matches!(access.rows, Rows::Matching(_)) {
                 return Err(AccessError::Forbidden(format!(
-                    "your role sees some rows of {} alone, which the feature store does not know: ask for them in SQL, or with \
-                     FeaturesForCustomers",
-                    table
+                    "your role sees some rows of {table} alone, which the feature store does not know: ask for them in SQL, or with \
+                     FeaturesForCustomers"
                 ))
                 .into());
             }
-            for (feature, answer) in features {
-                let column = access.columns.iter().find(|column| column.name == feature);
-                let Some(mask) = column.and_then(|column| column.only_mask()) else {
-                    return Err(ServeError::Request(format!("the feature view `{name}` has no feature `{feature}`")));
-                };
-                if *mask != Mask::Show {
-                    masks.insert(answer, mask.clone());
+            for ReadFeature { view, feature, column, .. } in of_table {
+                let found = access.columns.iter().find(|column| column.name == *feature);
+                let mask = found.and_then(|column| column.only_mask());
+                match (mask, column) {
+                    (Some(Mask::Show), _) => {}
+                    (Some(mask), Some(column)) => {
+                        masks.insert(column.clone(), mask.clone());
+                    }
+                    (None, Some(_)) => {
+                        return Err(ServeError::Request(format!(
+                            "the feature view `{view}` has no feature `{feature}`"
+                        )));
+                    }
+                    // What is worked out of a value tells of it.
+                    (_, None) => {
+                        return Err(AccessError::Forbidden(
+                            "your role does not see all that the on-demand features are made from".to_owned(),
+                        )
+                        .into());
+                    }
                 }
             }
         }
@@ -154,13 +149,20 @@ impl FeatureNames {
     pub(crate) async fn seen(lake: &Lake, run: &Published) -> Result<Self> {
         let views = Registry::new(lake).views().await?;
         let seen = views.into_iter().filter(|version| run.table(&version.view.table).is_some());
-        Ok(Self(Some(seen.map(|version| version.view.name).collect())))
+        let mut seen: BTreeSet<String> = seen.map(|version| version.view.name).collect();
+        // An on-demand view is seen by who sees all that it reads.
+        let on_demand = Registry::new(lake).on_demands().await?.into_iter();
+        let is_seen = |version: &OnDemandVersion| version.view.inputs.iter().all(|input| seen.contains(&input.view));
+        let on_demand: Vec<String> = on_demand.filter(is_seen).map(|version| version.view.name).collect();
+        seen.extend(on_demand);
+        Ok(Self(Some(seen)))
     }
 
     /// The list of views and services without those that are not seen.
     pub(crate) fn of_list(&self, body: Bytes) -> Result<Bytes> {
         self.rewritten(body, |names, list| {
             keep(list.get_mut("views"), |view| has_name(names, view.get("view")));
+            keep(list.get_mut("on_demand"), |view| has_name(names, view.get("view")));
             keep(list.get_mut("services"), |service| sees_all(names, service.get("features")));
             true
         })

@@ -169,7 +169,10 @@ async fn answer(face: &Face, caller: &Caller, body: Body, audited: &mut Audited)
         });
     }
     for view in plan.columns_by_view() {
-        let moments = texts(&rows, &view.event_timestamp)?;
+        let moments = match &view.event_timestamp {
+            Some(column) => texts(&rows, column)?,
+            None => vec![String::new(); rows.num_rows()],
+        };
         let moments: Vec<String> =
             moments.into_iter().map(|moment| if moment.is_empty() { epoch.clone() } else { moment }).collect();
         for (feature, column) in view.features {
@@ -195,18 +198,22 @@ async fn answer(face: &Face, caller: &Caller, body: Body, audited: &mut Audited)
     Ok((rows.num_rows() as u64, body))
 }
 
-/// A column of entities: texts, or integers.
+/// A column of entities, or of values of the request: texts, numbers or booleans, all of one kind.
 fn key_column(name: &str, values: &[Value]) -> Result<KeyColumn> {
     let mut column = KeyColumn { name: name.to_owned(), ..KeyColumn::default() };
     for value in values {
         match value {
             Value::String(text) => column.texts.push(text.clone()),
             Value::Number(number) if number.as_i64().is_some() => column.integers.extend(number.as_i64()),
-            _ => return Err(ServeError::Request(format!("the entities `{name}` are texts or integers of 64 bits"))),
+            Value::Number(number) => column.doubles.extend(number.as_f64()),
+            Value::Bool(value) => column.booleans.push(*value),
+            _ => return Err(ServeError::Request(format!("the entities `{name}` are texts, numbers or booleans"))),
         }
     }
-    if !column.texts.is_empty() && !column.integers.is_empty() {
-        return Err(ServeError::Request(format!("the entities `{name}` are texts or integers, not both")));
+    // JSON writes 2 and 2.5 in one column.
+    if !column.doubles.is_empty() && column.doubles.len() + column.integers.len() == values.len() {
+        column.integers.clear();
+        column.doubles = values.iter().filter_map(Value::as_f64).collect();
     }
     Ok(column)
 }

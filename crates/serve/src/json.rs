@@ -57,8 +57,13 @@ pub(crate) fn any_of(bytes: &[u8]) -> Result<Any> {
     }
     if name == GetOnlineFeatures::full_name() {
         let json: OnlineJson = serde_json::from_value(fields).map_err(wrong)?;
-        let keys =
-            json.keys.into_iter().map(|KeyColumnJson { name, texts, integers }| KeyColumn { name, texts, integers });
+        let keys = json.keys.into_iter().map(|KeyColumnJson { name, texts, integers, doubles, booleans }| KeyColumn {
+            name,
+            texts,
+            integers,
+            doubles,
+            booleans,
+        });
         return Ok(wrapped(&GetOnlineFeatures {
             feature_service: json.feature_service,
             features: json.features,
@@ -188,6 +193,8 @@ struct KeyColumnJson {
     name: String,
     texts: Vec<String>,
     integers: Vec<i64>,
+    doubles: Vec<f64>,
+    booleans: Vec<bool>,
 }
 
 /// By the name in the protobuf, or the word in it.
@@ -229,8 +236,8 @@ mod tests {
             full_feature_names: true,
             status: StatusColumns::None.into(),
             keys: vec![
-                KeyColumn { name: "k".to_owned(), texts: vec!["x".to_owned(), String::new()], integers: vec![] },
-                KeyColumn { name: String::new(), texts: vec![], integers: vec![-1] },
+                KeyColumn { name: "k".to_owned(), texts: vec!["x".to_owned(), String::new()], ..KeyColumn::default() },
+                KeyColumn { integers: vec![-1], ..KeyColumn::default() },
             ],
             ..GetOnlineFeatures::default()
         };

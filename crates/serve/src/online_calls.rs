@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow_flight::FlightData;
 use bytes::Bytes;
@@ -82,7 +82,7 @@ pub(crate) async fn converse(
     }
     let plan = plan(runs.online(), &command).await?;
     let (sent, keys) = sent_rows(first, messages).await?;
-    for key in plan.keys() {
+    for key in plan.keys().iter().chain(plan.request()) {
         if sent.field_with_name(key.name()).is_err() {
             return Err(no_key(key.name(), &plan));
         }
@@ -139,18 +139,22 @@ pub(crate) async fn plan_of(store: &OnlineStore, asked: &Asked, columns: OnlineC
     Ok(store.plan(asked, columns)?)
 }
 
-/// The keys as columns, with the names and types of the views' keys.
+/// The keys as columns, with the names and types of the views' keys; behind them the values of the request.
 pub(crate) fn keys(columns: &[KeyColumn], plan: &OnlinePlan, rows_max: usize) -> Result<RecordBatch> {
     let expected = plan.keys();
-    let rows = columns.iter().map(|column| column.texts.len().max(column.integers.len())).max().unwrap_or(0);
+    let rows = columns.iter().map(rows_of).max().unwrap_or(0);
     too_many(rows, rows_max)?;
     let (mut fields, mut arrays): (Vec<Field>, Vec<ArrayRef>) = (Vec::new(), Vec::new());
     for key in expected {
         let is_it = |column: &&KeyColumn| column.name == *key.name() || (column.name.is_empty() && expected.len() == 1);
         let Some(column) = columns.iter().find(is_it) else { return Err(no_key(key.name(), plan)) };
         let array: ArrayRef = match key.data_type() {
-            DataType::Int64 if column.texts.is_empty() => Arc::new(Int64Array::from(column.integers.clone())),
-            DataType::Utf8 if column.integers.is_empty() => Arc::new(StringArray::from(column.texts.clone())),
+            DataType::Int64 if column.integers.len() == rows_of(column) => {
+                Arc::new(Int64Array::from(column.integers.clone()))
+            }
+            DataType::Utf8 if column.texts.len() == rows_of(column) => {
+                Arc::new(StringArray::from(column.texts.clone()))
+            }
             wanted => {
                 let what = if *wanted == DataType::Int64 { "integers" } else { "texts" };
                 return Err(ServeError::Request(format!("the keys of `{}` are {what}", key.name())));
@@ -162,15 +166,39 @@ pub(crate) fn keys(columns: &[KeyColumn], plan: &OnlinePlan, rows_max: usize) ->
         fields.push(key.as_ref().clone());
         arrays.push(array);
     }
-    if columns.len() > expected.len() {
+    for value in plan.request() {
+        // One that is not there is told by the plan, with the view that needs it.
+        let Some(column) = columns.iter().find(|column| column.name == *value.name()) else { continue };
+        let array: ArrayRef = match column {
+            KeyColumn { texts, .. } if texts.len() == rows => Arc::new(StringArray::from(texts.clone())),
+            KeyColumn { integers, .. } if integers.len() == rows => Arc::new(Int64Array::from(integers.clone())),
+            KeyColumn { doubles, .. } if doubles.len() == rows => Arc::new(Float64Array::from(doubles.clone())),
+            KeyColumn { booleans, .. } if booleans.len() == rows => Arc::new(BooleanArray::from(booleans.clone())),
+            _ => {
+                return Err(ServeError::Request(format!(
+                    "`{}` has one value for each key, all of one kind: {rows} keys were sent",
+                    value.name()
+                )));
+            }
+        };
+        fields.push(Field::new(value.name(), array.data_type().clone(), true));
+        arrays.push(array);
+    }
+    if columns.len() > fields.len() {
         let names = key_names(plan);
         return Err(ServeError::Request(format!("there are more key columns than the views have: {names}")));
     }
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
 }
 
+/// The longest of its kinds of values: a column has one.
+fn rows_of(column: &KeyColumn) -> usize {
+    let KeyColumn { name: _, texts, integers, doubles, booleans } = column;
+    [texts.len(), integers.len(), doubles.len(), booleans.len()].into_iter().max().unwrap_or(0)
+}
+
 fn key_names(plan: &OnlinePlan) -> String {
-    plan.keys().iter().map(|key| key.name().as_str()).collect::<Vec<_>>().join(", ")
+    plan.keys().iter().chain(plan.request()).map(|key| key.name().as_str()).collect::<Vec<_>>().join(", ")
 }
 
 fn no_key(name: &str, plan: &OnlinePlan) -> ServeError {

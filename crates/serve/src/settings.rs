@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_access::Access;
+use holdfast_feature_store::OnlineShare;
 
 use crate::{Result, ServeError, Token};
 
@@ -39,6 +40,8 @@ pub struct ServeSettings {
     pub max_online_exchanges: usize,
     /// Every how many answers from memory one is kept in the lake, to be compared with what history says; none without.
     pub log_served: Option<NonZeroU64>,
+    /// Which buckets of online views are held in memory; calls for other keys are refused.
+    pub online_share: OnlineShare,
     /// Customer ids of one feature call. 1 to 1,000,000.
     pub max_customer_ids: usize,
     /// What a part of a spine with its features may hold in memory, for each exchange. 16 MiB to 64 GiB.
@@ -84,6 +87,7 @@ impl Default for ServeSettings {
             max_waiting_queries: 256,
             max_online_exchanges: 1_024,
             log_served: None,
+            online_share: OnlineShare::ALL,
             max_customer_ids: 10_000,
             feature_memory_bytes: 128 << 20,
             max_statement_bytes: 1 << 20,

@@ -7,6 +7,7 @@ use holdfast_features::{DELETED, EVENT_TIMESTAMP, KNOWN_AT, VERSION};
 use holdfast_types::CUSTOMER_BUCKET;
 
 use super::history::KEY_BUCKET;
+use super::on_demand::{OnDemandFile, check_reference};
 use super::service::ServiceFile;
 use super::view::{FeatureView, is_timestamp};
 use crate::diagnostic::{Diagnostic, most_similar};
@@ -100,21 +101,21 @@ pub(crate) fn check_project(
     stages: &[Stage],
     inspection: &Inspection,
     services: Option<&ServiceFile>,
+    on_demand: Option<&OnDemandFile>,
 ) -> Vec<Diagnostic> {
     let mut mistakes = Vec::new();
-    let mut views: BTreeMap<String, FeatureView> = BTreeMap::new();
+    let mut views: BTreeMap<String, (FeatureView, SchemaRef)> = BTreeMap::new();
     for inspected in &inspection.stages {
         let Some(view) = FeatureView::of(&inspected.stage, &inspected.schema) else { continue };
-        if let Some(other) = views.get(&view.name) {
+        if let Some((other, _)) = views.get(&view.name) {
             let message = format!("two feature views are called `{}`: {} and {}", view.name, other.table, view.table);
             let place = inspected.stage.directives.feature.as_ref().map(|said| said.place).unwrap_or_default();
             let mistake = inspected.stage.mistake("E0602", message, place);
             mistakes.push(mistake.with_help("give one of them another name: `@feature view(name)`"));
             continue;
         }
-        views.insert(view.name.clone(), view);
+        views.insert(view.name.clone(), (view, std::sync::Arc::clone(&inspected.schema)));
     }
-    let Some(file) = services else { return mistakes };
     // Of a view whose stage cannot be planned nobody knows the features.
     let unplanned: Vec<String> = stages
         .iter()
@@ -122,9 +123,25 @@ pub(crate) fn check_project(
         .filter_map(|stage| Some((stage, stage.directives.feature.as_ref()?)))
         .map(|(stage, said)| said.view.clone().unwrap_or_else(|| stage.name.table().to_owned()))
         .collect();
+    if let Some(on_demand) = on_demand {
+        mistakes.extend(on_demand.check(&views, &unplanned));
+    }
+    let Some(file) = services else { return mistakes };
     for service in &file.services {
         for (reference, place) in service.features.iter().zip(&service.places) {
-            let Some(view) = views.get(&reference.view) else {
+            match check_reference(service, reference, on_demand) {
+                Some(Ok(())) => continue,
+                Some(Err((message, help))) => {
+                    let mistake = file.mistake(message, *place);
+                    mistakes.push(match help {
+                        Some(help) => mistake.with_help(help),
+                        None => mistake,
+                    });
+                    continue;
+                }
+                None => {}
+            }
+            let Some((view, _)) = views.get(&reference.view) else {
                 // An old version can be of a view whose stage is gone: the lake knows.
                 if reference.version.is_none() && !unplanned.contains(&reference.view) {
                     let message =

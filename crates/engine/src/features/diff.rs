@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::on_demand::{OnDemandView, on_demand_features};
 use super::reference::FeatureReference;
-use super::registry::{FeatureService, Registry, ServiceFeature, ServiceVersion, ViewVersion};
+use super::registry::{FeatureService, OnDemandVersion, Registry, ServiceFeature, ServiceVersion, ViewVersion};
 use super::service::ServiceSpec;
 use super::view::FeatureView;
 use crate::Result;
@@ -15,7 +16,7 @@ use crate::project::Project;
 /// A view or service whose newest version in the lake is not what the files say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
-    /// `view` or `service`.
+    /// `view`, `on-demand view` or `service`.
     pub kind: &'static str,
     /// Its name.
     pub name: String,
@@ -83,9 +84,41 @@ pub async fn pending(project: &Project, inspection: &Inspection, registry: &Regi
             new_history: false,
         });
     }
+    let known = registry.on_demands().await?;
+    let mut next_on_demand: BTreeMap<String, OnDemandVersion> =
+        known.iter().map(|version| (version.view.name.clone(), version.clone())).collect();
+    for spec in project.on_demand() {
+        let Ok(view) = OnDemandView::of(spec, &next) else { continue };
+        let newest = known.iter().find(|version| version.view.name == view.name);
+        let hash = view.hash();
+        if newest.is_some_and(|newest| newest.hash == hash) {
+            continue;
+        }
+        let number = newest.map_or(0, |newest| newest.version) + 1;
+        differences.push(Difference {
+            kind: "on-demand view",
+            name: view.name.clone(),
+            version: newest.map(|newest| newest.version),
+            next: Some(number),
+            changes: newest.map(|newest| on_demand_changes(&newest.view, &view)).unwrap_or_default(),
+            new_history: false,
+        });
+        let registered_at = chrono::DateTime::UNIX_EPOCH;
+        next_on_demand.insert(view.name.clone(), OnDemandVersion { version: number, hash, registered_at, view });
+    }
+    for gone in known.iter().filter(|version| project.on_demand().iter().all(|spec| spec.name != version.view.name)) {
+        differences.push(Difference {
+            kind: "on-demand view",
+            name: gone.view.name.clone(),
+            version: Some(gone.version),
+            next: None,
+            changes: Vec::new(),
+            new_history: false,
+        });
+    }
     let known = registry.services().await?;
     for spec in project.services() {
-        let Ok(service) = resolve(spec, &next, registry).await? else { continue };
+        let Ok(service) = resolve(spec, &next, &next_on_demand, registry).await? else { continue };
         let newest = known.iter().find(|version| version.service.name == service.name);
         if newest.is_some_and(|newest| newest.hash == service.hash()) {
             continue;
@@ -128,10 +161,23 @@ fn template(view: &FeatureView) -> Option<ViewVersion> {
 pub(crate) async fn resolve(
     spec: &ServiceSpec,
     newest: &BTreeMap<String, ViewVersion>,
+    on_demand: &BTreeMap<String, OnDemandVersion>,
     registry: &Registry,
 ) -> Result<std::result::Result<FeatureService, String>> {
     let mut features: Vec<ServiceFeature> = Vec::new();
     for reference in &spec.features {
+        match on_demand_features(reference, on_demand, registry).await? {
+            Some(Ok(found)) => {
+                for one in found {
+                    if !features.contains(&one) {
+                        features.push(one);
+                    }
+                }
+                continue;
+            }
+            Some(Err(reason)) => return Ok(Err(reason)),
+            None => {}
+        }
         let FeatureReference { view: name, version, feature } = reference;
         let old;
         let view = match version {
@@ -201,6 +247,28 @@ fn view_changes(before: &FeatureView, after: &FeatureView) -> Vec<String> {
     }
     if before.sql != after.sql {
         changes.push("~ query".to_owned());
+    }
+    changes
+}
+
+fn on_demand_changes(before: &OnDemandView, after: &OnDemandView) -> Vec<String> {
+    let mut changes = Vec::new();
+    for feature in &after.features {
+        match before.feature(&feature.name) {
+            None => changes.push(format!("+ {} {}", feature.name, feature.data_type)),
+            Some(old) if old != feature => changes.push(format!("~ {} {}", feature.name, feature.sql)),
+            Some(_) => {}
+        }
+    }
+    let gone = before.features.iter().filter(|feature| after.feature(&feature.name).is_none());
+    changes.extend(gone.map(|feature| format!("- {}", feature.name)));
+    if before.request != after.request {
+        let values: Vec<String> =
+            after.request.iter().map(|value| format!("{} {}", value.name, value.type_name)).collect();
+        changes.push(format!("~ request {}", values.join(", ")));
+    }
+    for input in after.inputs.iter().filter(|input| !before.inputs.contains(input)) {
+        changes.push(format!("~ reads {}@v{}:{}", input.view, input.version, input.feature));
     }
     changes
 }

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::history::HISTORY_SCHEMA;
+use super::on_demand::OnDemandView;
 use super::view::{FeatureView, hash};
 use crate::Result;
 use crate::diagnostic::most_similar;
@@ -15,6 +16,7 @@ use crate::error::EngineError;
 
 const VIEWS: &str = "features/views";
 const SERVICES: &str = "features/services";
+const ON_DEMAND: &str = "features/on_demand";
 
 /// How often a version is tried when others register at the same time.
 const ATTEMPTS_MAX: u32 = 20;
@@ -73,6 +75,19 @@ pub struct ServiceVersion {
     pub service: FeatureService,
 }
 
+/// A version of a view of on-demand features.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnDemandVersion {
+    /// Counted from 1.
+    pub version: u32,
+    /// Changes with all that decides its values.
+    pub hash: String,
+    /// When it was seen first.
+    pub registered_at: DateTime<Utc>,
+    /// What it is.
+    pub view: OnDemandView,
+}
+
 /// What a registration came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registered<T> {
@@ -122,6 +137,19 @@ impl Versioned for ServiceVersion {
     }
 }
 
+impl Versioned for OnDemandVersion {
+    const FOLDER: &'static str = ON_DEMAND;
+    const WHAT: &'static str = "on-demand view";
+
+    fn number(&self) -> u32 {
+        self.version
+    }
+
+    fn hash(&self) -> &str {
+        &self.hash
+    }
+}
+
 impl Registry {
     /// That of a lake.
     pub fn new(lake: &Lake) -> Self {
@@ -142,6 +170,30 @@ impl Registry {
     /// What the lake answers.
     pub async fn services(&self) -> Result<Vec<ServiceVersion>> {
         self.newest_of_all().await
+    }
+
+    /// The newest version of every on-demand view, by name.
+    ///
+    /// # Errors
+    /// What the lake answers.
+    pub async fn on_demands(&self) -> Result<Vec<OnDemandVersion>> {
+        self.newest_of_all().await
+    }
+
+    /// All versions of an on-demand view, the oldest first; none when there is no such view.
+    ///
+    /// # Errors
+    /// What the lake answers.
+    pub async fn on_demand_versions(&self, name: &str) -> Result<Vec<OnDemandVersion>> {
+        self.all(name).await
+    }
+
+    /// A version of an on-demand view; the newest where none is said.
+    ///
+    /// # Errors
+    /// As of [`Registry::view`].
+    pub async fn on_demand(&self, name: &str, version: Option<u32>) -> Result<OnDemandVersion> {
+        self.one(name, version).await
     }
 
     /// All versions of a view, the oldest first; none when there is no such view.
@@ -209,6 +261,18 @@ impl Registry {
         self.register(&service.name, &service.hash(), |number, _: Vec<ServiceVersion>| {
             let registered_at = self.lake.clock().now();
             Ok(ServiceVersion { version: number, hash: service.hash(), registered_at, service: service.clone() })
+        })
+        .await
+    }
+
+    /// As [`Registry::register_view`], of an on-demand view.
+    ///
+    /// # Errors
+    /// What the lake answers.
+    pub async fn register_on_demand(&self, view: &OnDemandView) -> Result<Registered<OnDemandVersion>> {
+        self.register(&view.name, &view.hash(), |number, _: Vec<OnDemandVersion>| {
+            let registered_at = self.lake.clock().now();
+            Ok(OnDemandVersion { version: number, hash: view.hash(), registered_at, view: view.clone() })
         })
         .await
     }

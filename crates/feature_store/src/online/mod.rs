@@ -11,6 +11,7 @@
 mod keys;
 mod packing;
 mod plan;
+mod share;
 mod slab;
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,7 @@ use arrow::array::RecordBatch;
 use arrow::row::{RowConverter, SortField};
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
-use holdfast_engine::{Registry, ServiceVersion, ViewVersion, history_of, named};
+use holdfast_engine::{FeatureReference, OnDemandVersion, Registry, ServiceVersion, ViewVersion, history_of, named};
 use holdfast_features::{HistoryFile, HistorySchema, read_history_file};
 use holdfast_lake::Lake;
 use holdfast_types::TableName;
@@ -33,8 +34,10 @@ use tokio::task::JoinSet;
 
 use self::packing::{PackedRows, Packing, versions};
 pub use self::plan::{OnlinePlan, ViewColumns};
+pub use self::share::OnlineShare;
 use self::slab::Bucket;
 use crate::historical::ValueStatus;
+use crate::on_demand::{Found, Gathered, features_of, gathered};
 use crate::retrieval::Asked;
 use crate::{FeatureStoreError, Result};
 
@@ -56,25 +59,40 @@ pub struct OnlineColumns {
     pub event_timestamps: bool,
 }
 
-/// Whose features are asked for: one row each, with the key columns of all views that are asked.
+/// Whose features are asked for: one row each, with the key columns of all views that are asked, and the values of the request that on-demand features need.
 pub type OnlineKeys = RecordBatch;
 
 /// The online views of a lake, in memory.
 #[derive(Debug)]
 pub struct OnlineStore {
     lake: Lake,
+    share: OnlineShare,
     state: RwLock<Arc<State>>,
     /// One publish at a time.
     publishing: tokio::sync::Mutex<()>,
+}
+
+/// An online view as far as it is in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ViewInMemory {
+    /// Its name.
+    pub name: String,
+    /// Keys that have a row here.
+    pub rows: u64,
+    /// Buckets that its keys are spread over, held here or not.
+    pub buckets: usize,
 }
 
 /// What readers see.
 #[derive(Debug, Default)]
 struct State {
     run: u64,
+    share: OnlineShare,
     /// Every version of the views whose newest version is online, by name.
     views: BTreeMap<String, Vec<ViewVersion>>,
     services: BTreeMap<String, Vec<ServiceVersion>>,
+    /// Every version of the on-demand views, by name.
+    on_demand: BTreeMap<String, Vec<OnDemandVersion>>,
     /// By history.
     tables: BTreeMap<TableName, Arc<OnlineTable>>,
     /// What requests of a kind come to, as far as somebody has asked.
@@ -96,7 +114,18 @@ struct OnlineTable {
 impl OnlineStore {
     /// Nothing, until [`OnlineStore::refresh`].
     pub fn new(lake: &Lake) -> Self {
-        Self { lake: lake.clone(), state: RwLock::default(), publishing: tokio::sync::Mutex::new(()) }
+        Self::sharing(lake, OnlineShare::ALL)
+    }
+
+    /// As [`OnlineStore::new`], of a share of the buckets alone: other keys are refused.
+    pub fn sharing(lake: &Lake, share: OnlineShare) -> Self {
+        let state = RwLock::new(Arc::new(State { share, ..State::default() }));
+        Self { lake: lake.clone(), share, state, publishing: tokio::sync::Mutex::new(()) }
+    }
+
+    /// Which buckets it holds.
+    pub fn share(&self) -> OnlineShare {
+        self.share
     }
 
     /// The moment that it is: by the lake's clock, but not before what is in memory became known. The clock of a machine that makes runs may be ahead.
@@ -122,7 +151,7 @@ impl OnlineStore {
             return Ok(false);
         }
         let registry = Registry::new(&self.lake);
-        let mut state = State { run: manifest.sequence, ..State::default() };
+        let mut state = State { run: manifest.sequence, share: self.share, ..State::default() };
         for newest in registry.views().await?.into_iter().filter(|version| version.view.online) {
             let versions = registry.view_versions(&newest.view.name).await?;
             let histories: Vec<&TableName> = versions.iter().map(|version| &version.history).collect();
@@ -139,6 +168,10 @@ impl OnlineStore {
         for newest in registry.services().await? {
             let name = newest.service.name;
             state.services.insert(name.clone(), registry.service_versions(&name).await?);
+        }
+        for newest in registry.on_demands().await? {
+            let name = newest.view.name;
+            state.on_demand.insert(name.clone(), registry.on_demand_versions(&name).await?);
         }
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
         Ok(true)
@@ -182,12 +215,21 @@ impl OnlineStore {
 
     /// The online views with the rows that are in memory, by name.
     pub fn views(&self) -> Vec<(String, u64)> {
+        self.views_in_memory().into_iter().map(|view| (view.name, view.rows)).collect()
+    }
+
+    /// The online views, by name.
+    pub fn views_in_memory(&self) -> Vec<ViewInMemory> {
         let state = self.state();
-        let rows = |versions: &Vec<ViewVersion>| {
+        let of = |(name, versions): (&String, &Vec<ViewVersion>)| {
             let table = versions.last().and_then(|newest| state.tables.get(&newest.history));
-            table.map_or(0, |table| table.rows())
+            ViewInMemory {
+                name: name.clone(),
+                rows: table.map_or(0, |table| table.rows()),
+                buckets: table.map_or(0, |table| table.buckets.len()),
+            }
         };
-        state.views.iter().map(|(name, versions)| (name.clone(), rows(versions))).collect()
+        state.views.iter().map(of).collect()
     }
 
     fn state(&self) -> Arc<State> {
@@ -221,6 +263,9 @@ impl OnlineStore {
         let mut files: BTreeMap<u32, Vec<HistoryFile>> = BTreeMap::new();
         for file in history.all_files().filter(|file| *file.versions.end() > since) {
             after.step = after.step.max(*file.versions.end());
+            if !self.share.holds(file.bucket) {
+                continue;
+            }
             files.entry(file.bucket).or_default().push(file.clone());
         }
         let (count, mut reading, mut waiting) = (files.len(), JoinSet::new(), files.into_iter());
@@ -300,33 +345,10 @@ async fn read_bucket(
     Ok(after)
 }
 
-/// A view, and the features of it that are meant.
-type Wanted = (ViewVersion, Vec<String>);
-
 impl State {
-    /// The views and features that are meant.
-    fn wanted(&self, asked: &Asked) -> Result<(Option<&ServiceVersion>, Vec<Wanted>)> {
-        let mut wanted: Vec<Wanted> = Vec::new();
-        let mut add = |view: &ViewVersion, feature: &str| {
-            if view.view.feature(feature).is_none() {
-                let known =
-                    view.view.features.iter().map(|feature| feature.name.clone()).collect::<Vec<_>>().join(", ");
-                return Err(FeatureStoreError::NotFound(format!(
-                    "the feature view `{}` has no feature `{feature}`; it has: {known}",
-                    view.view.name
-                )));
-            }
-            let is_same = |(known, _): &&mut (ViewVersion, Vec<String>)| {
-                known.view.name == view.view.name && known.version == view.version
-            };
-            match wanted.iter_mut().find(is_same) {
-                Some((_, features)) if features.iter().any(|known| known == feature) => {}
-                Some((_, features)) => features.push(feature.to_owned()),
-                None => wanted.push((view.clone(), vec![feature.to_owned()])),
-            }
-            Ok(())
-        };
-        match asked {
+    /// The views and features that are read, and what is shown where on-demand features are meant.
+    fn wanted(&self, asked: &Asked) -> Result<(Option<&ServiceVersion>, Gathered)> {
+        let (service, references) = match asked {
             Asked::Service(name) => {
                 let (name, version) = named(name).map_err(FeatureStoreError::Request)?;
                 let versions = self.services.get(&name);
@@ -341,22 +363,44 @@ impl State {
                         "no feature service is called `{name}{version}`; there are: {known}"
                     ))
                 })?;
-                for feature in &service.service.features {
-                    add(self.view(&feature.view, Some(feature.version))?, &feature.feature)?;
-                }
-                Ok((Some(service), wanted))
+                let references = service.service.features.iter().map(|feature| FeatureReference {
+                    view: feature.view.clone(),
+                    version: Some(feature.version),
+                    feature: Some(feature.feature.clone()),
+                });
+                (Some(service), references.collect())
             }
-            Asked::Features(references) => {
-                for reference in references {
-                    let view = self.view(&reference.view, reference.version)?;
-                    match &reference.feature {
-                        Some(feature) => add(view, feature)?,
-                        None => view.view.features.iter().try_for_each(|feature| add(view, &feature.name))?,
-                    }
-                }
-                Ok((None, wanted))
+            Asked::Features(references) => (None, references.clone()),
+        };
+        let mut found = Vec::with_capacity(references.len());
+        for FeatureReference { view: name, version, feature } in &references {
+            if let Some(versions) = self.on_demand.get(name) {
+                let meant = match version {
+                    Some(version) => versions.iter().find(|found| found.version == *version),
+                    None => versions.last(),
+                };
+                let meant = meant.ok_or_else(|| {
+                    FeatureStoreError::NotFound(format!("the on-demand view `{name}` has no such version"))
+                })?;
+                found.push(Found::OnDemand(meant.clone(), features_of(meant, feature.as_deref())?));
+                continue;
             }
+            let view = self.view(name, *version)?;
+            let features = match feature {
+                Some(feature) if view.view.feature(feature).is_none() => {
+                    let known =
+                        view.view.features.iter().map(|feature| feature.name.clone()).collect::<Vec<_>>().join(", ");
+                    return Err(FeatureStoreError::NotFound(format!(
+                        "the feature view `{}` has no feature `{feature}`; it has: {known}",
+                        view.view.name
+                    )));
+                }
+                Some(feature) => vec![feature.clone()],
+                None => view.view.features.iter().map(|feature| feature.name.clone()).collect(),
+            };
+            found.push(Found::Stored(view.clone(), features));
         }
+        Ok((service, gathered(found, |input| Ok(self.view(&input.view, Some(input.version))?.clone()))?))
     }
 
     fn view(&self, name: &str, version: Option<u32>) -> Result<&ViewVersion> {

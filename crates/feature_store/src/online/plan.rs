@@ -14,9 +14,10 @@ use holdfast_types::TableName;
 
 use super::keys::{KeyHash, Keys};
 use super::packing::{event_of, is_deletion};
-use super::{OnlineColumns, OnlineKeys, OnlineTable, State};
+use super::{OnlineColumns, OnlineKeys, OnlineShare, OnlineTable, State};
 use crate::historical::ValueStatus;
-use crate::retrieval::Asked;
+use crate::on_demand::{OnDemand, OnDemandOutput, OutputOptions, ShownPart, no_value, of_type};
+use crate::retrieval::{Asked, ReadFeature};
 use crate::served::{ServedFrom, ServedView};
 use crate::{FeatureStoreError, Result};
 
@@ -24,11 +25,18 @@ use crate::{FeatureStoreError, Result};
 #[derive(Debug)]
 pub struct OnlinePlan {
     run: u64,
+    share: OnlineShare,
     pinned: Asked,
     columns: OnlineColumns,
     keys: Vec<FieldRef>,
+    /// What comes with the keys, for on-demand features.
+    request: Vec<FieldRef>,
     views: Vec<PlannedView>,
+    /// The columns that are looked up.
+    read: SchemaRef,
+    /// The columns of answers.
     schema: SchemaRef,
+    on_demand: Option<(OnDemand, OnDemandOutput)>,
     /// As JSON, for samples of answers.
     served_from: Arc<str>,
     /// The words of statuses.
@@ -54,16 +62,12 @@ struct PlannedView {
 pub struct ViewColumns {
     /// The view.
     pub view: String,
-    /// The table that the view is.
-    pub table: TableName,
     /// Its version.
     pub version: u32,
     /// Its features, each with its column; the column of a feature's status is called `<column>__status`.
     pub features: Vec<(String, String)>,
-    /// Whether there is a row.
-    pub status: String,
-    /// When the row's event was.
-    pub event_timestamp: String,
+    /// When the row's event was; on-demand features have none.
+    pub event_timestamp: Option<String>,
 }
 
 /// The bytes of keys, one behind the other, and where each is looked for. A key with a null is nobody's.
@@ -74,10 +78,16 @@ struct Wanted {
 
 impl OnlinePlan {
     pub(super) fn of(state: &State, asked: &Asked, columns: OnlineColumns) -> Result<Self> {
-        let (service, wanted) = state.wanted(asked)?;
+        let (service, (wanted, on_demand)) = state.wanted(asked)?;
         if wanted.is_empty() {
             return Err(FeatureStoreError::Request("no feature is asked for: name a service or features".to_owned()));
         }
+        let request = match &on_demand {
+            Some(asked) => asked.request()?,
+            None => Vec::new(),
+        };
+        // Expressions read under full names.
+        let full_names = columns.full_names || on_demand.is_some();
         let mut keys: Vec<FieldRef> = Vec::new();
         let (mut fields, mut views): (Vec<FieldRef>, Vec<PlannedView>) = (Vec::new(), Vec::new());
         let (mut tables, mut names, mut pinned) = (serde_json::Map::new(), Vec::new(), Vec::new());
@@ -97,18 +107,20 @@ impl OnlinePlan {
                 let place = place.ok_or_else(|| {
                     FeatureStoreError::NotFound(format!("the history of {} has no feature `{feature}`", view.view.name))
                 })?;
-                let column = if columns.full_names { format!("{label}__{feature}") } else { feature.clone() };
+                let column = if full_names { format!("{label}__{feature}") } else { feature.clone() };
                 fields.push(Arc::new(table.schema.features()[place].as_ref().clone().with_name(&column)));
                 if columns.status == ValueStatus::Value {
                     fields.push(Arc::new(Field::new(format!("{column}__status"), status_type(), false)));
                 }
                 places.push(place);
-                names.push(format!("{}@v{}:{feature}", view.view.name, view.version));
-                pinned.push(FeatureReference {
-                    view: view.view.name.clone(),
-                    version: Some(view.version),
-                    feature: Some(feature.clone()),
-                });
+                if on_demand.is_none() {
+                    names.push(format!("{}@v{}:{feature}", view.view.name, view.version));
+                    pinned.push(FeatureReference {
+                        view: view.view.name.clone(),
+                        version: Some(view.version),
+                        feature: Some(feature.clone()),
+                    });
+                }
             }
             if columns.status != ValueStatus::None {
                 fields.push(Arc::new(Field::new(format!("{label}__status"), status_type(), false)));
@@ -131,8 +143,17 @@ impl OnlinePlan {
             let made_by = view.view.table.clone();
             views.push(PlannedView { name, made_by, version: view.version, label, table, ttl_us, features: places });
         }
+        for part in on_demand.iter().flat_map(|asked| &asked.parts) {
+            names.extend(part.references());
+            pinned.extend(part.features.iter().map(|feature| FeatureReference {
+                view: part.view.clone(),
+                version: Some(part.version),
+                feature: Some(feature.clone()),
+            }));
+        }
         // A key may be null in the question: it is nobody's.
-        fields.splice(0..0, keys.iter().map(|key| Arc::new(key.as_ref().clone().with_nullable(true))));
+        let given = keys.iter().map(|key| Arc::new(key.as_ref().clone().with_nullable(true)));
+        fields.splice(0..0, given.chain(request.iter().cloned()));
         for (at, field) in fields.iter().enumerate() {
             if fields[..at].iter().any(|known| known.name() == field.name()) {
                 return Err(FeatureStoreError::Request(format!(
@@ -142,7 +163,14 @@ impl OnlinePlan {
             }
         }
         let key_names = keys.iter().map(|key| key.name().clone()).collect();
-        let served_from = ServedFrom { run: state.run, columns, keys: key_names, views: served };
+        let served_from = ServedFrom {
+            run: state.run,
+            columns,
+            keys: key_names,
+            views: served,
+            request: request.iter().map(|value| value.name().clone()).collect(),
+            shown: on_demand.as_ref().map(|asked| asked.parts.clone()).unwrap_or_default(),
+        };
         let written = |error: serde_json::Error| ArrowError::JsonError(error.to_string());
         let service = service.map(|version| format!("{}@v{}", version.service.name, version.version));
         let metadata: HashMap<String, String> = [
@@ -153,13 +181,35 @@ impl OnlinePlan {
         .into_iter()
         .chain(service.iter().map(|service| ("holdfast.feature_service".to_owned(), service.clone())))
         .collect();
+        let read: SchemaRef = Arc::new(Schema::new_with_metadata(fields, metadata));
+        let on_demand = match on_demand {
+            Some(asked) => {
+                let label_of = |view: &str, version: u32| {
+                    let is_it = |known: &&PlannedView| known.name == view && known.version == version;
+                    views.iter().find(is_it).map(|view| view.label.clone())
+                };
+                let output = OutputOptions {
+                    full_names: columns.full_names,
+                    status: columns.status,
+                    event_timestamps: columns.event_timestamps,
+                };
+                let output = OnDemandOutput::new(&read, keys.len() + request.len(), &asked, label_of, output)?;
+                Some((asked, output))
+            }
+            None => None,
+        };
+        let schema = Arc::clone(on_demand.as_ref().map_or(&read, |(_, output)| output.schema()));
         Ok(Self {
             run: state.run,
+            share: state.share,
             pinned: service.map_or(Asked::Features(pinned), Asked::Service),
             columns,
             keys,
+            request,
             views,
-            schema: Arc::new(Schema::new_with_metadata(fields, metadata)),
+            read,
+            schema,
+            on_demand,
             served_from: serde_json::to_string(&served_from).map_err(written)?.into(),
             words: Arc::new(StringArray::from_iter_values(Status::ALL.map(Status::as_str))),
         })
@@ -180,31 +230,72 @@ impl OnlinePlan {
         &self.keys
     }
 
-    /// The columns of answers: keys, then of each view its features and statuses. Its metadata says where they are from.
+    /// The values of the request that come beside the keys, with their types.
+    pub fn request(&self) -> &[FieldRef] {
+        &self.request
+    }
+
+    /// The columns of answers: keys and values of the request, then of each view its features and statuses. Its metadata says where they are from.
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    /// What the columns of each view are called.
+    /// What the columns of each view are called, of stored views and of on-demand ones.
     pub fn columns_by_view(&self) -> Vec<ViewColumns> {
-        let full_names = self.columns.full_names;
-        let of = |view: &PlannedView| {
-            let fields = view.table.schema.features();
-            let name = |feature: &usize| {
-                let feature = fields[*feature].name().clone();
-                let column = if full_names { format!("{}__{feature}", view.label) } else { feature.clone() };
-                (feature, column)
-            };
-            ViewColumns {
-                view: view.name.clone(),
-                table: view.made_by.clone(),
-                version: view.version,
-                features: view.features.iter().map(name).collect(),
-                status: format!("{}__status", view.label),
-                event_timestamp: format!("{}__{EVENT_TIMESTAMP}", view.label),
-            }
+        let named = |label: &str, feature: &String| match self.columns.full_names {
+            true => (feature.clone(), format!("{label}__{feature}")),
+            false => (feature.clone(), feature.clone()),
         };
-        self.views.iter().map(of).collect()
+        let of_stored = |view: &PlannedView, features: &[String]| ViewColumns {
+            view: view.name.clone(),
+            version: view.version,
+            features: features.iter().map(|feature| named(&view.label, feature)).collect(),
+            event_timestamp: Some(format!("{}__{EVENT_TIMESTAMP}", view.label)),
+        };
+        let Some((asked, _)) = &self.on_demand else {
+            return self.views.iter().map(|view| of_stored(view, &view.names())).collect();
+        };
+        let of = |part: &ShownPart| {
+            if part.on_demand {
+                let label = asked.label(part);
+                return Some(ViewColumns {
+                    view: part.view.clone(),
+                    version: part.version,
+                    features: part.features.iter().map(|feature| named(&label, feature)).collect(),
+                    event_timestamp: None,
+                });
+            }
+            let is_it = |view: &&PlannedView| view.name == part.view && view.version == part.version;
+            self.views.iter().find(is_it).map(|view| of_stored(view, &part.features))
+        };
+        asked.parts.iter().filter_map(of).collect()
+    }
+
+    /// The stored features that are read, and the columns that show them.
+    pub fn read_features(&self) -> Vec<ReadFeature> {
+        let mut read = Vec::new();
+        for view in &self.views {
+            let one = |feature: &String, column| ReadFeature {
+                table: view.made_by.clone(),
+                view: view.name.clone(),
+                feature: feature.clone(),
+                column,
+            };
+            let shown = match &self.on_demand {
+                None => view.names(),
+                Some((asked, _)) => asked.shown(&view.name, view.version).cloned().unwrap_or_default(),
+            };
+            for feature in &shown {
+                let column = match self.columns.full_names {
+                    true => format!("{}__{feature}", view.label),
+                    false => feature.clone(),
+                };
+                read.push(one(feature, Some(column)));
+            }
+            let inputs = self.on_demand.iter().flat_map(|(asked, _)| asked.inputs(&view.name, view.version));
+            read.extend(inputs.map(|feature| one(feature, None)));
+        }
+        read
     }
 
     /// All that it takes to work an answer out again.
@@ -220,7 +311,12 @@ impl OnlinePlan {
         let at = at.timestamp_micros();
         let key_columns: Vec<ArrayRef> = self.keys.iter().map(|key| key_column(keys, key)).collect::<Result<_>>()?;
         let mut columns = key_columns.clone();
-        columns.reserve(self.schema.fields().len());
+        columns.reserve(self.read.fields().len());
+        for value in &self.request {
+            let view = || self.on_demand.as_ref().map(|(asked, _)| asked.needing(value.name())).unwrap_or_default();
+            let column = keys.column_by_name(value.name()).ok_or_else(|| no_value(value, &view()))?;
+            columns.push(of_type(column, value, &view())?);
+        }
         // Mostly all views have the same keys.
         let mut wanted: Vec<(Vec<usize>, Wanted)> = Vec::new();
         for view in &self.views {
@@ -242,11 +338,17 @@ impl OnlinePlan {
             };
             self.view(view, &wanted[known].1, at, &mut columns)?;
         }
-        Ok(RecordBatch::try_new(Arc::clone(&self.schema), columns)?)
+        let read = RecordBatch::try_new(Arc::clone(&self.read), columns)?;
+        let Some((_, output)) = &self.on_demand else { return Ok(read) };
+        let moments = TimestampMicrosecondArray::from_value(at, read.num_rows()).with_timezone("UTC");
+        output.of(&read, &(Arc::new(moments) as ArrayRef))
     }
 
     fn view(&self, view: &PlannedView, wanted: &Wanted, at: i64, columns: &mut Vec<ArrayRef>) -> Result<()> {
         let table = &view.table;
+        if self.share.of() > 1 {
+            self.all_are_held(view, wanted)?;
+        }
         let oldest = view.ttl_us.map_or(i64::MIN, |ttl| at.saturating_sub(ttl));
         // One thing for all keys, then the next: memory answers many questions at once that do not wait for each other.
         let slabs: Vec<_> = wanted
@@ -299,10 +401,34 @@ impl OnlinePlan {
         Ok(())
     }
 
+    fn all_are_held(&self, view: &PlannedView, wanted: &Wanted) -> Result<()> {
+        let buckets = view.table.buckets.len();
+        for (row, key) in wanted.keys.iter().enumerate() {
+            let Some((_, hash)) = key else { continue };
+            let bucket = u32::try_from(hash.bucket(buckets)).unwrap_or_default();
+            if !self.share.holds(bucket) {
+                let (share, node) = (self.share, bucket % self.share.of() + 1);
+                return Err(FeatureStoreError::Request(format!(
+                    "row {row}: its key is in bucket {bucket} of {buckets} of {}, which node {node} of {} holds, and this is node {share}: \
+                     ask that one",
+                    view.name,
+                    share.of()
+                )));
+            }
+        }
+        Ok(())
+    }
+
     fn statuses(&self, statuses: impl Iterator<Item = Status>) -> Result<ArrayRef> {
         let code = |status: Status| Status::ALL.iter().position(|known| *known == status);
         let codes: Int8Array = statuses.map(|status| i8::try_from(code(status)?).ok()).collect();
         Ok(Arc::new(DictionaryArray::<Int8Type>::try_new(codes, Arc::clone(&self.words))?))
+    }
+}
+
+impl PlannedView {
+    fn names(&self) -> Vec<String> {
+        self.features.iter().map(|at| self.table.schema.features()[*at].name().clone()).collect()
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use holdfast_access::{Access, AccessSettings, Audit};
 use holdfast_engine::{LakeReader, Stage};
+use holdfast_feature_store::OnlineShare;
 use holdfast_lake::Lake;
 use holdfast_pgwire::{Notes, PgSettings, TlsIdentity};
 use holdfast_serve::{PutSettings, Puts, ServeError, ServeSettings, Tls, Token, bind_as, serve_with_http};
@@ -54,6 +55,9 @@ pub(crate) struct ServeArgs {
     /// Keep every Nth answer of online features in the lake, for `holdfast features consistency`
     #[arg(long, value_name = "N")]
     pub(crate) log_served: Option<NonZeroU64>,
+    /// Hold a share of the buckets of online views in memory, 1/3 for the first of three nodes; keys of others are refused
+    #[arg(long, value_name = "NODE/NODES", default_value_t = OnlineShare::ALL)]
+    pub(crate) online_share: OnlineShare,
     /// Let clients put record batches into the pipeline's sources
     #[arg(long)]
     pub(crate) accept_puts: bool,
@@ -180,6 +184,7 @@ impl Door {
         let settings = ServeSettings {
             token: self.token,
             log_served: args.log_served,
+            online_share: args.online_share,
             access: Some(Arc::clone(&access)),
             tls: open_tls(args)?,
             reload_interval: Duration::from_millis(args.reload_interval_ms.max(10)),

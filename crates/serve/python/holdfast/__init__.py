@@ -10,6 +10,6 @@ Only pyarrow is needed. A spine is an Arrow table (or anything that pyarrow.tabl
 moment in each row; each row is answered with what was known for its key at its moment.
 """
 
-from holdfast.client import Client, FeatureError, OnlineFeatures, Retrieval
+from holdfast.client import Client, FeatureError, OnlineFeatures, OnlineNodes, Retrieval
 
-__all__ = ["Client", "FeatureError", "OnlineFeatures", "Retrieval"]
+__all__ = ["Client", "FeatureError", "OnlineFeatures", "OnlineNodes", "Retrieval"]

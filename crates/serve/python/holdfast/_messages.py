@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 
 _PREFIX = "type.googleapis.com/holdfast.v1."
@@ -29,7 +30,7 @@ def historical(
 def online(
     service: str,
     features: Sequence[str],
-    keys: Mapping[str, Sequence[str] | Sequence[int]],
+    keys: Mapping[str, Sequence[str] | Sequence[int] | Sequence[float] | Sequence[bool]],
     full_feature_names: bool,
     status: str,
     event_timestamps: bool,
@@ -49,7 +50,11 @@ def _key_column(name: str, values: list) -> bytes:
         return body + b"".join(_bytes(2, value.encode()) for value in values)
     if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
         return body + _bytes(3, b"".join(_varint(value & 0xFFFF_FFFF_FFFF_FFFF) for value in values))
-    raise ValueError(f"the keys of {name or 'the only column'} are neither all texts nor all integers")
+    if all(isinstance(value, bool) for value in values):
+        return body + _bytes(5, bytes(values))
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        return body + _bytes(4, struct.pack(f"<{len(values)}d", *values))
+    raise ValueError(f"the values of {name or 'the only column'} are not all texts, all numbers or all booleans")
 
 
 def _status(status: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import threading
 import uuid
@@ -324,6 +325,110 @@ class OnlineFeatures:
         except pyarrow.ArrowException:
             # It has ended already.
             pass
+
+
+class OnlineNodes:
+    """Several nodes that hold a share of the online features each (``holdfast serve --online-share 1/3``), asked as if they were one.
+
+    A key is asked for at the node that holds its bucket. ``addresses`` may come in any order; each node says which share it has.
+    """
+
+    def __init__(self, addresses: Sequence[str], token: str | None = None, timeout: float | None = None):
+        self._nodes: dict[int, Client] = {}
+        self._buckets: dict[str, int] = {}
+        self._keys: dict[str, list[str]] = {}
+        self._services: dict[str, list[str]] = {}
+        self._inputs: dict[str, list[str]] = {}
+        count = None
+        for address in addresses:
+            client = Client(address, token, timeout)
+            told = client.list_features()
+            share = told["online_share"]
+            if count not in (None, share["of"]) or share["node"] in self._nodes:
+                raise FeatureError(f"{address} is node {share['node']} of {share['of']}: each share once, all of as many nodes")
+            count, self._nodes[share["node"]] = share["of"], client
+            for view in told["views"]:
+                self._buckets[view["view"]] = view["buckets"] or 0
+                self._keys[view["view"]] = view["entity"]
+            for view in told["on_demand"]:
+                self._inputs[view["view"]] = [read["view"] for read in view["inputs"]]
+            for service in told["services"]:
+                self._services[service["service"]] = [feature["view"] for feature in service["features"]]
+        missing = sorted(set(range(1, (count or 0) + 1)) - self._nodes.keys())
+        if missing or not self._nodes:
+            raise FeatureError(f"no address is that of node {', '.join(map(str, missing)) or 1}")
+
+    def __enter__(self) -> OnlineNodes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connections."""
+        for client in self._nodes.values():
+            client.close()
+
+    def get_online_features(
+        self,
+        keys: Mapping[str, Sequence[Any]] | Sequence[str] | Sequence[int],
+        features: Sequence[str] | None = None,
+        service: str | None = None,
+        **options: Any,
+    ) -> Retrieval:
+        """As :meth:`Client.get_online_features`: one row for each key, in their order. All views must have the same key."""
+        name, buckets = self._placed(features, service)
+        columns = dict(keys) if isinstance(keys, Mapping) else {name[0]: list(keys)}
+        try:
+            rows = list(zip(*(columns[column] for column in name), strict=True))
+        except KeyError as error:
+            raise FeatureError(f"there is no key column {error}: the views have {', '.join(name)}") from None
+        asked: dict[int, list[int]] = {}
+        for row, key in enumerate(rows):
+            asked.setdefault(bucket_of(key, buckets) % len(self._nodes) + 1, []).append(row)
+        # Somebody must say which columns no rows have.
+        asked = asked or {1: []}
+
+        def of_node(node: int) -> pyarrow.Table:
+            part = {column: [values[row] for row in asked[node]] for column, values in columns.items()}
+            return self._nodes[node].get_online_features(part, features, service, **options).to_arrow()
+
+        with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+            parts = list(pool.map(of_node, asked))
+        schema = parts[0].schema
+        found = pyarrow.concat_tables([part.cast(schema) for part in parts])
+        order = [0] * len(rows)
+        for place, row in enumerate(row for node in asked for row in asked[node]):
+            order[row] = place
+        return Retrieval(schema, iter(found.take(pyarrow.array(order, pyarrow.int64())).combine_chunks().to_batches()))
+
+    def _placed(self, features: Sequence[str] | None, service: str | None) -> tuple[list[str], int]:
+        """The key of all views that are asked, and the buckets that it is spread over."""
+        names = [reference.split(":")[0].split("@")[0] for reference in features or []]
+        names += self._services.get((service or "").split("@")[0], [])
+        views = {view for name in names for view in self._inputs.get(name, [name])}
+        placed = {(tuple(self._keys[view]), self._buckets[view]) for view in views if view in self._keys}
+        if len(placed) != 1:
+            raise FeatureError("the views that are asked have not one key: ask for those of one key at a time")
+        ((key, buckets),) = placed
+        if buckets == 0:
+            raise FeatureError("a view that is asked is not in memory: is it `@feature online`, and was it run?")
+        return list(key), buckets
+
+
+def bucket_of(key: Sequence[str | int], buckets: int) -> int:
+    """The bucket that a key is in: FNV-1a of its bytes (docs/point_in_time.md), modulo the number of buckets."""
+    parts = []
+    for value in key:
+        if isinstance(value, str):
+            text = value.encode()
+            parts += [len(text).to_bytes(8, "little"), text] if len(key) > 1 else [text]
+        elif value is not None:
+            parts.append(value.to_bytes(8, "little", signed=True))
+    found = 0xCBF29CE484222325
+    for byte in b"".join(parts):
+        found = ((found ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return found % buckets
 
 
 def _acknowledged(reader: Any, counts: dict[str, int]) -> bool:

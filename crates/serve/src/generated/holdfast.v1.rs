@@ -100,7 +100,7 @@ impl ::prost::Name for GetHistoricalFeatures {
 /// Features from memory, as they are known now: one row for each key, in the order of the keys. Asked with GetFlightInfo and DoGet, or
 /// with DoGet alone. Only views with `@feature online` are in memory.
 ///
-/// Answer: the key columns, then as of GetHistoricalFeatures.
+/// Answer: the key columns and the values of the request, then as of GetHistoricalFeatures.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetOnlineFeatures {
     /// As of GetHistoricalFeatures.
@@ -108,7 +108,7 @@ pub struct GetOnlineFeatures {
     pub feature_service: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "2")]
     pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// The columns that name whose features are asked for, all of one length. At most as many rows as the service allows in one request
+    /// The columns that name whose features are asked for, and the values that on-demand features need, all of one length. At most as many rows as the service allows in one request
     /// (10,000 unless set otherwise).
     #[prost(message, repeated, tag = "3")]
     pub keys: ::prost::alloc::vec::Vec<KeyColumn>,
@@ -129,8 +129,9 @@ impl ::prost::Name for GetOnlineFeatures {
         "/holdfast.v1.GetOnlineFeatures".into()
     }
 }
-/// A column of keys: texts, or integers.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+/// A column of keys, or of values of the request: texts, integers, doubles or booleans. What an on-demand feature wants as another type (a
+/// date, a timestamp, a decimal) is sent as text.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct KeyColumn {
     /// Its name; may be empty where the views have one key column.
     #[prost(string, tag = "1")]
@@ -139,6 +140,10 @@ pub struct KeyColumn {
     pub texts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(int64, repeated, tag = "3")]
     pub integers: ::prost::alloc::vec::Vec<i64>,
+    #[prost(double, repeated, tag = "4")]
+    pub doubles: ::prost::alloc::vec::Vec<f64>,
+    #[prost(bool, repeated, tag = "5")]
+    pub booleans: ::prost::alloc::vec::Vec<bool>,
 }
 impl ::prost::Name for KeyColumn {
     const NAME: &'static str = "KeyColumn";

@@ -1,7 +1,8 @@
 use std::fmt::Write;
 
 use holdfast_engine::{
-    FeatureDifference, Inspection, Project as Stages, Registry, ServiceVersion, ViewVersion, named, pending,
+    FeatureDifference, Inspection, OnDemandVersion, Project as Stages, Registry, ServiceVersion, ViewVersion, named,
+    pending,
 };
 use holdfast_lake::Lake;
 use holdfast_types::Clock;
@@ -42,6 +43,7 @@ pub(crate) struct DiffArgs {
 #[derive(Debug, Serialize)]
 struct Listed<'a> {
     views: &'a [ViewVersion],
+    on_demand: &'a [OnDemandVersion],
     services: &'a [ServiceVersion],
     differences: &'a [FeatureDifference],
 }
@@ -49,17 +51,34 @@ struct Listed<'a> {
 #[derive(Debug, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 enum Shown<'a> {
-    View { shown: &'a ViewVersion, versions: &'a [ViewVersion] },
-    Service { shown: &'a ServiceVersion, versions: &'a [ServiceVersion] },
+    View {
+        shown: &'a ViewVersion,
+        versions: &'a [ViewVersion],
+    },
+    #[serde(rename = "on-demand view")]
+    OnDemand {
+        shown: &'a OnDemandVersion,
+        versions: &'a [OnDemandVersion],
+    },
+    Service {
+        shown: &'a ServiceVersion,
+        versions: &'a [ServiceVersion],
+    },
 }
 
 pub(crate) async fn list(project: &Project, args: &ListArgs) -> Result<(), CliError> {
     let lake = project.open_lake().await?;
     let registry = Registry::new(&lake);
     let (views, services) = (registry.views().await?, registry.services().await?);
+    let on_demand = registry.on_demands().await?;
     let differences = differences(project, &registry).await?;
     if args.json {
-        return print_json(&Listed { views: &views, services: &services, differences: &differences });
+        return print_json(&Listed {
+            views: &views,
+            on_demand: &on_demand,
+            services: &services,
+            differences: &differences,
+        });
     }
     let mut rows = Vec::with_capacity(views.len());
     for version in &views {
@@ -78,6 +97,22 @@ pub(crate) async fn list(project: &Project, args: &ListArgs) -> Result<(), CliEr
         true => "no feature view is registered yet: a run does so\n".to_owned(),
         false => table(["view", "version", "entity", "features", "ttl", "online", "history", "table"], &rows),
     };
+    let rows: Vec<[String; 5]> = on_demand
+        .iter()
+        .map(|version| {
+            let request: Vec<&str> = version.view.request.iter().map(|value| value.name.as_str()).collect();
+            [
+                version.view.name.clone(),
+                format!("v{}", version.version),
+                version.view.features.len().to_string(),
+                if request.is_empty() { "-".to_owned() } else { request.join(", ") },
+                version.view.description.clone(),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        let _ = write!(text, "\n{}", table(["on demand", "version", "features", "request", "description"], &rows));
+    }
     let rows: Vec<[String; 4]> = services
         .iter()
         .map(|version| {
@@ -109,6 +144,14 @@ pub(crate) async fn show(project: &Project, args: &ShowArgs) -> Result<(), CliEr
             return print_json(&Shown::Service { shown: &shown, versions: &services });
         }
         return print(&service_text(&shown, &services));
+    }
+    let on_demand = registry.on_demand_versions(&name).await?;
+    if !on_demand.is_empty() {
+        let shown = registry.on_demand(&name, version).await?;
+        if args.json {
+            return print_json(&Shown::OnDemand { shown: &shown, versions: &on_demand });
+        }
+        return print(&on_demand_text(&shown, &on_demand));
     }
     let shown = registry.view(&name, version).await?;
     let versions = registry.view_versions(&name).await?;
@@ -202,6 +245,41 @@ async fn view_text(lake: &Lake, shown: &ViewVersion, versions: &[ViewVersion]) -
         .collect();
     let _ = write!(text, "\n{}", table(["version", "registered", "history"], &rows));
     Ok(text)
+}
+
+fn on_demand_text(shown: &OnDemandVersion, versions: &[OnDemandVersion]) -> String {
+    let view = &shown.view;
+    let mut text = format!("on-demand view {}@v{}\n", view.name, shown.version);
+    let reads: Vec<String> =
+        view.inputs.iter().map(|input| format!("{}@v{}:{}", input.view, input.version, input.feature)).collect();
+    for (what, value) in [
+        ("owner", view.owner.clone().unwrap_or_default()),
+        ("reads", reads.join(", ")),
+        ("description", view.description.clone()),
+    ] {
+        if !value.is_empty() {
+            let _ = writeln!(text, "  {what:16} {value}");
+        }
+    }
+    if !view.request.is_empty() {
+        let rows: Vec<[String; 2]> =
+            view.request.iter().map(|value| [value.name.clone(), value.type_name.clone()]).collect();
+        let _ = write!(text, "\n{}", table(["request value", "type"], &rows));
+    }
+    let rows: Vec<[String; 3]> = view
+        .features
+        .iter()
+        .map(|feature| [feature.name.clone(), feature.data_type.clone(), feature.sql.clone()])
+        .collect();
+    let _ = write!(text, "\n{}", table(["feature", "type", "expression"], &rows));
+    let rows: Vec<[String; 2]> = versions
+        .iter()
+        .map(|version| {
+            [format!("v{}", version.version), version.registered_at.format("%Y-%m-%d %H:%M:%SZ").to_string()]
+        })
+        .collect();
+    let _ = write!(text, "\n{}", table(["version", "registered"], &rows));
+    text
 }
 
 fn service_text(shown: &ServiceVersion, versions: &[ServiceVersion]) -> String {
