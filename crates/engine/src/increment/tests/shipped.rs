@@ -265,7 +265,7 @@ async fn check(pipeline: &str, stages: &str, by_key: usize) {
 
 #[tokio::test]
 async fn stages_of_the_churn_pack() {
-    check("churn", "sql", 40).await;
+    check("churn", "sql", 41).await;
 }
 
 #[tokio::test]
