@@ -48,7 +48,7 @@ TYPE_INFO = [
     ("column_size", INT),
     ("literal_prefix", TEXT),
     ("literal_suffix", TEXT),
-    ("create_params", pyarrow.list_(TEXT)),
+    ("create_params", pyarrow.list_(pyarrow.field("item", TEXT, nullable=False))),
     ("nullable", INT),
     ("case_sensitive", pyarrow.bool_()),
     ("searchable", INT),
