@@ -4,12 +4,19 @@ use std::net::IpAddr;
 
 use arrow_flight::{BasicAuth, HandshakeRequest};
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use holdfast_access::{Access, AccessError};
 use prost::Message;
 use tonic::Streaming;
 
 use crate::{Result, ServeError};
+
+/// ADBC's driver leaves the padding out, others do not.
+const PADDED_OR_NOT: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// A token for who is named in the `authorization` header, `Basic …`, or in the first message.
 ///
@@ -46,7 +53,22 @@ pub(crate) async fn token(
 }
 
 fn basic(encoded: &str) -> Option<(String, String)> {
-    let decoded = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
+    let decoded = String::from_utf8(PADDED_OR_NOT.decode(encoded).ok()?).ok()?;
     let (user, password) = decoded.split_once(':')?;
     Some((user.to_owned(), password.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_passwords_are_read_with_padding_and_without() {
+        for (encoded, password) in
+            [("YW5hOmE=", "a"), ("YW5hOmE", "a"), ("YW5hOmFi", "ab"), ("YW5hOmFiYw==", "abc"), ("YW5hOmFiYw", "abc")]
+        {
+            assert_eq!(basic(encoded), Some(("ana".to_owned(), password.to_owned())), "{encoded}");
+        }
+        assert_eq!((basic("YW5h"), basic("%%%")), (None, None));
+    }
 }
