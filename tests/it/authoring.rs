@@ -196,7 +196,7 @@ fn identifiers_joined_without_their_time_are_told_where_they_can_change_hands() 
     // core.orders joins by member ids alone, which are nobody else's.
     assert_eq!(
         found(&shop),
-        ["W0607 alone.sql:8:11", "W0607 half.sql:8:11", "W0607 keyed.sql:3:11", "W0607 listed.sql:7:20"]
+        ["W0607 alone.sql:8:11", "W0607 half.sql:8:11", "W0607 keyed.sql:3:11", "W0607 listed.sql:7:19"]
     );
     let (code, report) = check(&shop);
     assert_eq!((code, &report["mistakes"], &report["warnings"]), (Some(0), &0.into(), &4.into()));
@@ -208,7 +208,7 @@ fn identifiers_joined_without_their_time_are_told_where_they_can_change_hands() 
         assert!(told.contains(part), "{part}\n---\n{told}");
     }
     shop.write("sql/core/keyed.sql", "-- holdfast: allow(W0607) an edge is of all owners\nselect i.customer_id\nfrom identity.edges as e\nleft join identity.identifiers as i on i.token = e.left_token\n");
-    assert_eq!(found(&shop), ["W0607 alone.sql:8:11", "W0607 half.sql:8:11", "W0607 listed.sql:7:20"]);
+    assert_eq!(found(&shop), ["W0607 alone.sql:8:11", "W0607 half.sql:8:11", "W0607 listed.sql:7:19"]);
 }
 
 const CONTRACT: &str = "version = 1\ngrain = \"an order\"\nkey = [\"order_id\"]\nevent_time = \"ordered_at\"\nidentifiers = [\"member_id\"]\n\
