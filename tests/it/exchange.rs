@@ -340,7 +340,12 @@ async fn features_come_over_http_in_the_shape_of_feast() {
     for (headers, body, code, told) in [
         ("", body, 401, "a token is required"),
         (open, json!({"entities": entities, "features": ["spend:order"]}), 404, "has no feature `order`"),
-        (open, json!({"entities": {"customer_id": [1.5]}, "features": ["spend"]}), 422, "texts or integers"),
+        (
+            open,
+            json!({"entities": {"customer_id": [1.5]}, "features": ["spend"]}),
+            422,
+            "the keys of `customer_id` are texts",
+        ),
         (open, json!({"entities": {"shop": ["a"]}, "features": ["spend"]}), 422, "no key column `customer_id`"),
         (open, json!({"features": ["spend"]}), 422, "missing field `entities`"),
     ] {

@@ -24,7 +24,9 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, TableReference};
 use datafusion::execution::SessionState;
 use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{Expr, Volatility};
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_plan::PhysicalExpr;
 use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, Ident, visit_expressions};
 use holdfast_lake::grammar::parse_type;
@@ -389,10 +391,18 @@ fn planned(
     let schema = Arc::new(Schema::new(fields.iter().map(|(_, field)| Arc::clone(field)).collect::<Vec<_>>()));
     let names = DFSchema::new_with_metadata(fields, Default::default()).map_err(|error| describe(&error))?;
     let state = state()?;
+    // Some functions, `coalesce` among them, are only ever run as what they are simplified to.
+    let context = SimplifyContext::builder()
+        .with_schema(Arc::new(names.clone()))
+        .with_config_options(Arc::clone(state.config_options()))
+        .build();
+    let simplifier = ExprSimplifier::new(context);
     let mut planned = Vec::with_capacity(expressions.len());
     for (name, sql) in expressions {
         let expr = state.create_logical_expr(sql, &names).map_err(|error| describe(&error))?;
         only_of_its_row(&expr)?;
+        let expr = simplifier.coerce(expr, &names).and_then(|expr| simplifier.simplify(expr));
+        let expr = expr.map_err(|error| describe(&error))?;
         let physical = state.create_physical_expr(expr, &names).map_err(|error| describe(&error))?;
         let data_type = match physical.data_type(&schema).map_err(|error| describe(&error))? {
             // As history has them.
