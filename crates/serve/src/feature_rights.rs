@@ -59,7 +59,7 @@ impl<'a> FeatureGuard<'a> {
         let mut masks = HashMap::new();
         for of_table in read.chunk_by(|left, right| left.table == right.table) {
             let table = &of_table[0].table;
-            touched.add(table, &of_table.iter().map(|read| read.feature.clone()).collect::<Vec<_>>());
+            touched.add(table, of_table.iter().map(|read| read.feature.clone()).collect::<Vec<_>>());
             let Some(access) = self.of_table(table)? else { continue };
             if matches!(access.rows, Rows::Matching(_)) {
                 return Err(AccessError::Forbidden(format!(
