@@ -6,7 +6,9 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::Result;
 use crate::diagnostic::{Diagnostic, line_and_column, most_similar};
+use crate::error::EngineError;
 
 /// Line, column and width, from 1.
 pub type TomlPlace = (usize, usize, usize);
@@ -77,6 +79,23 @@ impl<'a> TomlFile<'a> {
         let spanned = self.text.get(span).unwrap_or_default();
         (line, column, spanned.lines().next().unwrap_or_default().chars().count().max(1))
     }
+}
+
+/// The text of a file; `None` where there is no such file.
+///
+/// # Errors
+/// A file that cannot be read.
+pub(crate) fn read(file: &Path) -> Result<Option<String>> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(EngineError::Unreadable { path: file.to_owned(), source }),
+    }
+}
+
+/// Whether a name can be one of a feature, a view or a service: lowercase letters, digits and underscores.
+pub(crate) fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }
 
 /// The code of mistakes in a policy.

@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, DictionaryArray, Int8Array, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::compute::{CastOptions, cast_with_options};
-use arrow::datatypes::{DataType, Field, FieldRef, Int8Type, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use holdfast_engine::{OnDemandExpressions, OnDemandVersion, Registry, ServiceFeature, ViewVersion};
-use holdfast_features::{EVENT_TIMESTAMP, Status, status_type};
+use holdfast_features::{
+    Status, event_timestamp_column, feature_column, status_column, status_column_of, status_type, status_words,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::historical::ValueStatus;
@@ -263,26 +265,23 @@ impl OnDemandOutput {
         let mut columns: Vec<Source> = (0..lead).map(Source::Read).collect();
         let mut views: Vec<Worked> = Vec::new();
         for part in &asked.parts {
-            let named = |label: &str, feature: &str| match options.full_names {
-                true => format!("{label}__{feature}"),
-                false => feature.to_owned(),
-            };
-            let status_of = |column: &str| Arc::new(Field::new(format!("{column}__status"), status_type(), false));
+            let named = |label: &str, feature: &str| feature_column(label, feature, options.full_names);
+            let status_of = |column: &str| Arc::new(Field::new(status_column_of(column), status_type(), false));
             if !part.on_demand {
                 let label = label(&part.view, part.version)?;
                 for feature in &part.features {
-                    let at = place(&format!("{label}__{feature}"))?;
+                    let at = place(&feature_column(&label, feature, true))?;
                     let column = named(&label, feature);
                     fields.push(Arc::new(read.field(at).clone().with_name(&column)));
                     columns.push(Source::Read(at));
                     if options.status == ValueStatus::Value {
-                        columns.push(Source::Read(place(&format!("{label}__{feature}__status"))?));
+                        columns.push(Source::Read(place(&status_column_of(&feature_column(&label, feature, true)))?));
                         fields.push(status_of(&column));
                     }
                 }
                 let own = [
-                    (options.status != ValueStatus::None).then(|| format!("{label}__status")),
-                    options.event_timestamps.then(|| format!("{label}__{EVENT_TIMESTAMP}")),
+                    (options.status != ValueStatus::None).then(|| status_column_of(&label)),
+                    options.event_timestamps.then(|| event_timestamp_column(&label)),
                 ];
                 for name in own.into_iter().flatten() {
                     let at = place(&name)?;
@@ -300,7 +299,7 @@ impl OnDemandOutput {
                 .view
                 .inputs
                 .iter()
-                .map(|input| place(&format!("{}__{}", label(&input.view, input.version)?, input.feature)));
+                .map(|input| place(&feature_column(&label(&input.view, input.version)?, &input.feature, true)));
             let inputs: Vec<usize> = inputs.collect::<Result<_>>()?;
             let types: Vec<DataType> = inputs.iter().map(|at| read.field(*at).data_type().clone()).collect();
             let expressions = OnDemandExpressions::new(&version.view, &types)?;
@@ -337,7 +336,7 @@ impl OnDemandOutput {
             schema: Arc::new(Schema::new_with_metadata(fields, read.metadata().clone())),
             columns,
             views,
-            words: Arc::new(StringArray::from_iter_values(Status::ALL.map(Status::as_str))),
+            words: status_words(),
         })
     }
 
@@ -369,10 +368,8 @@ impl OnDemandOutput {
     }
 
     fn statuses(&self, values: &ArrayRef) -> Result<ArrayRef> {
-        let code = |status: Status| Status::ALL.iter().position(|known| *known == status);
         let of = |row| if values.is_null(row) { Status::NullValue } else { Status::Present };
-        let codes: Int8Array = (0..values.len()).map(|row| i8::try_from(code(of(row))?).ok()).collect();
-        Ok(Arc::new(DictionaryArray::<Int8Type>::try_new(codes, Arc::clone(&self.words))?))
+        Ok(status_column((0..values.len()).map(|row| Some(of(row).code())).collect(), &self.words)?)
     }
 }
 

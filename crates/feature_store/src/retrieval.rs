@@ -6,7 +6,7 @@ use arrow::datatypes::{Field, FieldRef};
 use holdfast_engine::{
     FeatureReference, OnDemandVersion, Registry, ServiceVersion, ViewVersion, followed, history_of, named,
 };
-use holdfast_features::{FeatureView, History, HistorySchema};
+use holdfast_features::{FeatureView, History, HistorySchema, feature_column};
 use holdfast_lake::{Lake, Manifest, Table};
 use holdfast_types::TableName;
 
@@ -155,7 +155,7 @@ impl Retrieval {
                 Some(asked) => asked.shown(name, version),
             };
             for feature in shown.into_iter().flatten() {
-                let column = if full_names { format!("{}__{feature}", view.label) } else { feature.clone() };
+                let column = feature_column(&view.label, feature, full_names);
                 read.push(one(feature, Some(column)));
             }
             let inputs = self.on_demand.iter().flat_map(|asked| asked.inputs(name, version));

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use holdfast_engine::Registry;
+use holdfast_features::{feature_column, status_column_of};
 use holdfast_lake::{Lake, LakeError};
 use holdfast_types::TableName;
 use serde::{Deserialize, Serialize};
@@ -341,7 +342,7 @@ fn shown_columns(from: &ServedFrom, on_demand: Option<&OnDemand>) -> Vec<(Served
     let of_stored = |view: &ServedView, features: &[String]| {
         let mut compared = columns_of(&view.label, features, from.columns);
         let mut own = Vec::new();
-        own.extend((from.columns.status != ValueStatus::None).then(|| format!("{}__status", view.label)));
+        own.extend((from.columns.status != ValueStatus::None).then(|| status_column_of(&view.label)));
         own.extend(from.columns.event_timestamps.then(|| format!("{}__event_timestamp", view.label)));
         if !own.is_empty() {
             compared.push((None, own));
@@ -372,8 +373,8 @@ fn shown_columns(from: &ServedFrom, on_demand: Option<&OnDemand>) -> Vec<(Served
 fn columns_of(label: &str, features: &[String], columns: OnlineColumns) -> Compared {
     let mut found = Vec::new();
     for feature in features {
-        let column = if columns.full_names { format!("{label}__{feature}") } else { feature.clone() };
-        let status = (columns.status == ValueStatus::Value).then(|| format!("{column}__status"));
+        let column = feature_column(label, feature, columns.full_names);
+        let status = (columns.status == ValueStatus::Value).then(|| status_column_of(&column));
         found.push((Some(feature.clone()), std::iter::once(column).chain(status).collect()));
     }
     found

@@ -10,6 +10,7 @@ use arrow::compute::{BatchCoalescer, cast};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use futures::TryStreamExt;
 use holdfast_engine::Registry;
+use holdfast_features::{Status, status_column_of};
 use holdfast_lake::Lake;
 use holdfast_types::{COMMENT_KEY, Progress, Promise};
 use parquet::arrow::ArrowWriter;
@@ -295,11 +296,11 @@ async fn write(
 }
 
 fn count(batch: &RecordBatch, view: &str, not_found: &mut u64, too_old: &mut u64) {
-    let Some(column) = batch.column_by_name(&format!("{view}__status")) else { return };
+    let Some(column) = batch.column_by_name(&status_column_of(view)) else { return };
     let Some(words) = column.as_any().downcast_ref::<arrow::array::StringArray>() else { return };
     for word in words.iter().flatten() {
-        *not_found += u64::from(word == "NOT_FOUND");
-        *too_old += u64::from(word == "OUTSIDE_MAX_AGE");
+        *not_found += u64::from(word == Status::NotFound.as_str());
+        *too_old += u64::from(word == Status::OutsideMaxAge.as_str());
     }
 }
 

@@ -11,7 +11,7 @@ use crate::Result;
 use crate::lookup::{Found, Lookup, joined};
 use crate::request::StatusColumns;
 use crate::spine::Layout;
-use crate::status::{Status, status_column, words};
+use crate::status::{Status, status_column, status_words};
 
 /// What a view has for all places of a part, and for the place behind the last, where there is nothing.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ pub(crate) struct PartAnswer {
 impl PartAnswer {
     /// The spine's rows, which begin at row `from` of the part, with their features.
     pub(crate) fn batch(&self, spine: &RecordBatch, from: usize) -> Result<RecordBatch> {
-        let words = words();
+        let words = status_words();
         let mut columns = spine.columns().to_vec();
         let places: Vec<UInt32Array> =
             self.positions.iter().map(|places| places.slice(from, spine.num_rows())).collect();

@@ -35,8 +35,8 @@ pub use history::{DELETED, EVENT_TIMESTAMP, History, HistoryFile, HistorySchema,
 pub use moment::Zoneless;
 pub use open::read_history_file;
 pub use point_in_time::{FeatureStream, point_in_time};
-pub use request::{FeatureView, Options, StatusColumns};
-pub use status::{Status, status_type};
+pub use request::{FeatureView, Options, StatusColumns, event_timestamp_column, feature_column, status_column_of};
+pub use status::{Status, status_column, status_type, status_words};
 pub use write::{Changes, WriteSettings, write_changes};
 
 /// A result of this crate.

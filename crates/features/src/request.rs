@@ -212,26 +212,37 @@ impl Columns {
         let remedy = if options.full_names { RENAME } else { FULL };
         for feature in features {
             let source = format!("{view}:{}", feature.name());
-            let column = column_name(view, feature.name(), options.full_names);
+            let column = feature_column(view, feature.name(), options.full_names);
             // A column's metadata (comments, personal data) goes with it.
             self.add(source.clone(), Arc::new(feature.as_ref().clone().with_name(&column)), remedy)?;
             if options.status == StatusColumns::Value {
-                let field = Field::new(format!("{column}__status"), status_type(), false);
+                let field = Field::new(status_column_of(&column), status_type(), false);
                 self.add(format!("the status of {source}"), Arc::new(field), remedy)?;
             }
         }
         if options.status != StatusColumns::None {
-            let field = Field::new(format!("{view}__status"), status_type(), false);
+            let field = Field::new(status_column_of(view), status_type(), false);
             self.add(format!("the status of view {view}"), Arc::new(field), RENAME)?;
         }
         if options.event_timestamps {
-            let field = Field::new(format!("{view}__{EVENT_TIMESTAMP}"), timestamp_type(), true);
+            let field = Field::new(event_timestamp_column(view), timestamp_type(), true);
             self.add(format!("the event timestamp of view {view}"), Arc::new(field), RENAME)?;
         }
         Ok(())
     }
 }
 
-fn column_name(view: &str, feature: &str, full: bool) -> String {
+/// What an answer calls a feature: under its full name, or by itself.
+pub fn feature_column(view: &str, feature: &str, full: bool) -> String {
     if full { format!("{view}__{feature}") } else { feature.to_owned() }
+}
+
+/// What it calls the status of a view or of a feature's column.
+pub fn status_column_of(name: &str) -> String {
+    format!("{name}__status")
+}
+
+/// What it calls the event timestamp of a view.
+pub fn event_timestamp_column(view: &str) -> String {
+    format!("{view}__{EVENT_TIMESTAMP}")
 }

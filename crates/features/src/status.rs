@@ -33,7 +33,8 @@ impl Status {
         }
     }
 
-    pub(crate) const fn code(self) -> i8 {
+    /// Its byte in a status column.
+    pub const fn code(self) -> i8 {
         self as i8
     }
 }
@@ -43,11 +44,15 @@ pub fn status_type() -> DataType {
     DataType::Dictionary(Box::new(DataType::Int8), Box::new(DataType::Utf8))
 }
 
-/// The four words.
-pub(crate) fn words() -> ArrayRef {
+/// The four words of a status column.
+pub fn status_words() -> ArrayRef {
     Arc::new(StringArray::from_iter_values(Status::ALL.map(Status::as_str)))
 }
 
-pub(crate) fn status_column(codes: Int8Array, words: &ArrayRef) -> Result<ArrayRef> {
+/// A status column of these codes over [`status_words`].
+///
+/// # Errors
+/// A code that is none of [`Status::ALL`].
+pub fn status_column(codes: Int8Array, words: &ArrayRef) -> Result<ArrayRef> {
     Ok(Arc::new(DictionaryArray::<Int8Type>::try_new(codes, Arc::clone(words))?))
 }

@@ -41,7 +41,7 @@ use crate::Result;
 use crate::diagnostic::{Diagnostic, most_similar};
 use crate::error::{EngineError, describe};
 use crate::session::{SessionSettings, session_with};
-use crate::toml_file::{TomlFile, TomlItem as Item, TomlPlace as Place};
+use crate::toml_file::{self, TomlFile, TomlItem as Item, TomlPlace as Place, is_name};
 
 const KEYS: [&str; 4] = ["description", "owner", "request", "features"];
 /// What expressions call the values of a request.
@@ -116,11 +116,7 @@ pub struct OnDemandView {
 impl OnDemandFile {
     /// The views in a file; none where there is no such file.
     pub(crate) fn read(file: &Path, mistakes: &mut Vec<Diagnostic>) -> Result<Option<Self>> {
-        let text = match std::fs::read_to_string(file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(EngineError::Unreadable { path: file.to_owned(), source }),
-        };
+        let Some(text) = toml_file::read(file)? else { return Ok(None) };
         let views = TomlFile { file, text: &text, code: "E0606", mistakes }.on_demand_views();
         Ok(Some(Self { file: file.to_owned(), text, views }))
     }
@@ -512,10 +508,6 @@ impl TomlFile<'_> {
         found.sort_by_key(|(_, _, span)| span.start);
         found
     }
-}
-
-fn is_name(name: &str) -> bool {
-    !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }
 
 /// Which of a service's references are on-demand ones, with the versions that count now.

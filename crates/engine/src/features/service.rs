@@ -7,8 +7,7 @@ use toml::de::DeValue;
 use super::reference::FeatureReference;
 use crate::Result;
 use crate::diagnostic::Diagnostic;
-use crate::error::EngineError;
-use crate::toml_file::{TomlFile, TomlItem as Item, TomlPlace as Place};
+use crate::toml_file::{self, TomlFile, TomlItem as Item, TomlPlace as Place, is_name};
 
 const KEYS: [&str; 3] = ["description", "owner", "features"];
 
@@ -39,11 +38,7 @@ pub(crate) struct ServiceFile {
 impl ServiceFile {
     /// The services in a file; none where there is no such file.
     pub(crate) fn read(file: &Path, mistakes: &mut Vec<Diagnostic>) -> Result<Option<Self>> {
-        let text = match std::fs::read_to_string(file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(EngineError::Unreadable { path: file.to_owned(), source }),
-        };
+        let Some(text) = toml_file::read(file)? else { return Ok(None) };
         let services = TomlFile { file, text: &text, code: "E0604", mistakes }.services();
         Ok(Some(Self { file: file.to_owned(), text, services }))
     }
@@ -75,7 +70,7 @@ impl TomlFile<'_> {
             self.mistake(&format!("`{name}` is no service"), span, Some(help));
             return None;
         };
-        if name.is_empty() || !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') {
+        if !is_name(name) {
             let help = "a service has lowercase letters, digits and underscores".to_owned();
             self.mistake(&format!("`{name}` is no name of a service"), span, Some(help));
             return None;

@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, DictionaryArray, Int8Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{Array, ArrayRef, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, FieldRef, Int8Type, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 use chrono::{DateTime, Utc};
 use holdfast_engine::FeatureReference;
-use holdfast_features::{EVENT_TIMESTAMP, Status, status_type};
+use holdfast_features::{
+    Status, event_timestamp_column, feature_column, status_column, status_column_of, status_type, status_words,
+};
 use holdfast_types::TableName;
 
 use super::keys::{KeyHash, Keys};
@@ -107,10 +109,10 @@ impl OnlinePlan {
                 let place = place.ok_or_else(|| {
                     FeatureStoreError::NotFound(format!("the history of {} has no feature `{feature}`", view.view.name))
                 })?;
-                let column = if full_names { format!("{label}__{feature}") } else { feature.clone() };
+                let column = feature_column(label, feature, full_names);
                 fields.push(Arc::new(table.schema.features()[place].as_ref().clone().with_name(&column)));
                 if columns.status == ValueStatus::Value {
-                    fields.push(Arc::new(Field::new(format!("{column}__status"), status_type(), false)));
+                    fields.push(Arc::new(Field::new(status_column_of(&column), status_type(), false)));
                 }
                 places.push(place);
                 if on_demand.is_none() {
@@ -123,10 +125,10 @@ impl OnlinePlan {
                 }
             }
             if columns.status != ValueStatus::None {
-                fields.push(Arc::new(Field::new(format!("{label}__status"), status_type(), false)));
+                fields.push(Arc::new(Field::new(status_column_of(label), status_type(), false)));
             }
             if columns.event_timestamps {
-                fields.push(Arc::new(Field::new(format!("{label}__{EVENT_TIMESTAMP}"), moment_type(), true)));
+                fields.push(Arc::new(Field::new(event_timestamp_column(label), moment_type(), true)));
             }
             tables.insert(view.history.to_string(), table.version.into());
             let ttl_us = view.view.ttl_s.map(|ttl| ttl.saturating_mul(1_000_000));
@@ -211,7 +213,7 @@ impl OnlinePlan {
             schema,
             on_demand,
             served_from: serde_json::to_string(&served_from).map_err(written)?.into(),
-            words: Arc::new(StringArray::from_iter_values(Status::ALL.map(Status::as_str))),
+            words: status_words(),
         })
     }
 
@@ -242,15 +244,13 @@ impl OnlinePlan {
 
     /// What the columns of each view are called, of stored views and of on-demand ones.
     pub fn columns_by_view(&self) -> Vec<ViewColumns> {
-        let named = |label: &str, feature: &String| match self.columns.full_names {
-            true => (feature.clone(), format!("{label}__{feature}")),
-            false => (feature.clone(), feature.clone()),
-        };
+        let full = self.columns.full_names;
+        let named = |label: &str, feature: &String| (feature.clone(), feature_column(label, feature, full));
         let of_stored = |view: &PlannedView, features: &[String]| ViewColumns {
             view: view.name.clone(),
             version: view.version,
             features: features.iter().map(|feature| named(&view.label, feature)).collect(),
-            event_timestamp: Some(format!("{}__{EVENT_TIMESTAMP}", view.label)),
+            event_timestamp: Some(event_timestamp_column(&view.label)),
         };
         let Some((asked, _)) = &self.on_demand else {
             return self.views.iter().map(|view| of_stored(view, &view.names())).collect();
@@ -286,10 +286,7 @@ impl OnlinePlan {
                 Some((asked, _)) => asked.shown(&view.name, view.version).cloned().unwrap_or_default(),
             };
             for feature in &shown {
-                let column = match self.columns.full_names {
-                    true => format!("{}__{feature}", view.label),
-                    false => feature.clone(),
-                };
+                let column = feature_column(&view.label, feature, self.columns.full_names);
                 read.push(one(feature, Some(column)));
             }
             let inputs = self.on_demand.iter().flat_map(|(asked, _)| asked.inputs(&view.name, view.version));
@@ -420,9 +417,7 @@ impl OnlinePlan {
     }
 
     fn statuses(&self, statuses: impl Iterator<Item = Status>) -> Result<ArrayRef> {
-        let code = |status: Status| Status::ALL.iter().position(|known| *known == status);
-        let codes: Int8Array = statuses.map(|status| i8::try_from(code(status)?).ok()).collect();
-        Ok(Arc::new(DictionaryArray::<Int8Type>::try_new(codes, Arc::clone(&self.words))?))
+        Ok(status_column(statuses.map(|status| Some(status.code())).collect(), &self.words)?)
     }
 }
 

@@ -1,6 +1,7 @@
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
+use holdfast_feature_store::OnlineShare;
 use serde::{Deserialize, Deserializer};
 
 use super::super::collect::CollectArgs;
@@ -45,6 +46,8 @@ struct ServeSection {
     accept_puts: bool,
     put_token_file: Option<PathBuf>,
     log_served: Option<NonZeroU64>,
+    #[serde(deserialize_with = "share")]
+    online_share: OnlineShare,
     pg_listen: Option<String>,
     users: Option<PathBuf>,
     audit: Option<AuditWhen>,
@@ -75,6 +78,7 @@ impl UpSection {
         args.accept_puts = section.accept_puts;
         args.put_token_file = section.put_token_file.as_ref().map(|file| folder.join(file));
         args.log_served = section.log_served;
+        args.online_share = section.online_share;
         args.pg_listen.clone_from(&section.pg_listen);
         let below = |file: &Option<PathBuf>| file.as_ref().map(|file| folder.join(file));
         args.users = below(&section.users);
@@ -103,6 +107,10 @@ fn unsaid<Args: clap::Args>() -> Args {
     let command = Args::augment_args(clap::Command::new("up"));
     let matches = command.get_matches_from(["up"]);
     Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OnlineShare, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
 
 fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
