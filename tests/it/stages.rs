@@ -183,6 +183,14 @@ fn a_failed_stage_blocks_those_behind_it_and_no_others() {
     let of = |name: &str| outcomes.iter().find(|(stage, _)| stage == name).unwrap().1.as_str();
     assert_eq!((of("profile.bad"), of("profile.behind"), of("profile.spend")), ("failed", "blocked", "built"));
     assert_eq!(report["published"], serde_json::Value::Null);
+
+    // Its table is there and empty by now: what reads it is not built over no rows.
+    for command in ["run", "plan"] {
+        let (code, said) = shop.fails(&[command, "--select", "profile.behind"]);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains("profile.behind reads profile.bad, which was never built"), "{said}");
+        assert!(said.contains("`--select +profile.behind`"), "{said}");
+    }
 }
 
 #[test]

@@ -80,6 +80,14 @@ pub enum EngineError {
         /// What to write instead.
         hint: String,
     },
+    /// A selection with a stage whose inputs are not there and not selected either.
+    #[error("{stage} reads {input}, which was never built: build it first, or with it (`--select +{stage}`)")]
+    NotBuilt {
+        /// The stage.
+        stage: TableName,
+        /// What it reads.
+        input: TableName,
+    },
     /// There is no published run yet.
     #[error("the lake at {0} has no published run yet: use `holdfast run` first")]
     NothingPublished(String),
@@ -118,7 +126,7 @@ impl EngineError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Mistakes(_) | Self::Unreadable { .. } => ErrorKind::InvalidConfig,
-            Self::Query { .. } => ErrorKind::InvalidInput,
+            Self::Query { .. } | Self::NotBuilt { .. } => ErrorKind::InvalidInput,
             Self::Execution { source, .. } => execution_kind(source),
             Self::Elsewhere { source, .. } => source.kind(),
             Self::Expectation { .. } => ErrorKind::Quarantine,

@@ -247,6 +247,7 @@ impl Runner {
             range::check(&checked, &selected)?;
         }
         let pinned = pin_all(&self.lake).await?;
+        self.check_inputs_are_built(&checked, &selected, &pinned)?;
         // An environment reads production's tables, of which production's newest run knows.
         if self.lake.environment_name().is_some()
             && let Some(below) = self.lake.production().latest_manifest().await?
@@ -257,6 +258,24 @@ impl Runner {
             progress.note(&told);
         }
         Ok(Prepared { checked, selected, pinned })
+    }
+
+    /// A stage over an input without rows would be built, and wrong.
+    fn check_inputs_are_built(
+        &self,
+        checked: &[CheckedStage],
+        selected: &BTreeSet<TableName>,
+        pinned: &BTreeMap<TableName, Table>,
+    ) -> Result<()> {
+        for stage in checked.iter().map(|checked| &checked.stage).filter(|stage| selected.contains(&stage.name)) {
+            // A table that was made and got no rows, as its stage failed, is at its first version.
+            let is_built = |input: &TableName| pinned.get(input).is_some_and(|table| table.version() > 0);
+            let left_out = |input: &&TableName| self.project.stage(input).is_some() && !selected.contains(*input);
+            if let Some(input) = stage.inputs.keys().filter(left_out).find(|input| !is_built(input)) {
+                return Err(EngineError::NotBuilt { stage: stage.name.clone(), input: input.clone() });
+            }
+        }
+        Ok(())
     }
 
     /// Takes over what an earlier run found out, unless this process knows more.
