@@ -118,13 +118,17 @@ def beside(arguments, made):
 
 
 def report(rows):
+    found = [(row["customer_id"], row["rec_id"].split("-")[1]) for row in rows]
+    precision, recall, largest, truly = pairs_found(found)
+    print(f"{len(rows):,} records: precision {precision:.5f}, recall {recall:.5f}, largest {largest}, truly {truly}")
+
+
+def pairs_found(found):
+    """Of records, each with the customer that was said and the person it is of: precision and recall of pairs, the largest customer and the one with most records in truth."""
     pairs = lambda counts: sum(count * (count - 1) // 2 for count in counts.values())
-    person = lambda row: row["rec_id"].split("-")[1]
-    said = collections.Counter(row["customer_id"] for row in rows)
-    true = collections.Counter(person(row) for row in rows)
-    right = pairs(collections.Counter((row["customer_id"], person(row)) for row in rows))
-    precision, recall = right / max(pairs(said), 1), right / max(pairs(true), 1)
-    print(f"{len(rows):,} records: precision {precision:.5f}, recall {recall:.5f}, largest {max(said.values())}, truly {max(true.values())}")
+    said, true = (collections.Counter(row[side] for row in found) for side in (0, 1))
+    right = pairs(collections.Counter(found))
+    return right / max(pairs(said), 1), right / max(pairs(true), 1), max(said.values()), max(true.values())
 
 
 def write(path, text):
