@@ -26,7 +26,7 @@ pub(crate) struct Runs {
 
 impl Runs {
     pub(crate) fn new(reader: Arc<LakeReader>, settings: &ServeSettings) -> Self {
-        let online = OnlineStore::sharing(reader.lake(), settings.online_share);
+        let online = OnlineStore::sharing(reader.lake(), settings.online_share).telling(Arc::clone(&settings.progress));
         let (served, kept) = (ServedLog::new(settings.log_served), settings.kept_runs);
         let runs = Self { reader, online, served, recent: Mutex::new(VecDeque::with_capacity(kept + 1)), kept };
         runs.newest();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use holdfast_access::Access;
 use holdfast_feature_store::OnlineShare;
+use holdfast_types::{NoProgress, Progress};
 
 use crate::{Result, ServeError, Token};
 
@@ -52,6 +53,8 @@ pub struct ServeSettings {
     pub max_request_bytes: usize,
     /// How long running streams may go on after shutdown was asked for. 0 to 1 hour.
     pub drain_timeout: Duration,
+    /// Told how far online features are that are taken into memory.
+    pub progress: Arc<dyn Progress>,
 }
 
 /// What TLS needs, in PEM.
@@ -93,6 +96,7 @@ impl Default for ServeSettings {
             max_statement_bytes: 1 << 20,
             max_request_bytes: 64 << 20,
             drain_timeout: Duration::from_secs(10),
+            progress: Arc::new(NoProgress),
         }
     }
 }

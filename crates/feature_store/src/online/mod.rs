@@ -27,7 +27,7 @@ use futures::TryStreamExt;
 use holdfast_engine::{FeatureReference, OnDemandVersion, Registry, ServiceVersion, ViewVersion, history_of, named};
 use holdfast_features::{HistoryFile, HistorySchema, read_history_file};
 use holdfast_lake::Lake;
-use holdfast_types::TableName;
+use holdfast_types::{NoProgress, Progress, TableName};
 use object_store::ObjectStore;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -67,6 +67,7 @@ pub type OnlineKeys = RecordBatch;
 pub struct OnlineStore {
     lake: Lake,
     share: OnlineShare,
+    progress: Arc<dyn Progress>,
     state: RwLock<Arc<State>>,
     /// One publish at a time.
     publishing: tokio::sync::Mutex<()>,
@@ -120,7 +121,14 @@ impl OnlineStore {
     /// As [`OnlineStore::new`], of a share of the buckets alone: other keys are refused.
     pub fn sharing(lake: &Lake, share: OnlineShare) -> Self {
         let state = RwLock::new(Arc::new(State { share, ..State::default() }));
-        Self { lake: lake.clone(), share, state, publishing: tokio::sync::Mutex::new(()) }
+        let (publishing, progress) = (tokio::sync::Mutex::new(()), Arc::new(NoProgress));
+        Self { lake: lake.clone(), share, progress, state, publishing }
+    }
+
+    /// Says how far it is where it takes a whole view into memory.
+    #[must_use]
+    pub fn telling(self, progress: Arc<dyn Progress>) -> Self {
+        Self { progress, ..self }
     }
 
     /// Which buckets it holds.
@@ -269,7 +277,7 @@ impl OnlineStore {
             files.entry(file.bucket).or_default().push(file.clone());
         }
         let (count, mut reading, mut waiting) = (files.len(), JoinSet::new(), files.into_iter());
-        let mut done = 0_usize;
+        let mut done = 0;
         loop {
             while reading.len() < BUCKETS_READ
                 && let Some((number, files)) = waiting.next()
@@ -285,17 +293,18 @@ impl OnlineStore {
             after.buckets[at] = Arc::new(bucket);
             done += 1;
             if known.is_none() {
-                tracing::debug!(history = %name, buckets = done, of = count, "taking an online view into memory");
+                self.progress.advance(name.table(), done, Some(count as u64), "buckets");
             }
         }
-        tracing::info!(
-            history = %name,
-            rows = after.rows(),
-            bytes = after.buckets.iter().map(|bucket| bucket.bytes()).sum::<usize>(),
-            buckets = count,
-            ms = began.elapsed().as_secs_f64() * 1e3,
-            "online features are in memory"
-        );
+        let (rows, seconds) = (after.rows(), began.elapsed().as_secs_f64());
+        let bytes = after.buckets.iter().map(|bucket| bucket.bytes()).sum::<usize>();
+        if known.is_none() {
+            let mebibytes = bytes.div_ceil(1 << 20);
+            let told = format!("   Online {name}  {rows} rows, {mebibytes} MiB  {seconds:.1}s");
+            self.progress.finish(name.table(), &told);
+        }
+        let ms = seconds * 1e3;
+        tracing::info!(history = %name, rows, bytes, buckets = count, ms, "online features are in memory");
         Ok(after)
     }
 }

@@ -108,7 +108,8 @@ pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Term
         current.tables().len(),
         http.map_or_else(String::new, |http| format!(" and http://{http}")),
     ));
-    let settings = ServeSettings { access: Some(access), ..ServeSettings::default() };
+    let progress: Arc<dyn Progress> = Arc::clone(terminal) as _;
+    let settings = ServeSettings { access: Some(access), progress, ..ServeSettings::default() };
     door.serve(project, args, (&lake, reader), settings, stop).await?;
     terminal.note("  Stopped");
     Ok(())

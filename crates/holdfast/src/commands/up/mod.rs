@@ -139,11 +139,12 @@ fn start(
     let first = Arc::new(Mutex::new(Some(door)));
     let serve = ServeArgs { listen: address, pg_listen, ..serve };
     let (served, project_served, served_lake) = (Arc::clone(reader), project.clone(), lake.clone());
+    let terminal: Arc<dyn Progress> = Arc::clone(&parts.terminal) as _;
     parts.start("service", move |stop| {
         let (first, args, project) = (Arc::clone(&first), serve.clone(), project_served.clone());
-        let (lake, reader) = (served_lake.clone(), Arc::clone(&served));
+        let (lake, reader, progress) = (served_lake.clone(), Arc::clone(&served), Arc::clone(&terminal));
         async move {
-            let settings = ServeSettings { drain_timeout: DRAIN_LIMIT, ..ServeSettings::default() };
+            let settings = ServeSettings { drain_timeout: DRAIN_LIMIT, progress, ..ServeSettings::default() };
             let taken = first.lock().unwrap_or_else(PoisonError::into_inner).take();
             let door = match taken {
                 Some(door) => door,
