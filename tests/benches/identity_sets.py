@@ -48,6 +48,7 @@ def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--data", type=pathlib.Path, required=True, help="folder of the sets")
     options.add_argument("--sets", nargs="*", default=[*SETS], choices=[*SETS])
+    options.add_argument("--twins", action="store_true", help="names that clearly differ are weighed as all else is: twins_apart = false")
     options.add_argument("--holdfast", type=pathlib.Path, default="target/debug/holdfast", help="the binary")
     options.add_argument("--work", type=pathlib.Path, help="where the lakes are made and removed")
     arguments = options.parse_args()
@@ -65,7 +66,8 @@ def resolve(name, arguments, project):
     write(project / "holdfast.toml", "")
     write(project / "pipelines/people/pipeline.toml", 'stages = "sql"\n')
     said = "".join(f'{attribute} = "{value}"\n' for attribute, value in attributes.items())
-    write(project / "pipelines/people/identity.toml", f'priority = ["record"]\n[types.record]\n[matching.sources.people]\n{said}')
+    twins = "twins_apart = false\n" if arguments.twins else ""
+    write(project / "pipelines/people/identity.toml", f'priority = ["record"]\n[types.record]\n[matching]\n{twins}[matching.sources.people]\n{said}')
     write(
         project / "pipelines/people/sources/people.toml",
         'kind = "crm"\npath = "people.csv"\nformat = "csv"\n[columns]\n'

@@ -254,6 +254,15 @@ fn two_spellings_of_one_person_become_one_and_twins_with_one_phone_do_not() {
     let before = commits(shop.path());
     shop.ingest();
     assert_eq!(commits(shop.path()), before, "with nothing new nothing is committed");
+
+    // Where given names are often wrong, and twins rare, all else may outweigh them.
+    let rules = RULES.replace("link = 0.99\n", "link = 0.99\ntwins_apart = false\n");
+    shop.write("pipelines/churn/identity.toml", &rules);
+    shop.ingest();
+    assert_eq!(shop.customer("kit@four.example"), shop.customer("kim@three.example"));
+    shop.write("pipelines/churn/identity.toml", RULES);
+    shop.ingest();
+    assert_ne!(shop.customer("kit@four.example"), shop.customer("kim@three.example"));
 }
 
 #[test]

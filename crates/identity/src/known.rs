@@ -572,6 +572,7 @@ impl Known {
             self.taken.model,
             conditions(part, true)
         );
+        let twins_apart = self.tokens.rules().matching.as_ref().is_none_or(|matching| matching.twins_apart);
         let mut edges = Vec::new();
         for rows in query(lake, settings, &spec.name, &sql).await? {
             let text = |index: usize| rows.column(index).as_string::<i32>();
@@ -590,7 +591,7 @@ impl Known {
                 let left = self.graph.node(parse_token(text(4).value(row))?, left)?;
                 let right = self.graph.node(parse_token(text(6).value(row))?, right)?;
                 let words = self.number_of_words(text(9).value(row));
-                let names_differ = rows.column(8).as_boolean().value(row);
+                let names_differ = twins_apart && rows.column(8).as_boolean().value(row);
                 let at = first.is_valid(row).then(|| first.value(row));
                 self.note_alike((left, right), Alike { weight: weight.value(row), names_differ, at, words });
                 if names_differ {

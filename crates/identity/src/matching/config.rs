@@ -45,6 +45,8 @@ pub struct Matching {
     pub link: f64,
     /// Pairs that are as likely as this are for a person to decide.
     pub review: f64,
+    /// Names that clearly differ keep a pair from being joined, as twins have all else in common.
+    pub twins_apart: bool,
     /// For each source its attributes, each with the SQL expression over the raw table's columns that gives it.
     pub sources: BTreeMap<String, MatchingSource>,
     /// The file, for messages.
@@ -72,6 +74,7 @@ pub struct Attribute {
 pub(crate) struct MatchingText {
     link: Option<Spanned<f64>>,
     review: Option<Spanned<f64>>,
+    twins_apart: Option<bool>,
     sources: BTreeMap<Spanned<String>, BTreeMap<Spanned<String>, Spanned<String>>>,
 }
 
@@ -123,7 +126,8 @@ impl Matching {
             }
             sources.insert(source.into_inner(), MatchingSource { attributes, place: line_and_column(text, at) });
         }
-        let matching = Self { link, review, sources, path: PathBuf::new() };
+        let twins_apart = matching.twins_apart.unwrap_or(true);
+        let matching = Self { link, review, twins_apart, sources, path: PathBuf::new() };
         matching.spec().map_err(|error| (0, format!("[matching]: {error}")))?;
         Ok(matching)
     }
@@ -164,7 +168,8 @@ impl Matching {
 
     /// The text that stands for `[matching]` in the fingerprint of the rules.
     pub(crate) fn bar(&self) -> String {
-        format!(" matching from {}", self.link)
+        let twins = if self.twins_apart { "" } else { ", twins too" };
+        format!(" matching from {}{twins}", self.link)
     }
 
     /// A source that the pipeline does not have.
