@@ -194,6 +194,17 @@ fn a_failed_stage_blocks_those_behind_it_and_no_others() {
 }
 
 #[test]
+fn a_reader_that_closes_the_pipe_of_messages_stops_nothing() {
+    let shop = Shop::new(&[("sql/profile/spend.sql", SPEND)]);
+    shop.orders("a", "o1,M1,2025-06-01T00:00:00Z,10.00\n");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let run = shop.command(&["run", "--as-of", "2025-06-30"]).stderr(writer).status().unwrap();
+    assert_eq!(run.code(), Some(0));
+    assert_eq!(shop.query("select count(*) as n from profile.spend")[0]["n"], 1);
+}
+
+#[test]
 fn a_case_that_does_not_hold_shows_the_rows_that_differ() {
     let shop = Shop::new(&[("sql/profile/spend.sql", SPEND)]);
     shop.write(
@@ -223,7 +234,10 @@ fn a_query_that_is_not_a_query_is_refused() {
         assert!(said.contains("only queries are allowed"), "{sql}: {said}");
     }
     let (_, said) = shop.fails(&["sql", "select ordr_id from core.orders"]);
-    assert!(said.contains("ordr_id") && said.contains("line 1"), "{said}");
+    assert!(said.contains("line 1, column 8: column 'ordr_id' not found: did you mean `order_id`?"), "{said}");
+    let (code, said) = shop.fails(&["run", "--as-of", "yesterday"]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("write a day such as 2026-01-31, or a moment such as 2026-01-31T08:00:00Z"), "{said}");
 }
 
 #[test]

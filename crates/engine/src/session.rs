@@ -5,6 +5,7 @@ use chrono::{DateTime, Utc};
 use datafusion::catalog::{
     CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider,
 };
+use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::TrackConsumersPool;
@@ -243,6 +244,12 @@ fn query_error(error: &DataFusionError, context: &SessionContext) -> EngineError
         for help in &diagnostic.helps {
             message = format!("{message} ({})", help.message);
         }
+    }
+    if let DataFusionError::SchemaError(wrong, _) = error.find_root()
+        && let SchemaError::FieldNotFound { field, valid_fields } = wrong.as_ref()
+        && let Some(name) = most_similar(&field.name, valid_fields.iter().map(|column| column.name.as_str()))
+    {
+        message = format!("{message}: did you mean `{name}`?");
     }
     if let Some(wrong) = message.split('\'').nth(1).filter(|_| message.contains("table '"))
         && let Some(catalog) = context.catalog(CATALOG)

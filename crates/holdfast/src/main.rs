@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use holdfast_lake::StoreOptions;
+use holdfast_types::Progress;
 use tracing::Instrument;
 
 use crate::commands::{
@@ -239,14 +240,10 @@ fn store_options() -> StoreOptions {
     options
 }
 
-#[expect(clippy::print_stderr, reason = "this is where errors are printed")]
 fn fail(error: &CliError, terminal: &Terminal) -> ExitCode {
     let text = error.to_string();
     // Mistakes in files come with their own headings.
     let line = if text.starts_with("error[") { text } else { format!("error: {text}") };
-    match terminal.bars() {
-        Some(bars) => bars.suspend(|| eprintln!("{line}")),
-        None => eprintln!("{line}"),
-    }
+    terminal.problem(&line);
     ExitCode::from(error.kind().exit_code())
 }

@@ -1,7 +1,7 @@
 //! Bars on a terminal, plain lines elsewhere.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -42,12 +42,12 @@ impl Terminal {
         self.line(String::from_utf8_lossy(line).trim_end());
     }
 
-    #[expect(clippy::print_stderr, reason = "this is where progress is printed")]
     fn line(&self, line: &str) {
+        // Who closed the pipe wants to see no more; that is no reason to stop.
+        let write = || drop(writeln!(std::io::stderr(), "{line}"));
         match &self.bars {
-            // A bar that was closed meanwhile is no reason to lose the line.
-            Some(bars) => bars.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bars) => bars.suspend(write),
+            None => write(),
         }
     }
 }

@@ -56,7 +56,7 @@ pub(crate) struct PromoteArgs {
     #[arg(long, conflicts_with = "dry_run")]
     yes: bool,
     /// What now() is [default: now]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = super::moment)]
     as_of: Option<DateTime<Utc>>,
     /// Print a report as JSON
     #[arg(long)]

@@ -24,7 +24,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, default_value_t = 7)]
     pub(crate) seed: u64,
     /// The moment at which everything ends
-    #[arg(long, value_name = "TIME", default_value_t = GenerateOptions::default_end())]
+    #[arg(long, value_name = "TIME", value_parser = super::moment, default_value_t = GenerateOptions::default_end())]
     pub(crate) end: DateTime<Utc>,
     /// The share of rows that are dirty
     #[arg(long, value_name = "SHARE", default_value_t = GenerateOptions::DEFAULT_DIRTY_SHARE)]

@@ -63,7 +63,7 @@ pub(crate) struct IngestArgs {
     #[arg(long, requires = "watch", conflicts_with = "raw_only")]
     run: bool,
     /// What now() is in core stages [default: now]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = super::moment)]
     as_of: Option<DateTime<Utc>>,
     /// Print a report as JSON
     #[arg(long)]

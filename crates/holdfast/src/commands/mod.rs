@@ -38,6 +38,7 @@ pub(crate) mod why;
 
 use std::io::{BufRead, IsTerminal, Write};
 
+use chrono::{DateTime, NaiveDate, Utc};
 use holdfast_types::Progress;
 
 use crate::error::CliError;
@@ -118,4 +119,12 @@ pub(crate) fn set_readable(file: &tempfile::NamedTempFile) -> std::io::Result<()
 #[cfg(not(unix))]
 pub(crate) fn set_readable(_: &tempfile::NamedTempFile) -> std::io::Result<()> {
     Ok(())
+}
+
+/// A day, which is its first moment in UTC, or a moment.
+pub(crate) fn moment(text: &str) -> Result<DateTime<Utc>, String> {
+    let day = text.parse::<NaiveDate>().ok().and_then(|day| day.and_hms_opt(0, 0, 0)).map(|at| at.and_utc());
+    let moment = || text.parse::<DateTime<Utc>>().ok();
+    day.or_else(moment)
+        .ok_or_else(|| "write a day such as 2026-01-31, or a moment such as 2026-01-31T08:00:00Z".to_owned())
 }

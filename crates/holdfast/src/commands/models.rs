@@ -77,7 +77,7 @@ enum ModelsCommand {
         model: String,
         path: std::path::PathBuf,
         /// Up to when events are known [default: the moment of the newest published run]
-        #[arg(long, value_name = "TIME")]
+        #[arg(long, value_name = "TIME", value_parser = super::moment)]
         as_of: Option<DateTime<Utc>>,
         #[arg(long)]
         json: bool,
@@ -90,7 +90,7 @@ enum ModelsCommand {
     Watch {
         model: String,
         /// Up to when events are known [default: the moment of the newest published run]
-        #[arg(long, value_name = "TIME")]
+        #[arg(long, value_name = "TIME", value_parser = super::moment)]
         as_of: Option<DateTime<Utc>>,
         #[arg(long)]
         json: bool,

@@ -1,7 +1,7 @@
 use std::io::IsTerminal;
 use std::sync::Arc;
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 use holdfast_cluster::{Address, ClusterError};
 use holdfast_engine::{RunOptions, RunReport, Runner, Selection, StageOutcome, TimeRange};
 use holdfast_lake::Lake;
@@ -49,25 +49,17 @@ pub(crate) struct WhatArgs {
     #[arg(long, value_name = "PATTERN", num_args = 1..)]
     exclude: Vec<String>,
     /// What now() is [default: now; in an environment what it was in production's newest run]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = super::moment)]
     as_of: Option<DateTime<Utc>>,
     /// Refresh in full, also what is up to date
     #[arg(long)]
     full: bool,
     /// Work out anew the rows from this day or moment on, whether anything changed or not; of stages by time
-    #[arg(long, value_name = "TIME", value_parser = moment, requires = "to", conflicts_with = "full")]
+    #[arg(long, value_name = "TIME", value_parser = super::moment, requires = "to", conflicts_with = "full")]
     from: Option<DateTime<Utc>>,
     /// Until before this day or moment
-    #[arg(long, value_name = "TIME", value_parser = moment, requires = "from")]
+    #[arg(long, value_name = "TIME", value_parser = super::moment, requires = "from")]
     to: Option<DateTime<Utc>>,
-}
-
-/// A day, which is its first moment in UTC, or a moment.
-fn moment(text: &str) -> Result<DateTime<Utc>, String> {
-    let day = text.parse::<NaiveDate>().ok().and_then(|day| day.and_hms_opt(0, 0, 0)).map(|at| at.and_utc());
-    let moment = || text.parse::<DateTime<Utc>>().ok();
-    day.or_else(moment)
-        .ok_or_else(|| "write a day such as 2026-01-31, or a moment such as 2026-01-31T08:00:00Z".to_owned())
 }
 
 impl WhatArgs {

@@ -21,7 +21,7 @@ use crate::project::Project;
 #[derive(Debug, clap::Args)]
 pub(crate) struct TestArgs {
     /// What now() is where a case does not say [default: now]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = super::moment)]
     as_of: Option<DateTime<Utc>>,
     /// Only cases of these stages: NAME, schema.*, tag:TAG; +PATTERN (with what they read), PATTERN+ (with what reads them)
     #[arg(long, value_name = "PATTERN", num_args = 1..)]

@@ -23,7 +23,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "NAME")]
     model: String,
     /// Up to when events are known [default: the moment of the newest published run]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = super::moment)]
     as_of: Option<DateTime<Utc>>,
     /// Train also when nothing changed
     #[arg(long)]
