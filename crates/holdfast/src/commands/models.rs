@@ -2,7 +2,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use holdfast_engine::Runner;
 use holdfast_types::Progress;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -12,6 +11,7 @@ use crate::error::CliError;
 use crate::models::fit::MeasureRow;
 use crate::models::import::Imported;
 use crate::models::registry::{CHALLENGER, CHAMPION, Move, Registry, Version, profile_of, publish, standing, tables};
+use crate::models::score::{Scored, beside, shadow};
 use crate::models::spec::Spec;
 use crate::models::train::{TrainOptions, method};
 use crate::models::watch::{Watched, watch};
@@ -69,6 +69,15 @@ enum ModelsCommand {
     Promote { model: String, version: i32 },
     /// Make the champion before this one the champion again
     Rollback { model: String },
+    /// Score customers by a version beside the champion, into a table of its own (risk.…_shadow)
+    ///
+    /// Nobody is told by these scores. Told is how they differ from the champion's, where those are of the same features. Where nothing changed, nothing is committed.
+    Shadow {
+        model: String,
+        version: i32,
+        #[arg(long)]
+        json: bool,
+    },
     /// Keep trees that were trained elsewhere as a version, calibrated and judged here
     ///
     /// PATH is a folder that MLflow wrote (flavour xgboost) or a file of XGBoost, .ubj or .json, that names its features: columns of the stage of the model's file. Pickles
@@ -109,6 +118,7 @@ pub(crate) async fn run(project: &Project, args: &ModelsArgs, terminal: &Arc<Ter
             let before = before_champion(&reading(project).await?, model).await?;
             promote(project, model, before, "rolled back", terminal).await
         }
+        ModelsCommand::Shadow { model, version, json } => shadowed(project, model, *version, *json, terminal).await,
         ModelsCommand::Import { model, path, as_of, json } => {
             let spec = Spec::read(project, model)?;
             let imported = Some(Imported::read(path)?);
@@ -304,7 +314,7 @@ async fn watched(
     let lake = project.open_lake_to_write().await?;
     let registry = Registry { lake: lake.clone(), settings: project.reader_settings() };
     let settings = project.session_settings(&lake).await?;
-    let runner = Runner::new(lake, project.stages()?, settings);
+    let runner = project.runner(lake, project.stages()?, settings).await?;
     let watched = watch(model, &runner, &registry, as_of, terminal.as_ref()).await?;
     if json {
         return print_json(&watched);
@@ -336,6 +346,42 @@ pub(crate) fn tell_watched(watched: &Watched, terminal: &Terminal) {
             alerts.iter().for_each(|alert| terminal.problem(&format!("    Alert {model}  {alert}")));
         }
     }
+}
+
+async fn shadowed(
+    project: &Project,
+    model: &str,
+    version: i32,
+    json: bool,
+    terminal: &Arc<Terminal>,
+) -> Result<(), CliError> {
+    let lake = project.open_lake_to_write().await?;
+    let registry = Registry { lake: lake.clone(), settings: project.reader_settings() };
+    let settings = project.session_settings(&lake).await?;
+    let runner = project.runner(lake, project.stages()?, settings).await?;
+    let scored = shadow(model, version, &runner, &registry, terminal.as_ref()).await?;
+    let (Scored::Unchanged { table, .. } | Scored::Made { table, .. }) = &scored;
+    let beside = beside(table, model, &registry).await?;
+    if json {
+        let mut told = serde_json::to_value(&scored).unwrap_or_default();
+        told["beside_champion"] = json!(beside);
+        return print_json(&told);
+    }
+    super::score::tell(&scored, terminal);
+    match beside {
+        Some(beside) => terminal.note(&format!(
+            "   Beside version {}, the champion: {} customers, {} in another band, mean difference {:+.4}{}",
+            beside.champion,
+            grouped(beside.customers),
+            grouped(beside.other_band),
+            beside.mean_difference,
+            beside.correlation.map_or_else(String::new, |correlation| format!(", correlation {correlation:.3}")),
+        )),
+        None => terminal.note(&format!(
+            "   Beside nothing: the champion has not scored these features; `holdfast score --model {model}` does"
+        )),
+    }
+    Ok(())
 }
 
 async fn before_champion(registry: &Registry, model: &str) -> Result<i32, CliError> {
@@ -370,7 +416,7 @@ async fn promote(
     let registry = Registry { lake: lake.clone(), settings: project.reader_settings() };
     let loaded = registry.load(registry.version(model, number).await?).await?;
     let settings = project.session_settings(&lake).await?;
-    let runner = Runner::new(lake, project.stages()?, settings);
+    let runner = project.runner(lake, project.stages()?, settings).await?;
     let past = runner.past(std::slice::from_ref(loaded.spec.stage()), &[]).await?;
     loaded.check_features(&past)?;
     if registry.alias(model, CHAMPION).await? == Some(number) {

@@ -1,4 +1,4 @@
-//! Scores of customers by the champion: from the table of features to `risk.<table>`, batch by batch, and not at all where nothing changed.
+//! Scores of customers: from the table of features to `risk.<table>` by the champion, and to `risk.<table>_shadow` by a version that is tried beside it; batch by batch, and not at all where nothing changed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use holdfast_engine::{DeclaredTable, EngineError, LakeReader, Published, Runner};
 use holdfast_lake::{Change, ChangeKind, CommitOutcome, Position, Table, TableSpec, TableWriter, WriterSettings};
-use holdfast_types::{COMMENT_KEY, CUSTOMER_BUCKET, CUSTOMER_ID, Progress, TableName};
+use holdfast_types::{CUSTOMER_BUCKET, CUSTOMER_ID, Progress, TableName};
 use serde::{Deserialize, Serialize};
 
-use super::fit::widened;
+use super::answer::Probabilities;
 use super::reasons::{LOWERS, RAISES, Reasons, Words};
-use super::registry::{CHAMPION, Loaded, Registry, commented, publish, tables, time};
+use super::registry::{CHAMPION, Loaded, Registry, Version, commented, json_rows, publish, tables, time};
 use super::snapshots::{feature_column, literal, moment_of};
 use super::spec::{EVENT_TIMESTAMP, Spec};
 use crate::error::CliError;
@@ -27,9 +27,9 @@ use crate::project::Project;
 const SCORE_NOTE: &str = "holdfast.score";
 /// How many commits back the note may be: others write for maintenance alone.
 const NOTE_COMMITS_MAX: usize = 20;
-/// How often scoring begins again because the champion changed under it.
-const ATTEMPTS_MAX: u32 = 3;
 const STEP: &str = "scores";
+/// What the table of a shadow's scores has behind the champion's.
+const SHADOW: &str = "_shadow";
 
 /// What scores were made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -64,55 +64,165 @@ pub(crate) enum Scored {
         low: u64,
         mean_probability: f64,
         published: Option<u64>,
+        /// The champion by the time that the scores were kept, where it is another version than the one that made them.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        champion_now: Option<i32>,
     },
 }
 
-/// Scores all customers of the champion's population by the newest table of features.
+/// Scores all customers of the champion's population by the newest table of features. The version that is champion when it begins makes all of the scores; an alias that is moved
+/// meanwhile is told, and the next scoring follows it.
 ///
 /// # Errors
-/// No champion, one that is damaged or whose features the table has not, a prediction that is no number: the table is as it was then. What the lake answers.
+/// No champion, one that is damaged or whose features the table has not, a prediction that is no number, nobody to be scored: the table is as it was then. What the lake answers.
 pub(crate) async fn score(
     model: &str,
     runner: &Runner,
     registry: &Registry,
     progress: &dyn Progress,
 ) -> Result<Scored, CliError> {
-    for _ in 0..ATTEMPTS_MAX {
-        let Some(champion) = registry.alias(model, CHAMPION).await? else {
-            return Err(no_champion(registry, model).await?);
-        };
-        let loaded = registry.load(registry.version(model, champion).await?).await?;
-        let mut scoring = Scoring::prepare(loaded, registry).await?;
-        scoring.warn(runner, progress).await?;
-        if let Some(version) = scoring.unchanged().await? {
-            publish(&registry.lake, &[tables()?.as_slice(), std::slice::from_ref(&scoring.table)].concat()).await?;
-            return Ok(Scored::Unchanged { table: scoring.table, model_version: champion, table_version: version });
-        }
-        let (files, table) = scoring.stage(progress).await?;
-        if registry.alias(model, CHAMPION).await? != Some(champion) {
-            progress.note("  The champion changed meanwhile: scoring again");
-            registry.lake.discard(files, &table).await;
-            continue;
-        }
-        return scoring.commit(table, files).await;
+    let Some(champion) = registry.alias(model, CHAMPION).await? else {
+        return Err(no_champion(registry, model).await?);
+    };
+    scored_by(champion, Whose::Champion, model, runner, registry, progress).await
+}
+
+/// Scores the same customers by another version, into a table of its own that nobody is told by.
+///
+/// # Errors
+/// As of [`score`]; a version that is the champion, whose scores are there already.
+pub(crate) async fn shadow(
+    model: &str,
+    number: i32,
+    runner: &Runner,
+    registry: &Registry,
+    progress: &dyn Progress,
+) -> Result<Scored, CliError> {
+    if registry.alias(model, CHAMPION).await? == Some(number) {
+        return Err(CliError::Argument(format!(
+            "version {number} of `{model}` is the champion: `holdfast score --model {model}` scores with it"
+        )));
     }
-    Err(CliError::Moved(format!("the champion of `{model}` changed each time that customers were scored: score again")))
+    scored_by(number, Whose::Shadow, model, runner, registry, progress).await
+}
+
+/// How a version's scores differ from those of the champion, over the customers that both have scored.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Beside {
+    /// The champion's version.
+    pub(crate) champion: i32,
+    pub(crate) customers: u64,
+    /// Customers in another band.
+    pub(crate) other_band: u64,
+    /// Mean of the shadow's probability less the champion's.
+    pub(crate) mean_difference: f64,
+    /// Pearson's, of the probabilities; null where one of both is the same for all.
+    pub(crate) correlation: Option<f64>,
+}
+
+/// Holds the scores of a shadow beside those of the champion; nothing where these are not there, or of other features.
+///
+/// # Errors
+/// What the lake answers.
+pub(crate) async fn beside(shadow: &TableName, model: &str, registry: &Registry) -> Result<Option<Beside>, CliError> {
+    let Some(champions) = shadow.table().strip_suffix(SHADOW) else { return Ok(None) };
+    let champions = TableName::new(shadow.schema(), champions).map_err(|error| CliError::Lake(error.into()))?;
+    let names = [shadow.clone(), champions.clone()];
+    let read = LakeReader::newest_of(&registry.lake, &registry.settings, &names).await?;
+    if read.table(&champions).is_none() {
+        return Ok(None);
+    }
+    let sql = format!(
+        "select max(c.model_version) as champion, count(*) as customers, count(*) filter (where s.band <> c.band) as other_band, \
+         avg(s.probability - c.probability) as mean_difference, corr(s.probability, c.probability) as correlation \
+         from {shadow} s inner join {champions} c on c.customer_id = s.customer_id and c.model = s.model and c.feature_version = s.feature_version \
+         where s.model = '{}' having count(*) > 0",
+        model.replace('\'', "''")
+    );
+    let batches: Vec<RecordBatch> = read.rows("comparing scores", &sql).await?.try_collect().await?;
+    Ok(json_rows(shadow, &batches)?.into_iter().next())
+}
+
+async fn scored_by(
+    number: i32,
+    whose: Whose,
+    model: &str,
+    runner: &Runner,
+    registry: &Registry,
+    progress: &dyn Progress,
+) -> Result<Scored, CliError> {
+    let loaded = registry.load(registry.version(model, number).await?).await?;
+    let mut scoring = Scoring::prepare(loaded, whose, registry).await?;
+    scoring.warn(runner, progress).await?;
+    if let Some(version) = scoring.unchanged().await? {
+        publish(&registry.lake, &[tables()?.as_slice(), std::slice::from_ref(&scoring.table)].concat()).await?;
+        return Ok(Scored::Unchanged { table: scoring.table, model_version: number, table_version: version });
+    }
+    let (files, table) = scoring.stage(progress).await?;
+    scoring.commit(table, files).await
 }
 
 pub(crate) async fn no_champion(registry: &Registry, model: &str) -> Result<CliError, CliError> {
-    let message = match registry.versions(Some(model)).await?.last() {
+    Ok(without_champion(model, registry.versions(Some(model)).await?.last()))
+}
+
+/// What to do about a model without a champion, by the newest of its versions.
+pub(crate) fn without_champion(model: &str, newest: Option<&Version>) -> CliError {
+    CliError::NoModel(match newest {
         Some(last) => format!(
             "`{model}` has no champion: look at version {} with `holdfast models show {model}`, then `holdfast models promote {model} {}`",
             last.version, last.version
         ),
         None => format!("`{model}` has no version yet: train one with `holdfast train --model {model}`"),
-    };
-    Ok(CliError::NoModel(message))
+    })
+}
+
+/// What scores are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// Customers are told by them.
+    Champion,
+    /// To be looked at beside the champion's.
+    Shadow,
+}
+
+impl Whose {
+    /// Where the scores of a model's file go.
+    fn table(self, of_champion: &TableName) -> Result<TableName, CliError> {
+        match self {
+            Self::Champion => Ok(of_champion.clone()),
+            Self::Shadow => {
+                let name = format!("{}{SHADOW}", of_champion.table());
+                TableName::new(of_champion.schema(), &name).map_err(|error| CliError::Lake(error.into()))
+            }
+        }
+    }
+
+    /// What the table is about.
+    const fn comment(self) -> &'static str {
+        match self {
+            Self::Champion => {
+                "One row is a customer who was active: the probability of churn by the champion of a trained model, with reasons."
+            }
+            Self::Shadow => {
+                "One row is a customer who was active: the probability of churn by a version that is tried beside the champion. Nobody is told by it."
+            }
+        }
+    }
+
+    /// Whose steps the commits are.
+    fn app_id(self, model: &str) -> String {
+        match self {
+            Self::Champion => format!("score/{model}"),
+            Self::Shadow => format!("shadow/{model}"),
+        }
+    }
 }
 
 struct Scoring<'a> {
     registry: &'a Registry,
     loaded: Loaded,
+    whose: Whose,
     table: TableName,
     /// The features, and the events that say who is active.
     features: Table,
@@ -133,7 +243,7 @@ struct Counts {
 }
 
 impl<'a> Scoring<'a> {
-    async fn prepare(loaded: Loaded, registry: &'a Registry) -> Result<Self, CliError> {
+    async fn prepare(loaded: Loaded, whose: Whose, registry: &'a Registry) -> Result<Self, CliError> {
         let lake = &registry.lake;
         let (stage, events) = (loaded.spec.stage().clone(), loaded.spec.file.label.table.get_ref().clone());
         let there = async |name: &TableName| {
@@ -155,7 +265,8 @@ impl<'a> Scoring<'a> {
             schema: SCORE_VERSION,
         };
         Ok(Self {
-            table: loaded.spec.file.scores.table.get_ref().clone(),
+            table: whose.table(loaded.spec.file.scores.table.get_ref())?,
+            whose,
             read: LakeReader::newest_of(lake, &registry.settings, &names).await?,
             registry,
             features,
@@ -193,9 +304,18 @@ impl<'a> Scoring<'a> {
     /// Scores all customers into files that nobody sees yet.
     async fn stage(&mut self, progress: &dyn Progress) -> Result<(Vec<holdfast_lake::StagedFile>, Table), CliError> {
         self.as_of = self.moment().await?;
-        let table = self.registry.lake.ensure_table(&table_spec(&self.table)).await?;
+        let mut rows = self.ask(&self.customers()).await?;
+        // Before anything is written: a table of scores is never replaced by none.
+        let first = loop {
+            match rows.try_next().await? {
+                Some(batch) if batch.num_rows() == 0 => {}
+                Some(batch) => break batch,
+                None => return Err(self.nobody()),
+            }
+        };
+        let table = self.registry.lake.ensure_table(&self.table_spec()).await?;
         let mut writer = TableWriter::new(&table, WriterSettings::default());
-        match self.write(&mut writer, progress).await {
+        match self.write(first, rows, &mut writer, progress).await {
             Ok(()) => Ok((writer.close().await?, table)),
             Err(error) => {
                 // Nothing of them is in the table, and nothing will be.
@@ -207,31 +327,54 @@ impl<'a> Scoring<'a> {
         }
     }
 
-    async fn write(&mut self, writer: &mut TableWriter, progress: &dyn Progress) -> Result<(), CliError> {
+    async fn write(
+        &mut self,
+        first: RecordBatch,
+        mut rest: BoxStream<'static, Result<RecordBatch, EngineError>>,
+        writer: &mut TableWriter,
+        progress: &dyn Progress,
+    ) -> Result<(), CliError> {
         let words = self.words();
         let scored_at = self.registry.lake.clock().now();
-        let mut rows = self.ask(&self.customers()).await?;
         progress.advance(STEP, 0, self.features.row_count(), "customers");
-        while let Some(batch) = rows.try_next().await? {
+        let mut next = Some(first);
+        while let Some(batch) = next {
             if batch.num_rows() > 0 {
                 writer.write(&self.scored(&batch, &words, scored_at)?).await?;
                 self.counts.customers += batch.num_rows() as u64;
                 progress.advance(STEP, self.counts.customers, self.features.row_count(), "customers");
             }
+            next = rest.try_next().await?;
         }
         progress.finish(STEP, "");
         Ok(())
     }
 
+    /// Why there is nobody to be scored, and what to do.
+    fn nobody(&self) -> CliError {
+        let spec = &self.loaded.spec;
+        CliError::NoModel(format!(
+            "nobody to score as of {}: no customer of {} has an event of {} in the {} days before that counts; {} is left as it is. Bring both up to date with `holdfast run`, or look at [label] in {}",
+            self.as_of.date_naive(),
+            self.features.name(),
+            self.events.name(),
+            spec.observation().num_days(),
+            self.table,
+            spec.path.display(),
+        ))
+    }
+
+    fn table_spec(&self) -> TableSpec {
+        TableSpec {
+            name: self.table.clone(),
+            schema: score_schema(),
+            partition_by: vec![CUSTOMER_BUCKET.to_owned()],
+            comment: self.whose.comment().to_owned(),
+        }
+    }
+
     fn words(&self) -> Words {
-        let said = self.loaded.spec.file.reasons.iter().map(|(name, words)| (name.get_ref().clone(), words.clone()));
-        let comments = self
-            .features
-            .schema()
-            .fields()
-            .iter()
-            .filter_map(|field| Some((field.name().clone(), field.metadata().get(COMMENT_KEY)?.clone())));
-        Words::of(self.loaded.model.signature(), &said.collect(), &comments.collect())
+        self.loaded.words(Some(self.features.schema()))
     }
 
     /// The moment at which all features were known.
@@ -276,20 +419,11 @@ impl<'a> Scoring<'a> {
         words: &Words,
         scored_at: DateTime<Utc>,
     ) -> Result<RecordBatch, CliError> {
-        let Loaded { model, calibrator, spec, version, .. } = &self.loaded;
+        let Loaded { spec, version, .. } = &self.loaded;
         let places: Vec<usize> = (2..batch.num_columns()).collect();
-        let matrix = model.signature().matrix(&batch.project(&places)?)?;
-        let margins = widened(model.margins(&matrix)?);
-        let raw = model.probabilities(&matrix)?;
-        let probabilities = calibrator.probabilities(&margins);
-        let contributions = model.contributions(&matrix)?;
-        let width = matrix.columns();
-        let reasons: Vec<Reasons> = matrix
-            .values()
-            .chunks_exact(width)
-            .zip(contributions.chunks_exact(width + 1))
-            .map(|(values, contributions)| words.reasons(values, &contributions[..width]))
-            .collect();
+        let matrix = self.loaded.rows(&batch.project(&places)?)?;
+        let Probabilities { raw, calibrated: probabilities } = self.loaded.probabilities(&matrix)?;
+        let reasons = self.loaded.reasons(&matrix, words)?;
         let bands = spec.bands();
         let band = |p: f64| match p {
             p if p >= bands.high => "high",
@@ -334,7 +468,7 @@ impl<'a> Scoring<'a> {
 
     async fn commit(self, table: Table, files: Vec<holdfast_lake::StagedFile>) -> Result<Scored, CliError> {
         let lake = &self.registry.lake;
-        let app_id = format!("score/{}", self.loaded.version.model);
+        let app_id = self.whose.app_id(&self.loaded.version.model);
         let position = table.position(&app_id).await?.unwrap_or(0) + 1;
         let note = serde_json::to_value(&self.note).map_err(super::registry::unwritable)?;
         let kept = files.clone();
@@ -358,6 +492,10 @@ impl<'a> Scoring<'a> {
             )));
         };
         let published = publish(lake, &[tables()?.as_slice(), std::slice::from_ref(&self.table)].concat()).await?;
+        let champion_now = match self.whose {
+            Whose::Champion => self.registry.alias(&self.loaded.version.model, CHAMPION).await?,
+            Whose::Shadow => None,
+        };
         let Counts { customers, high, medium, low, sum } = self.counts;
         Ok(Scored::Made {
             model_version: self.loaded.version.version,
@@ -368,9 +506,10 @@ impl<'a> Scoring<'a> {
             high,
             medium,
             low,
-            mean_probability: if customers > 0 { sum / customers as f64 } else { 0.0 },
+            mean_probability: sum / customers as f64,
             table: self.table,
             published,
+            champion_now: champion_now.filter(|version| *version != self.loaded.version.version),
         })
     }
 }
@@ -408,19 +547,12 @@ pub(crate) fn declared(project: &Project) -> Result<Vec<DeclaredTable>, CliError
     for name in Spec::names(project)? {
         // A file with a mistake is told by the commands that are about it.
         let Ok(spec) = Spec::read(project, &name) else { continue };
-        let name = spec.file.scores.table.into_inner();
-        tables.insert(name.clone(), DeclaredTable { name, schema: score_schema(), identifiers: Vec::new() });
+        for whose in [Whose::Champion, Whose::Shadow] {
+            let name = whose.table(spec.file.scores.table.get_ref())?;
+            tables.insert(name.clone(), DeclaredTable { name, schema: score_schema(), identifiers: Vec::new() });
+        }
     }
     Ok(tables.into_values().collect())
-}
-
-fn table_spec(name: &TableName) -> TableSpec {
-    TableSpec {
-        name: name.clone(),
-        schema: score_schema(),
-        partition_by: vec![CUSTOMER_BUCKET.to_owned()],
-        comment: "One row is a customer who was active: the probability of churn by the champion of a trained model, with reasons.".to_owned(),
-    }
 }
 
 fn score_schema() -> SchemaRef {
