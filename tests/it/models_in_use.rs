@@ -1,5 +1,6 @@
 //! Models at work: scores that are never lost, `predict` in SQL wherever SQL is asked, alerts by thresholds that have seasons.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -9,12 +10,13 @@ use std::time::{Duration, Instant};
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Float64Type, Int64Type};
 use arrow_flight::sql::client::FlightSqlServiceClient;
+use chrono::{Days, NaiveDate, Utc};
 use futures::TryStreamExt;
 use holdfast_testkit::{Operation, Rule, S3Fault, S3Server, S3Settings};
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
-use crate::train::{AS_OF, FEATURES, Process, Shop};
+use crate::train::{AS_OF, FEATURES, Process, Shop, orders_from};
 use crate::{commits, holdfast_binary, lines_of, succeed};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -401,6 +403,75 @@ fn fields(body: &[u8]) -> Vec<Option<String>> {
         rest = after;
     }
     fields
+}
+
+#[test]
+fn a_test_divides_customers_for_good_and_is_looked_at_by_what_became_of_them() {
+    // A test begins by the wall's clock: the shop has a past, and a future that a later look knows.
+    let today = Utc::now().date_naive();
+    let shop = Shop::of(&orders_from(today - Days::new(300), |_| true));
+    succeed(&mut shop.command(&["run"]));
+    assert_eq!(shop.json(&["train", "--model", "churn"])["version"], 1);
+    succeed(&mut shop.command(&["models", "promote", "churn", "1"]));
+    train_another(&shop);
+    let (code, said) = shop.fails(&["models", "test", "show", "churn"]);
+    assert!(code == Some(2) && said.contains("models test start churn"), "{said}");
+    let (code, said) = shop.fails(&["models", "test", "start", "churn", "1"]);
+    assert!(code == Some(2) && said.contains("is the champion"), "{said}");
+    let started = shop.json(&["models", "test", "start", "churn", "2", "--share", "0.3", "--effect", "0.1"]);
+    assert_eq!((&started["test"], &started["champion"]), (&1.into(), &1.into()), "{started}");
+    for refused in [&["models", "promote", "churn", "2"][..], &["models", "test", "start", "churn", "2"]] {
+        let (code, said) = shop.fails(refused);
+        assert!(code == Some(2) && said.contains("models test stop churn"), "{said}");
+    }
+
+    let score = || shop.json(&["score", "--model", "churn"]);
+    let arms = || shop.query("select customer_id, model_version from risk.churn_probability order by customer_id");
+    let scored = score();
+    let customers = scored["customers"].as_u64().unwrap();
+    let tested = scored["tested"]["customers"].as_u64().unwrap();
+    assert!(customers > 50 && tested > customers / 8 && tested < customers / 2, "{scored}");
+    let first = arms();
+    assert_eq!(first.iter().filter(|row| row["model_version"] == 2).count() as u64, tested);
+    assert_eq!(score()["outcome"], "unchanged");
+    // Other features, the same arms.
+    shop.bring("b", &format!("late,M0,{}T00:00:01Z,10.00,,completed,0\n", today - Days::new(1)));
+    succeed(&mut shop.command(&["run"]));
+    assert_eq!(score()["outcome"], "made");
+    let later = arms();
+    let known: BTreeMap<&str, &Value> =
+        first.iter().map(|row| (row["customer_id"].as_str().unwrap(), &row["model_version"])).collect();
+    for row in &later {
+        let before = known.get(row["customer_id"].as_str().unwrap());
+        assert!(before.is_none_or(|version| *version == &row["model_version"]), "{row}");
+    }
+
+    // Nothing is known before a horizon is over; then a look has a difference, and p is one that may be looked at every day.
+    let show =
+        |as_of: NaiveDate| shop.json(&["models", "test", "show", "churn", "--as-of", &format!("{as_of}T00:00:00Z")]);
+    let early = show(today + Days::new(60));
+    assert!(early["look"]["difference"].is_null() && early["look"]["p"] == 1.0, "{early}");
+    assert!(early["entered"][0].as_u64() > early["entered"][1].as_u64(), "{early}");
+    let mut last = 1.0;
+    for days in [100, 150, 240] {
+        let shown = show(today + Days::new(days));
+        let (arms, look) = (&shown["arms"], &shown["look"]);
+        assert!(arms[0]["rows"].as_u64() > Some(20) && arms[1]["rows"].as_u64() > Some(5), "{shown}");
+        assert!(
+            look["low"].as_f64() < look["difference"].as_f64() && look["difference"].as_f64() < look["high"].as_f64()
+        );
+        let p = look["p"].as_f64().unwrap();
+        assert!(p <= last && p > 0.0, "{shown}");
+        last = p;
+    }
+    assert!(succeed(&mut shop.command(&["models", "test", "show", "churn"])).stdout.starts_with(b"Test 1 of churn"));
+
+    succeed(&mut shop.command(&["models", "test", "stop", "churn"]));
+    let scored = score();
+    assert!(scored["outcome"] == "made" && scored.get("tested").is_none(), "{scored}");
+    assert!(arms().iter().all(|row| row["model_version"] == 1));
+    succeed(&mut shop.command(&["models", "promote", "churn", "2"]));
+    assert!(!show(today + Days::new(240))["stopped_at"].is_null());
 }
 
 /// Thresholds of the shop, one a line of the file's end.

@@ -5,7 +5,7 @@ use holdfast_types::Progress;
 use super::{grouped, print_json};
 use crate::error::CliError;
 use crate::models::registry::Registry;
-use crate::models::score::{Scored, score};
+use crate::models::score::{Scored, Tested, score};
 use crate::progress::Terminal;
 use crate::project::Project;
 
@@ -44,7 +44,7 @@ pub(crate) fn tell(scored: &Scored, terminal: &Terminal) {
             "    Fresh {table}  v{table_version}: features, events and version {model_version} are those of these scores"
         )),
         Scored::Made {
-            table, model_version, table_version, customers, high, medium, low, mean_probability, as_of, champion_now, ..
+            table, model_version, table_version, customers, high, medium, low, mean_probability, as_of, champion_now, tested, ..
         } => {
             terminal.note(&format!(
                 "   Scored {table}  v{table_version}: {} customers as of {}, by version {model_version}: {} high, {} medium, {} low; mean probability {mean_probability:.3}",
@@ -54,6 +54,9 @@ pub(crate) fn tell(scored: &Scored, terminal: &Terminal) {
                 grouped(*medium),
                 grouped(*low),
             ));
+            if let Some(Tested { test, version, customers }) = tested {
+                terminal.note(&format!("          of these {} by version {version}, for test {test}", grouped(*customers)));
+            }
             if let Some(now) = champion_now {
                 terminal.problem(&format!(
                     "   Warned {table}  version {now} became the champion while version {model_version} scored, which made all of these scores: score again to have those of version {now}"

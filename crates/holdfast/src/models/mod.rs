@@ -24,4 +24,5 @@ pub(crate) mod snapshots;
 pub(crate) mod spec;
 pub(crate) mod thresholds;
 pub(crate) mod train;
+pub(crate) mod trial;
 pub(crate) mod watch;

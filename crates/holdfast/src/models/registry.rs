@@ -403,7 +403,8 @@ pub(crate) fn standing(moves: &[Move], model: &str, alias: &str) -> Option<i32> 
 
 /// The tables of models, which stages may read.
 pub(crate) fn declared() -> Result<Vec<DeclaredTable>, CliError> {
-    let tables = [versions_table()?, aliases_table()?, super::watch::quality_table()?].into_iter();
+    let tables = [versions_table()?, aliases_table()?, super::watch::quality_table()?, super::trial::table()?];
+    let tables = tables.into_iter();
     Ok(tables.map(|spec| DeclaredTable { name: spec.name, schema: spec.schema, identifiers: Vec::new() }).collect())
 }
 

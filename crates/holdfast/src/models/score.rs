@@ -1,12 +1,14 @@
 //! Scores of customers: from the table of features to `risk.<table>` by the champion, and to `risk.<table>_shadow` by a version that is tried beside it; batch by batch, and not at all where nothing changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    Array, ArrayRef, AsArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray, UInt64Array,
 };
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::compute::{concat_batches, take_record_batch};
+use arrow::datatypes::{DataType, Field, Float64Type, Int32Type, Schema, SchemaRef, TimestampMicrosecondType};
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use futures::stream::BoxStream;
@@ -20,6 +22,7 @@ use super::reasons::{LOWERS, RAISES, Reasons, Words};
 use super::registry::{CHAMPION, Loaded, Registry, Version, commented, json_rows, publish, tables, time};
 use super::snapshots::{feature_column, literal, moment_of};
 use super::spec::{EVENT_TIMESTAMP, Spec};
+use super::trial::Trial;
 use crate::error::CliError;
 use crate::project::Project;
 
@@ -40,6 +43,9 @@ struct ScoreNote {
     features: Option<u64>,
     events: Option<u64>,
     schema: u32,
+    /// The test that divides customers, and the artefact that scores its second arm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    test: Option<(i32, String)>,
 }
 
 /// Raised when the same model would make other rows of the same features.
@@ -67,11 +73,22 @@ pub(crate) enum Scored {
         /// The champion by the time that the scores were kept, where it is another version than the one that made them.
         #[serde(skip_serializing_if = "Option::is_none")]
         champion_now: Option<i32>,
+        /// How many customers the version that is tested against the champion has scored, where a test is open.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        tested: Option<Tested>,
     },
 }
 
+/// What a version scored that is tested against the champion.
+#[derive(Debug, Serialize)]
+pub(crate) struct Tested {
+    pub(crate) test: i32,
+    pub(crate) version: i32,
+    pub(crate) customers: u64,
+}
+
 /// Scores all customers of the champion's population by the newest table of features. The version that is champion when it begins makes all of the scores; an alias that is moved
-/// meanwhile is told, and the next scoring follows it.
+/// meanwhile is told, and the next scoring follows it. While a test is open, the customers of its second arm are scored by the version that is tested.
 ///
 /// # Errors
 /// No champion, one that is damaged or whose features the table has not, a prediction that is no number, nobody to be scored: the table is as it was then. What the lake answers.
@@ -84,7 +101,7 @@ pub(crate) async fn score(
     let Some(champion) = registry.alias(model, CHAMPION).await? else {
         return Err(no_champion(registry, model).await?);
     };
-    scored_by(champion, Whose::Champion, model, runner, registry, progress).await
+    made_by(champion, Whose::Champion, model, runner, registry, progress).await
 }
 
 /// Scores the same customers by another version, into a table of its own that nobody is told by.
@@ -103,7 +120,7 @@ pub(crate) async fn shadow(
             "version {number} of `{model}` is the champion: `holdfast score --model {model}` scores with it"
         )));
     }
-    scored_by(number, Whose::Shadow, model, runner, registry, progress).await
+    made_by(number, Whose::Shadow, model, runner, registry, progress).await
 }
 
 /// How a version's scores differ from those of the champion, over the customers that both have scored.
@@ -143,7 +160,7 @@ pub(crate) async fn beside(shadow: &TableName, model: &str, registry: &Registry)
     Ok(json_rows(shadow, &batches)?.into_iter().next())
 }
 
-async fn scored_by(
+async fn made_by(
     number: i32,
     whose: Whose,
     model: &str,
@@ -219,9 +236,17 @@ impl Whose {
     }
 }
 
+/// A version with what it calls its features.
+struct Scorer {
+    loaded: Loaded,
+    words: Words,
+}
+
 struct Scoring<'a> {
     registry: &'a Registry,
     loaded: Loaded,
+    /// The test that is open, and who scores its second arm.
+    tested: Option<(Trial, Scorer)>,
     whose: Whose,
     table: TableName,
     /// The features, and the events that say who is active.
@@ -240,6 +265,8 @@ struct Counts {
     medium: u64,
     low: u64,
     sum: f64,
+    /// By the version that is tested.
+    tested: u64,
 }
 
 impl<'a> Scoring<'a> {
@@ -255,6 +282,19 @@ impl<'a> Scoring<'a> {
         };
         let (features, events) = (there(&stage).await?, there(&events).await?);
         check_columns(&loaded, features.schema(), &stage)?;
+        let trial = match whose {
+            Whose::Champion => Trial::open(registry, &loaded.version.model).await?,
+            Whose::Shadow => None,
+        };
+        let tested = match trial {
+            Some(trial) => {
+                let tested = registry.load(registry.version(&trial.model, trial.challenger).await?).await?;
+                check_columns(&tested, features.schema(), &stage)?;
+                let words = tested.words(Some(features.schema()));
+                Some((trial, Scorer { loaded: tested, words }))
+            }
+            None => None,
+        };
         let names = [features.name().clone(), events.name().clone()];
         let note = ScoreNote {
             model: loaded.version.model.clone(),
@@ -263,8 +303,10 @@ impl<'a> Scoring<'a> {
             features: Some(features.data_version().await?),
             events: Some(events.data_version().await?),
             schema: SCORE_VERSION,
+            test: tested.as_ref().map(|(trial, by)| (trial.test, by.loaded.version.artefact_hash.clone())),
         };
         Ok(Self {
+            tested,
             table: whose.table(loaded.spec.file.scores.table.get_ref())?,
             whose,
             read: LakeReader::newest_of(lake, &registry.settings, &names).await?,
@@ -340,7 +382,9 @@ impl<'a> Scoring<'a> {
         let mut next = Some(first);
         while let Some(batch) = next {
             if batch.num_rows() > 0 {
-                writer.write(&self.scored(&batch, &words, scored_at)?).await?;
+                let scored = self.scored(&batch, &words, scored_at)?;
+                self.count(&scored);
+                writer.write(&scored).await?;
                 self.counts.customers += batch.num_rows() as u64;
                 progress.advance(STEP, self.counts.customers, self.features.row_count(), "customers");
             }
@@ -394,8 +438,13 @@ impl<'a> Scoring<'a> {
         let spec = &self.loaded.spec;
         let time = moment_of(spec.file.label.time.get_ref());
         let schema = self.features.schema();
-        let features = self.loaded.model.signature().features().iter();
-        let columns: Vec<String> = features.map(|feature| feature_column("f", &feature.name, Some(schema))).collect();
+        let versions = [Some(&self.loaded), self.tested.as_ref().map(|(_, by)| &by.loaded)].into_iter().flatten();
+        let features: BTreeSet<&str> = versions
+            .flat_map(|loaded| loaded.model.signature().features())
+            .map(|feature| feature.name.as_str())
+            .collect();
+        let columns: Vec<String> =
+            features.into_iter().map(|feature| feature_column("f", feature, Some(schema))).collect();
         format!(
             "with active as (select distinct {CUSTOMER_ID} from {events} where {counted} and {time} > {since} and {time} <= {as_of}) \
              select f.{CUSTOMER_ID} as {CUSTOMER_ID}, f.{CUSTOMER_BUCKET} as {CUSTOMER_BUCKET}, {columns} \
@@ -413,31 +462,67 @@ impl<'a> Scoring<'a> {
         Ok(self.read.rows(&format!("scoring the customers of {}", self.features.name()), sql).await?)
     }
 
-    fn scored(
-        &mut self,
-        batch: &RecordBatch,
+    /// The scores of customers, in their order: each by the version of their arm while a test is open, else by the one that scores all.
+    fn scored(&self, batch: &RecordBatch, words: &Words, scored_at: DateTime<Utc>) -> Result<RecordBatch, CliError> {
+        let Some((trial, tested)) = &self.tested else {
+            return self.scored_by(&self.loaded, words, batch, scored_at);
+        };
+        let ids = arrow::compute::cast(batch.column(0), &DataType::Utf8)?;
+        let ids = ids.as_string::<i32>();
+        let (seconds, firsts): (Vec<usize>, Vec<usize>) =
+            (0..batch.num_rows()).partition(|row| trial.is_challengers(ids.value(*row)));
+        let indices = |rows: &[usize]| UInt64Array::from_iter_values(rows.iter().map(|row| *row as u64));
+        let mut parts = Vec::new();
+        for (rows, loaded, words) in [(&firsts, &self.loaded, words), (&seconds, &tested.loaded, &tested.words)] {
+            if !rows.is_empty() {
+                let part = take_record_batch(batch, &indices(rows))?;
+                parts.push(self.scored_by(loaded, words, &part, scored_at)?);
+            }
+        }
+        // Back into the order in which they came.
+        let order: Vec<usize> = firsts.into_iter().chain(seconds).collect();
+        let mut places: Vec<usize> = (0..order.len()).collect();
+        places.sort_by_key(|place| order[*place]);
+        Ok(take_record_batch(&concat_batches(&score_schema(), &parts)?, &indices(&places))?)
+    }
+
+    fn count(&mut self, scored: &RecordBatch) {
+        let column = |name: &str| scored.column_by_name(name);
+        let probabilities = column("probability").and_then(|column| column.as_primitive_opt::<Float64Type>());
+        self.counts.sum += probabilities.into_iter().flatten().flatten().sum::<f64>();
+        for band in column("band").and_then(|column| column.as_string_opt::<i32>()).into_iter().flatten().flatten() {
+            match band {
+                "high" => self.counts.high += 1,
+                "medium" => self.counts.medium += 1,
+                _ => self.counts.low += 1,
+            }
+        }
+        let Some((trial, _)) = &self.tested else { return };
+        let versions = column("model_version").and_then(|column| column.as_primitive_opt::<Int32Type>());
+        let by_tested = versions.into_iter().flatten().flatten().filter(|version| *version == trial.challenger);
+        self.counts.tested += by_tested.count() as u64;
+    }
+
+    fn scored_by(
+        &self,
+        loaded: &Loaded,
         words: &Words,
+        batch: &RecordBatch,
         scored_at: DateTime<Utc>,
     ) -> Result<RecordBatch, CliError> {
-        let Loaded { spec, version, .. } = &self.loaded;
-        let places: Vec<usize> = (2..batch.num_columns()).collect();
-        let matrix = self.loaded.rows(&batch.project(&places)?)?;
-        let Probabilities { raw, calibrated: probabilities } = self.loaded.probabilities(&matrix)?;
-        let reasons = self.loaded.reasons(&matrix, words)?;
+        let Loaded { spec, version, .. } = loaded;
+        let schema = batch.schema();
+        let features = loaded.model.signature().features().iter();
+        let places: Vec<usize> = features.map(|feature| schema.index_of(&feature.name)).collect::<Result<_, _>>()?;
+        let matrix = loaded.rows(&batch.project(&places)?)?;
+        let Probabilities { raw, calibrated: probabilities } = loaded.probabilities(&matrix)?;
+        let reasons = loaded.reasons(&matrix, words)?;
         let bands = spec.bands();
         let band = |p: f64| match p {
             p if p >= bands.high => "high",
             p if p >= bands.medium => "medium",
             _ => "low",
         };
-        for probability in &probabilities {
-            self.counts.sum += probability;
-            match band(*probability) {
-                "high" => self.counts.high += 1,
-                "medium" => self.counts.medium += 1,
-                _ => self.counts.low += 1,
-            }
-        }
         let rows = batch.num_rows();
         let moment = |at: DateTime<Utc>| -> ArrayRef {
             let micros = TimestampMicrosecondArray::from(vec![at.timestamp_micros(); rows]);
@@ -496,7 +581,7 @@ impl<'a> Scoring<'a> {
             Whose::Champion => self.registry.alias(&self.loaded.version.model, CHAMPION).await?,
             Whose::Shadow => None,
         };
-        let Counts { customers, high, medium, low, sum } = self.counts;
+        let Counts { customers, high, medium, low, sum, tested: _ } = self.counts;
         Ok(Scored::Made {
             model_version: self.loaded.version.version,
             table_version: version,
@@ -510,6 +595,11 @@ impl<'a> Scoring<'a> {
             table: self.table,
             published,
             champion_now: champion_now.filter(|version| *version != self.loaded.version.version),
+            tested: self.tested.map(|(trial, _)| Tested {
+                test: trial.test,
+                version: trial.challenger,
+                customers: self.counts.tested,
+            }),
         })
     }
 }
