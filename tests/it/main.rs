@@ -36,6 +36,7 @@ mod kills;
 mod leases;
 mod linkage;
 mod maintain;
+mod models_in_use;
 mod on_demand;
 mod plan;
 mod postgres;

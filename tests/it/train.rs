@@ -20,7 +20,7 @@ use crate::{commits, holdfast, rows, succeed};
 
 const SEED: u64 = 20_260_101;
 const CUSTOMERS: u64 = 400;
-const AS_OF: &str = "2025-07-01T00:00:00Z";
+pub(crate) const AS_OF: &str = "2025-07-01T00:00:00Z";
 
 const ORDERS_SQL: &str = "-- One row an order.\nselect i.customer_id, o.order_id, o.at as ordered_at, o.amount, o.refunded_at, o.status, o.left_us\nfrom raw.orders o\n\
     left join identity.identifiers i on i.token = identifier_token('member_id', o.member)\n";
@@ -41,7 +41,7 @@ status = { type = "string", known_at = "later", meaning = "How it ended" }
 left_us = { type = "int32", meaning = "Whether the account was closed some day" }
 "#;
 
-const FEATURES: &str = r#"-- One row a customer who has ordered.
+pub(crate) const FEATURES: &str = r#"-- One row a customer who has ordered.
 -- @stage incremental key(customer_id)
 select
     customer_id,
@@ -88,7 +88,7 @@ days_since = "no order for {value} days"
 "#;
 
 /// A shop whose customers order in a rhythm of their own until they leave.
-struct Shop {
+pub(crate) struct Shop {
     folder: ProjectFolder,
 }
 
@@ -101,11 +101,11 @@ impl std::ops::Deref for Shop {
 }
 
 impl Shop {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::of(&orders(|_| true))
     }
 
-    fn of(orders: &str) -> Self {
+    pub(crate) fn of(orders: &str) -> Self {
         let shop = Self {
             folder: ProjectFolder::new(&[
                 ("holdfast.toml", "[lake]\nurl = \"lake\"\n"),
@@ -129,7 +129,7 @@ impl Shop {
         shop
     }
 
-    fn bring(&self, name: &str, rows: &str) {
+    pub(crate) fn bring(&self, name: &str, rows: &str) {
         self.write(
             &format!("in/orders/{name}.csv"),
             &format!("order_id,member,at,amount,refunded_at,status,left_us\n{rows}"),
@@ -137,16 +137,16 @@ impl Shop {
         self.ingest();
     }
 
-    fn run(&self) {
+    pub(crate) fn run(&self) {
         succeed(&mut self.command(&["run", "--as-of", AS_OF]));
     }
 
-    fn json(&self, arguments: &[&str]) -> Value {
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         let output = succeed(self.command(arguments).arg("--json"));
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    fn fails(&self, arguments: &[&str]) -> (Option<i32>, String) {
+    pub(crate) fn fails(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let output = self.command(arguments).output().unwrap();
         assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -154,7 +154,7 @@ impl Shop {
 
     /// Training is refused, and nothing is kept of it.
     #[track_caller]
-    fn refuses(&self, code: i32, told: &[&str]) {
+    pub(crate) fn refuses(&self, code: i32, told: &[&str]) {
         let before = commits(self.path());
         let (found, said) = self.fails(&["train", "--model", "churn"]);
         assert_eq!(found, Some(code), "{said}");
@@ -164,7 +164,7 @@ impl Shop {
         assert_eq!(before, commits(self.path()), "something was kept");
     }
 
-    fn with_model(&self, from: &str, to: &str) {
+    pub(crate) fn with_model(&self, from: &str, to: &str) {
         assert!(MODEL.contains(from), "{from}");
         self.write("pipelines/churn/models/churn.toml", &MODEL.replacen(from, to, 1));
     }
@@ -183,12 +183,12 @@ impl Shop {
 }
 
 /// Orders from 2024-01-01 to 2025-06-30, one a line: those whose day is `wanted`.
-fn orders(wanted: impl Fn(NaiveDate) -> bool) -> String {
+pub(crate) fn orders(wanted: impl Fn(NaiveDate) -> bool) -> String {
     orders_from(NaiveDate::from_ymd_opt(2024, 1, 1).unwrap(), wanted)
 }
 
 /// Orders of 546 days from `first` on.
-fn orders_from(first: NaiveDate, wanted: impl Fn(NaiveDate) -> bool) -> String {
+pub(crate) fn orders_from(first: NaiveDate, wanted: impl Fn(NaiveDate) -> bool) -> String {
     let mut random = Random::new(SEED);
     let mut text = String::new();
     for customer in 0..CUSTOMERS {
@@ -314,7 +314,7 @@ fn a_model_is_trained_once_promoted_scored_and_rolled_back() {
 }
 
 /// A process that ends with its test, however that ends.
-struct Process(std::process::Child);
+pub(crate) struct Process(pub(crate) std::process::Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -733,4 +733,18 @@ fn the_shipped_model_learns_from_the_demo_and_scores_it() {
     assert!(counts[0]["n"].as_u64() > Some(50), "{counts:?}");
     assert_eq!(counts[0]["n"], counts[0]["customers"]);
     assert_eq!(counts[0]["n"], counts[0]["in_scorecard"], "the scorecard and its table are as they were");
+
+    // The shipped thresholds make alerts of the scores, for each of whom one holds.
+    succeed(&mut command(&["run", "--select", "risk.churn_alerts"]));
+    let alerts = rows(
+        folder.path(),
+        "select count(*) as n, count(*) filter (where a.customer_id is null and p.probability >= 0.8) as missed, \
+         count(*) filter (where a.customer_id is not null and p.probability < 0.35) as too_many, count(a.thresholds_version) as judged, \
+         count(*) filter (where a.probability <> p.probability) as other from risk.churn_probability p left join risk.churn_alerts a on a.customer_id = p.customer_id",
+    );
+    assert_eq!(alerts[0]["n"], counts[0]["n"], "{alerts:?}");
+    for name in ["missed", "too_many", "other"] {
+        assert_eq!(alerts[0][name], 0, "{name}: {alerts:?}");
+    }
+    assert!(alerts[0]["judged"].as_u64() > Some(0), "{alerts:?}");
 }

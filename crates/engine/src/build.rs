@@ -585,6 +585,7 @@ pub(crate) fn salt(lake: &Lake, settings: &SessionSettings, stage: &Stage) -> St
             salt.push_str(&own.to_string());
         }
     }
+    salt.push_str(&settings.row_functions.asked_versions(&stage.statement));
     salt
 }
 

@@ -175,6 +175,12 @@ impl Past {
         Ok(tables)
     }
 
+    /// The subjects of row functions that `stage` rests on: what they say of the past they may have learnt later.
+    pub fn asked_by(&self, stage: &TableName) -> BTreeSet<String> {
+        let statements = self.upstream(stage).into_iter().filter_map(|name| self.checked.get(&name));
+        statements.flat_map(|checked| self.settings.row_functions.asked_by(&checked.stage.statement)).collect()
+    }
+
     /// Changes whenever the queries between the tables that are read and `stage` would give other rows of the same tables.
     pub fn fingerprint(&self, stage: &TableName) -> String {
         let mut hasher = blake3::Hasher::new();

@@ -17,6 +17,7 @@ use datafusion::sql::sqlparser::ast::{
 use crate::as_of_join;
 use crate::diagnostic::{Diagnostic, line_and_column};
 use crate::error::describe;
+use crate::row_functions;
 use crate::stage::{Stage, place_of};
 
 /// A stage with more unknown names than this has another trouble.
@@ -32,6 +33,7 @@ pub(crate) async fn plan(stage: &Stage, state: &SessionState) -> Result<LogicalP
     for _ in 0..NAMES_MAX {
         let mut statement = mended.as_ref().unwrap_or(&stage.statement).clone();
         as_of_join::wrap(&mut statement);
+        row_functions::wrap(&mut statement, state.config());
         let error = match state.statement_to_plan(statement).await {
             Ok(plan) if mistakes.is_empty() => return analysed(stage, plan, state),
             Ok(_) => break,

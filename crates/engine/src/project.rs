@@ -14,6 +14,7 @@ use crate::diagnostic::{Diagnostic, Diagnostics, most_similar};
 use crate::error::EngineError;
 use crate::features::{HISTORY_SCHEMA, OnDemandFile, OnDemandSpec, ServiceFile, ServiceSpec};
 use crate::lineage::Lineage;
+use crate::row_functions::RowFunctions;
 use crate::session::SessionSettings;
 use crate::side_by_side::side_by_side;
 use crate::stage::Stage;
@@ -322,6 +323,11 @@ impl Project {
         selected.extend(seen);
     }
 
+    /// The subjects of row functions that stages ask.
+    pub fn asked_by_stages(&self, functions: &RowFunctions) -> BTreeSet<String> {
+        self.stages.iter().flat_map(|stage| functions.asked_by(&stage.statement)).collect()
+    }
+
     /// One stage.
     pub fn stage(&self, name: &TableName) -> Option<&Stage> {
         self.stages.iter().find(|stage| &stage.name == name)
@@ -362,6 +368,7 @@ impl Project {
             part(env!("CARGO_PKG_VERSION"));
             part(&settings.salt);
             settings.functions.iter().for_each(|function| part(&format!("{:?}", function.signature())));
+            part(&settings.row_functions.asked_versions(&stage.statement));
             stage.files().for_each(&mut part);
             // Services are registered by the run that makes a view: a run has something to do when they changed.
             if let (Some(_), Some(services)) = (&stage.directives.feature, &self.services) {

@@ -62,7 +62,15 @@ impl Published {
             .buffered(8)
             .try_collect()
             .await?;
-        Ok(Self::over(lake, settings, runtime, manifest, tables))
+        Ok(Self::over(lake, settings, runtime, manifest, tables).with_functions().await)
+    }
+
+    /// The same with the row functions that belong to what it holds.
+    async fn with_functions(mut self) -> Self {
+        if let Some(source) = self.settings.run_functions.take() {
+            self.settings.row_functions = source.of(&self).await;
+        }
+        self
     }
 
     fn over(
@@ -220,7 +228,8 @@ impl LakeReader {
     /// # Errors
     /// What the lake answers.
     pub async fn newest(lake: &Lake, settings: &SessionSettings) -> Result<Published> {
-        Self::unpublished(lake, settings, pin_all(lake).await?.into_values().collect())
+        let newest = Self::unpublished(lake, settings, pin_all(lake).await?.into_values().collect())?;
+        Ok(newest.with_functions().await)
     }
 
     /// The newest version of the named tables alone; those that do not exist are left out.

@@ -142,7 +142,8 @@ impl Runner {
             return refused(format!("{name} has no column {CUSTOMER_ID}: write its cases by hand"));
         }
         let query = stage.stage.statement.to_string();
-        if let Some(function) = self.settings.functions.iter().find(|own| query.contains(&format!("{}(", own.name()))) {
+        let mut own = self.settings.functions.iter().chain(&self.settings.row_functions.functions);
+        if let Some(function) = own.find(|own| query.contains(&format!("{}(", own.name()))) {
             let function = function.name();
             return refused(format!(
                 "{name} calls {function}(), whose values cannot be masked: write its cases by hand"

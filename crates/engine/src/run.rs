@@ -24,6 +24,7 @@ use crate::features::{Keeper, Kept, OnDemandVersion, OnDemandView, Registered, R
 use crate::orphans::orphans;
 use crate::project::{CheckedStage, Project, Selection};
 use crate::range;
+use crate::row_functions::RowFunctions;
 use crate::session::SessionSettings;
 
 /// How many sorted runs of a frugal stage are merged at once.
@@ -188,6 +189,18 @@ impl Runner {
     /// A runner for the stages of `project`.
     pub fn new(lake: Lake, project: Project, settings: SessionSettings) -> Self {
         Self { lake, project, settings, checked: OnceCell::new(), looked_at: Mutex::default() }
+    }
+
+    /// The same with other row functions: what subjects say has changed.
+    #[must_use]
+    pub fn with_row_functions(&self, row_functions: RowFunctions) -> Self {
+        let settings = SessionSettings { row_functions, ..self.settings.clone() };
+        Self::new(self.lake.clone(), self.project.clone(), settings)
+    }
+
+    /// The row functions that its stages may call.
+    pub fn row_functions(&self) -> &RowFunctions {
+        &self.settings.row_functions
     }
 
     /// The stages.

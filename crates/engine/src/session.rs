@@ -28,6 +28,7 @@ use crate::first_of_each;
 use crate::functions::{customer_bucket_function, json_field_function};
 use crate::memory::StagePool;
 use crate::read_only;
+use crate::row_functions::{self, RowFunctions, RowPlanner, RunFunctions};
 
 /// The catalogue's name in every session.
 pub(crate) const CATALOG: &str = "holdfast";
@@ -45,6 +46,10 @@ pub struct SessionSettings {
     pub functions: Vec<Arc<ScalarUDF>>,
     /// Changes whenever one of the functions would give other values, so that stages are refreshed.
     pub salt: String,
+    /// Functions of whole rows; executors elsewhere do not have them.
+    pub row_functions: RowFunctions,
+    /// Who has the row functions of published runs, for sessions over these.
+    pub run_functions: Option<Arc<dyn RunFunctions>>,
     /// Who works out the rows of full refreshes instead of this process.
     pub executor: Option<Arc<dyn Executor>>,
 }
@@ -57,6 +62,8 @@ impl Default for SessionSettings {
             is_frugal: false,
             functions: Vec::new(),
             salt: String::new(),
+            row_functions: RowFunctions::default(),
+            run_functions: None,
             executor: None,
         }
     }
@@ -128,8 +135,10 @@ pub fn session_with(
         rules.insert(0, Arc::new(AsOfMerge));
     }
     let state = SessionStateBuilder::new()
-        .with_config(settings.config())
+        .with_config(settings.row_functions.configure(settings.config()))
         .with_runtime_env(Arc::clone(runtime))
+        // Before those of DataFusion, which take every dictionary for a map.
+        .with_expr_planners(vec![Arc::new(RowPlanner)])
         .with_default_features()
         .with_physical_optimizer_rules(rules)
         .build();
@@ -154,7 +163,7 @@ pub fn session_with(
     context.register_relation_planner(Arc::new(AsOfPlanner)).map_err(EngineError::execution("preparing the engine"))?;
     context.register_udf(customer_bucket_function(buckets));
     context.register_udf(json_field_function());
-    for function in &settings.functions {
+    for function in settings.functions.iter().chain(&settings.row_functions.functions) {
         context.register_udf(function.as_ref().clone());
     }
     Ok(context)
@@ -189,8 +198,9 @@ pub async fn plan_as_of(
     mut statement: Statement,
     as_of: DateTime<Utc>,
 ) -> Result<(SessionState, LogicalPlan), DataFusionError> {
-    as_of_join::wrap(&mut statement);
     let mut state = context.state();
+    as_of_join::wrap(&mut statement);
+    row_functions::wrap(&mut statement, state.config());
     state.execution_props_mut().query_execution_start_time = Some(as_of);
     let plan = state.statement_to_plan(statement).await?;
     Ok((state, plan))
@@ -216,6 +226,7 @@ pub async fn plan_statement_read_only(context: &SessionContext, mut statement: S
     let refused = |message| EngineError::Query { message };
     read_only::check_statement(&statement).map_err(refused)?;
     as_of_join::wrap(&mut statement);
+    row_functions::wrap(&mut statement, context.state_ref().read().config());
     let plan = context.state().statement_to_plan(statement).await.map_err(|error| query_error(&error, context))?;
     // The plan decides: what a statement looks like is only the first hurdle.
     read_only::check_plan(&plan).map_err(refused)?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use holdfast_access::{AuditKey, MaskKey, Policy};
 use holdfast_cluster::{Address, ClusterExecutor, ClusterSettings};
-use holdfast_engine::{DeclaredTable, Draft, Executor, Project as Stages, SessionSettings};
+use holdfast_engine::{DeclaredTable, Draft, Executor, Project as Stages, Runner, SessionSettings};
 use holdfast_feeds::Surroundings;
 use holdfast_identity::{IdentifierTokens, IdentityKey, IdentityRules, LakeKey, declared_tables};
 use holdfast_ingest::{IngestSettings, SourceSpec, ledger_tables, load_sources};
@@ -22,6 +22,8 @@ use toml::Spanned;
 use crate::clock::SystemClock;
 use crate::commands::up::UpSection;
 use crate::error::CliError;
+use crate::models::predict::{self, Champions};
+use crate::models::thresholds::Thresholds;
 use crate::schedule::{Schedule, ScheduleSection};
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -490,6 +492,9 @@ impl Project {
         }
         declared.extend(crate::models::registry::declared()?);
         declared.extend(crate::models::score::declared(self)?);
+        declared.push(crate::models::thresholds::declared()?);
+        // A mistake in them is told to every command that has to do with stages.
+        Thresholds::read(self)?;
         let folder = self.pipeline_folder()?;
         let draft = Draft::read(&self.stage_folder()?, declared)?;
         let draft = draft.with_services(&folder.join("feature_services.toml"))?;
@@ -541,21 +546,46 @@ impl Project {
 
     /// Sessions with the functions that stages of this pipeline may use in this lake.
     pub(crate) async fn session_settings(&self, lake: &Lake) -> Result<SessionSettings, CliError> {
-        Ok(self.settings_with(&self.tokens(lake).await?))
+        self.settings_with(&self.tokens(lake).await?)
     }
 
     /// The same with the key that is here, for whichever lake: whoever uses them compares what they were salted with.
     pub(crate) fn session_settings_by_own_key(&self) -> Result<SessionSettings, CliError> {
-        Ok(self.settings_with(&IdentifierTokens::new(self.identity_rules()?, &self.key()?)))
+        self.settings_with(&IdentifierTokens::new(self.identity_rules()?, &self.key()?))
     }
 
-    fn settings_with(&self, tokens: &IdentifierTokens) -> SessionSettings {
-        SessionSettings {
+    fn settings_with(&self, tokens: &IdentifierTokens) -> Result<SessionSettings, CliError> {
+        Ok(SessionSettings {
             memory_bytes: self.memory_bytes(),
             functions: vec![Arc::new(tokens.function())],
             salt: tokens.fingerprint().to_owned(),
+            row_functions: predict::planned(self)?,
             ..SessionSettings::default()
-        }
+        })
+    }
+
+    /// A runner of stages, with the champions of now where some ask models.
+    ///
+    /// # Errors
+    /// What the lake answers.
+    pub(crate) async fn runner(
+        &self,
+        lake: Lake,
+        stages: Stages,
+        settings: SessionSettings,
+    ) -> Result<Runner, CliError> {
+        let row_functions = predict::for_stages(self, &lake, &stages).await?;
+        Ok(Runner::new(lake, stages, SessionSettings { row_functions, ..settings }))
+    }
+
+    /// The runner with the champions of now, where stages ask models and these have others than when it was made.
+    ///
+    /// # Errors
+    /// What the lake answers.
+    pub(crate) async fn renewed(&self, lake: &Lake, runner: &Runner) -> Result<Option<Runner>, CliError> {
+        let now = predict::for_stages(self, lake, runner.project()).await?;
+        let is_same = now.versions == runner.row_functions().versions;
+        Ok((!is_same).then(|| runner.with_row_functions(now)))
     }
 
     /// Sessions for runs: what the project's cluster can do is given to it.
@@ -574,11 +604,15 @@ impl Project {
     }
 
     /// Sessions in which stages are planned and nothing runs: they need neither rules nor a key, and make none.
-    pub(crate) fn planning_settings(&self) -> SessionSettings {
+    pub(crate) fn planning_settings(&self) -> Result<SessionSettings, CliError> {
         let rules =
             IdentityRules { priority: Vec::new(), types: BTreeMap::new(), blocked: BTreeMap::new(), matching: None };
         let tokens = IdentifierTokens::new(rules, &IdentityKey::new([0; 32]));
-        SessionSettings { functions: vec![Arc::new(tokens.function())], ..SessionSettings::default() }
+        Ok(SessionSettings {
+            functions: vec![Arc::new(tokens.function())],
+            row_functions: predict::planned(self)?,
+            ..SessionSettings::default()
+        })
     }
 
     /// Sessions for cases, in which tokens can be written by people: they need no key.
@@ -587,6 +621,7 @@ impl Project {
         Ok(SessionSettings {
             memory_bytes: self.memory_bytes(),
             functions: vec![Arc::new(tokens.readable_function())],
+            row_functions: predict::planned(self)?,
             ..SessionSettings::default()
         })
     }
@@ -594,6 +629,11 @@ impl Project {
     /// Sessions for those who only read what is there.
     pub(crate) fn reader_settings(&self) -> SessionSettings {
         SessionSettings { memory_bytes: self.memory_bytes(), ..SessionSettings::default() }
+    }
+
+    /// The same for those who may ask models: with the champions of the run that is read.
+    pub(crate) fn asking_settings(&self, lake: &Lake) -> SessionSettings {
+        SessionSettings { run_functions: Some(Arc::new(Champions::new(self, lake))), ..self.reader_settings() }
     }
 }
 

@@ -3,7 +3,8 @@
 //! [`report`] says what a score is worth beside the majority class and a baseline; [`compare`] whether one is better than another. A [`Model`]
 //! is boosted trees of an [`Engine`], with the [`Signature`] of its features, read and written as XGBoost does. A [`Calibrator`] makes
 //! probabilities of its log-odds. [`sequence`] holds an LSTM over weekly behaviour, [`hybrid`] trees that are told what it says; [`lifetime`] the
-//! models of repeat buying; [`sentiment`] reads texts. A [`Profile`] tells later whether features and scores have moved.
+//! models of repeat buying; [`sentiment`] reads texts. A [`Profile`] tells later whether features and scores have moved,
+//! [`AlwaysValid`] which of two arms of a test did better.
 //!
 //! This crate must not know lakes, tables, SQL or files, or the clock: rows are Arrow batches or slices, artefacts are bytes.
 
@@ -19,6 +20,7 @@ pub mod lifetime;
 mod measure;
 pub mod sentiment;
 pub mod sequence;
+mod sequential;
 mod siblings;
 mod signature;
 #[cfg(test)]
@@ -33,6 +35,7 @@ pub use drift::{Drift, Profile, Shift};
 pub use error::ModelError;
 pub use hess::Hessboost;
 pub use measure::{Measure, Scores};
+pub use sequential::{AlwaysValid, Arm, Look};
 pub use signature::{Feature, FeatureKind, Matrix, Signature, labels_of};
 
 /// A result of this crate.

@@ -18,7 +18,7 @@ use s3s::Body;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use self::bucket::Buckets;
 pub use self::bucket::Conditions;
@@ -104,6 +104,8 @@ pub struct S3Server {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
+    /// Wakes those who are held up, when the rules are set anew.
+    rules_set: Notify,
     buckets: Buckets,
 }
 
@@ -125,7 +127,7 @@ impl S3Server {
         let address = listener.local_addr()?;
         let state = State { rules: settings.rules, random: Random::new(settings.seed), asked: Vec::new() };
         let buckets = Buckets::new(&settings.buckets, settings.conditions);
-        let shared = Arc::new(Shared { state: Mutex::new(state), buckets });
+        let shared = Arc::new(Shared { state: Mutex::new(state), rules_set: Notify::new(), buckets });
         let mut service = S3ServiceBuilder::new(shared.buckets.clone());
         service.set_auth(SimpleAuth::from_single(settings.access_key, settings.secret_key));
         let (service, serving) = (service.build(), Arc::clone(&shared));
@@ -148,9 +150,10 @@ impl S3Server {
         format!("http://{}", self.address)
     }
 
-    /// From now on these go wrong, and no others.
+    /// From now on these go wrong, and no others. Whoever is held up by [`Rule::delayed`] is let go on.
     pub fn set_rules(&self, rules: Vec<Rule<S3Fault>>) {
         self.shared.lock().rules = rules;
+        self.shared.rules_set.notify_waiters();
     }
 
     /// How many faults are still to come, of rules with a number of them.
@@ -224,7 +227,10 @@ async fn answer(request: Request<Incoming>, service: S3Service, shared: Arc<Shar
     let (operation, path) = classify(&request);
     let (fault, delay) = shared.fault(operation, &path);
     if !delay.is_zero() {
-        tokio::time::sleep(delay).await;
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = shared.rules_set.notified() => {}
+        }
     }
     let answered = with_fault(fault, request, service).await;
     let status = answered.as_ref().ok().map(|response| response.status().as_u16());

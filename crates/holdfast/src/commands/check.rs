@@ -63,7 +63,7 @@ pub(crate) async fn run(project: &Project, args: &CheckArgs, terminal: &Arc<Term
     let rules = rules.await.map_err(|error| CliError::Argument(error.to_string()))??;
     let recycled = rules.types.iter().filter(|(_, rule)| rule.recycled_after.is_some()).map(|(name, _)| name.clone());
     let draft = draft.with_recycled(recycled);
-    let mut inspection = draft.inspect(&project.planning_settings(), SystemClock.now())?;
+    let mut inspection = draft.inspect(&project.planning_settings()?, SystemClock.now())?;
     match project.policy() {
         Ok(None) => {}
         // Which columns there are is known once the stages can be planned.

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use holdfast_engine::{LakeReader, Published, Runner, Selection, plan_read_only};
+use holdfast_engine::{LakeReader, Published, Selection, plan_read_only};
 use holdfast_lake::open_store;
 use holdfast_synth::GenerateOptions;
 use serde::Serialize;
@@ -14,6 +14,7 @@ use super::serve::ServeArgs;
 use super::unify::resolve_identity;
 use super::{grouped, print, print_json};
 use crate::error::CliError;
+use crate::models::thresholds::Thresholds;
 use crate::progress::Terminal;
 use crate::project::Project;
 
@@ -96,7 +97,8 @@ pub(crate) async fn run(project: Project, args: &DemoArgs, terminal: &Arc<Termin
     steps.done("ingest");
     resolve_identity(&project, &lake, &project.tokens(&lake).await?, terminal).await?;
     steps.done("resolve");
-    let runner = Runner::new(lake.clone(), stages, project.session_settings(&lake).await?);
+    Thresholds::bring(&project, &lake, terminal.as_ref()).await?;
+    let runner = project.runner(lake.clone(), stages, project.session_settings(&lake).await?).await?;
     let report = runner.run(&run_options(&project, Some(as_of), Selection::All, true), terminal.as_ref()).await?;
     super::run::summarise(&report, terminal);
     super::run::judge(&report)?;

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use holdfast_engine::{Action, RunOptions, Runner, Selection};
+use holdfast_engine::{Action, RunOptions, Selection};
 use holdfast_lake::EnvironmentName;
 use holdfast_types::Progress;
 use serde::Serialize;
@@ -132,7 +132,7 @@ pub(crate) async fn promote(project: &Project, args: &PromoteArgs, terminal: &Ar
     let lake = project.open_lake_to_write().await?;
     let environment = lake.environment_as_run(&args.name).await?;
     let settings = project.run_settings(&lake).await?;
-    let runner = Runner::new(lake, stages, settings);
+    let runner = project.runner(lake, stages, settings).await?;
     let tried = runner.tried(&environment).await?;
     if !tried.changed.is_empty() {
         let names: Vec<String> = tried.changed.iter().map(ToString::to_string).collect();

@@ -3,7 +3,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use holdfast_engine::Runner;
 use holdfast_identity::{
     Decision, DecisionKind, Effects, Explained, Identifier, Inquiry, Quality, Shown, Subject, Wish, decisions,
 };
@@ -356,7 +355,7 @@ async fn decide(
         } else {
             resolve_identity(project, &lake, &tokens, terminal).await?;
             if has_unified(&stages) {
-                let runner = Runner::new(lake, stages, settings);
+                let runner = project.runner(lake, stages, settings).await?;
                 let run = runner.run(&run_options(project, None, unified_stages(), false), terminal.as_ref()).await?;
                 super::run::judge(&run)?;
             }
@@ -446,7 +445,7 @@ async fn learn(project: &Project, terminal: &Arc<Terminal>) -> Result<(), CliErr
     let (tokens, settings) = (project.tokens(&lake).await?, project.session_settings(&lake).await?);
     learn_anew(project, &lake, &tokens, terminal).await?;
     if has_unified(&stages) {
-        let runner = Runner::new(lake, stages, settings);
+        let runner = project.runner(lake, stages, settings).await?;
         let run = runner.run(&run_options(project, None, unified_stages(), false), terminal.as_ref()).await?;
         super::run::judge(&run)?;
     }

@@ -23,6 +23,7 @@ use super::upkeep::Upkeep;
 use super::{grouped, print_json};
 use crate::clock::SystemClock;
 use crate::error::CliError;
+use crate::models::thresholds::Thresholds;
 use crate::progress::Terminal;
 use crate::project::Project;
 
@@ -239,7 +240,7 @@ impl Rounds {
         let tokens = project.tokens(&lake).await?;
         let needs_runner = !args.raw_only && (has_unified(&stages) || args.run);
         let runner = match needs_runner {
-            true => Some(Runner::new(lake.clone(), stages, project.run_settings(&lake).await?)),
+            true => Some(project.runner(lake.clone(), stages, project.run_settings(&lake).await?).await?),
             false => None,
         };
         Ok(Self {
@@ -373,6 +374,11 @@ impl Rounds {
         let resolved = arrived.resolve(project, &self.lake, &mut unified.resolver, terminal).await?;
         report.customers = Some(resolved.customers);
         if let Some(runner) = &self.runner {
+            if args.run {
+                Thresholds::bring(project, &self.lake, terminal.as_ref()).await?;
+            }
+            let renewed = project.renewed(&self.lake, runner).await?;
+            let runner = renewed.as_ref().unwrap_or(runner);
             let selection = if args.run { Selection::All } else { unified_stages() };
             let run = runner.run(&run_options(project, args.as_of, selection, args.run), terminal.as_ref()).await?;
             if args.run {

@@ -48,7 +48,7 @@ struct ColumnReport {
 
 pub(crate) async fn run(project: &Project, args: &LineageArgs) -> Result<(), CliError> {
     let draft = project.draft()?;
-    let inspection = draft.inspect(&project.planning_settings(), SystemClock.now())?.without_mistakes()?;
+    let inspection = draft.inspect(&project.planning_settings()?, SystemClock.now())?.without_mistakes()?;
     let stages = draft.into_project()?;
     let graph = Graph::of(&inspection);
     let Some(name) = &args.stage else {

@@ -1,7 +1,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use holdfast_engine::{Action, Cause, ColumnChange, PlanReport, Runner, StagePlan};
+use holdfast_engine::{Action, Cause, ColumnChange, PlanReport, StagePlan};
 
 use super::run::WhatArgs;
 use super::{grouped, print, print_json};
@@ -24,7 +24,7 @@ pub(crate) async fn run(project: &Project, args: &PlanArgs, terminal: &Arc<Termi
     let lake = project.open_stages().await?;
     let options = args.what.options(project, &lake).await?;
     let settings = project.session_settings(&lake).await?;
-    let runner = Runner::new(lake, stages, settings);
+    let runner = project.runner(lake, stages, settings).await?;
     let report = runner.plan(&options, terminal.as_ref()).await?;
     if args.json { print_json(&report) } else { print(&page(&report, project)) }
 }

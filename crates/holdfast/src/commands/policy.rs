@@ -79,7 +79,7 @@ pub(crate) async fn run(project: &Project, args: &PolicyArgs, terminal: &Arc<Ter
 /// What is wrong with the policy over the tables that the pipeline makes.
 pub(crate) async fn findings(project: &Project, policy: &Policy) -> Result<Vec<Diagnostic>, CliError> {
     let lake = empty_lake().await?;
-    Ok(mistakes(policy, &lake, &project.planning_settings(), &schemas(project)?).await?)
+    Ok(mistakes(policy, &lake, &project.planning_settings()?, &schemas(project)?).await?)
 }
 
 async fn check(project: &Project, policy: &Policy, terminal: &Arc<Terminal>) -> Result<(), CliError> {
@@ -180,7 +180,7 @@ fn described(principal: &Principal, name: &TableName, access: Option<&TableAcces
 /// The columns of every table of the pipeline.
 fn schemas(project: &Project) -> Result<Schemas, CliError> {
     let stages = project.stages()?;
-    let inspection = project.draft()?.inspect(&project.planning_settings(), SystemClock.now())?.without_mistakes()?;
+    let inspection = project.draft()?.inspect(&project.planning_settings()?, SystemClock.now())?.without_mistakes()?;
     let declared = stages.declared().iter().map(|(name, schema)| (name.clone(), Arc::clone(schema)));
     let made = inspection.stages.iter().map(|stage| (stage.stage.name.clone(), Arc::clone(&stage.schema)));
     Ok(declared.chain(made).collect())

@@ -6,7 +6,7 @@ use arrow::datatypes::{Field, Schema};
 use arrow::util::pretty::pretty_format_batches;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::TryStreamExt;
-use holdfast_engine::{EngineError, LakeReader, Runner, plan_read_only};
+use holdfast_engine::{EngineError, LakeReader, plan_read_only};
 use holdfast_ingest::{
     QuarantineFilter, QuarantineGroup, QuarantinedRow, ReplayReport, ReplaySettings, ReplayStep, SourceSpec,
     list_quarantine, quarantined_rows, replay_quarantine,
@@ -349,7 +349,7 @@ async fn replay(project: &Project, args: &ReplayArgs, terminal: &Arc<Terminal>) 
         replayed.customers = Some(resolve_identity(project, &lake, &tokens, terminal).await?.customers);
         if has_unified(&stages) {
             let settings = project.session_settings(&lake).await?;
-            let runner = Runner::new(lake, stages, settings);
+            let runner = project.runner(lake, stages, settings).await?;
             let run = runner.run(&run_options(project, None, unified_stages(), false), terminal.as_ref()).await?;
             super::run::judge(&run)?;
         }

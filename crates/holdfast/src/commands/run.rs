@@ -3,12 +3,13 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use holdfast_cluster::{Address, ClusterError};
-use holdfast_engine::{RunOptions, RunReport, Runner, Selection, StageOutcome, TimeRange};
+use holdfast_engine::{RunOptions, RunReport, Selection, StageOutcome, TimeRange};
 use holdfast_lake::Lake;
 use holdfast_types::{ErrorKind, Progress, TableName};
 
 use super::{confirm, print_json};
 use crate::error::CliError;
+use crate::models::thresholds::Thresholds;
 use crate::progress::Terminal;
 use crate::project::Project;
 
@@ -109,7 +110,8 @@ pub(crate) async fn run(project: &Project, args: &RunArgs, terminal: &Arc<Termin
         }
         settings.executor = Some(cluster);
     }
-    let runner = Runner::new(lake, stages, settings);
+    Thresholds::bring(project, &lake, terminal.as_ref()).await?;
+    let runner = project.runner(lake, stages, settings).await?;
     let report = runner.run(&options, terminal.as_ref()).await?;
     summarise(&report, terminal);
     if args.json {

@@ -16,6 +16,7 @@ use crate::error::CliError;
 use crate::models::cadence::{Cadence, Done};
 use crate::models::registry::Registry;
 use crate::models::score::Scored;
+use crate::models::thresholds::Thresholds;
 use crate::models::train::Trained;
 use crate::progress::Terminal;
 use crate::project::Project;
@@ -39,7 +40,8 @@ pub(crate) struct Scheduler {
     lake: Lake,
     terminal: Arc<Terminal>,
     schedule: Schedule,
-    runner: Runner,
+    /// With the champions of its last run, where stages ask models.
+    runner: tokio::sync::Mutex<Arc<Runner>>,
     tokens: IdentifierTokens,
     /// The table of the batches that are in raw.
     books: TableName,
@@ -99,7 +101,9 @@ impl Scheduler {
             lake: lake.clone(),
             terminal: Arc::clone(terminal),
             schedule: project.schedule()?,
-            runner: Runner::new(lake.clone(), project.stages()?, project.run_settings(lake).await?),
+            runner: tokio::sync::Mutex::new(Arc::new(
+                project.runner(lake.clone(), project.stages()?, project.run_settings(lake).await?).await?,
+            )),
             tokens: project.tokens(lake).await?,
             books: TableName::new("metric", "ingest_batches").map_err(|error| CliError::Lake(error.into()))?,
             cadence: tokio::sync::Mutex::default(),
@@ -219,7 +223,8 @@ impl Scheduler {
         // A run that was not expected to bring anything is told only when it did.
         let quiet = Problems(&self.terminal);
         let progress: &dyn Progress = if is_news { self.terminal.as_ref() } else { &quiet };
-        let report = self.runner.run(&options, progress).await?;
+        Thresholds::bring(&self.project, &self.lake, self.terminal.as_ref()).await?;
+        let report = self.runner().await?.run(&options, progress).await?;
         let built = report.count(|outcome| matches!(outcome, StageOutcome::Built { .. }));
         if is_news || built > 0 || !report.succeeded() {
             super::run::summarise(&report, &self.terminal);
@@ -244,8 +249,8 @@ impl Scheduler {
     async fn follow_models(&self, options: &RunOptions) -> Result<(), CliError> {
         let registry = Registry { lake: self.lake.clone(), settings: self.project.reader_settings() };
         let problems = Problems(&self.terminal);
-        let done =
-            self.cadence.lock().await.follow(&self.project, &self.runner, &registry, self.now(), &problems).await?;
+        let runner = self.runner().await?;
+        let done = self.cadence.lock().await.follow(&self.project, &runner, &registry, self.now(), &problems).await?;
         let mut scored = false;
         for done in done {
             match done {
@@ -265,9 +270,18 @@ impl Scheduler {
         if scored {
             // What fails here fails in the next run, and is told there.
             let again = RunOptions { run_id: uuid::Uuid::now_v7().to_string(), ..options.clone() };
-            self.runner.run(&again, &problems).await?;
+            runner.run(&again, &problems).await?;
         }
         Ok(())
+    }
+
+    /// The runner for a run that begins now.
+    async fn runner(&self) -> Result<Arc<Runner>, CliError> {
+        let mut runner = self.runner.lock().await;
+        if let Some(renewed) = self.project.renewed(&self.lake, &runner).await? {
+            *runner = Arc::new(renewed);
+        }
+        Ok(Arc::clone(&runner))
     }
 
     async fn news(&self) -> Result<News, CliError> {

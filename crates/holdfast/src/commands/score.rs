@@ -1,12 +1,11 @@
 use std::sync::Arc;
 
-use holdfast_engine::Runner;
 use holdfast_types::Progress;
 
 use super::{grouped, print_json};
 use crate::error::CliError;
 use crate::models::registry::Registry;
-use crate::models::score::{Scored, score};
+use crate::models::score::{Scored, Tested, score};
 use crate::progress::Terminal;
 use crate::project::Project;
 
@@ -29,7 +28,7 @@ pub(crate) async fn run(project: &Project, args: &ScoreArgs, terminal: &Arc<Term
     let lake = project.open_lake_to_write().await?;
     let registry = Registry { lake: lake.clone(), settings: project.reader_settings() };
     let settings = project.session_settings(&lake).await?;
-    let runner = Runner::new(lake, stages, settings);
+    let runner = project.runner(lake, stages, settings).await?;
     let scored = score(&args.model, &runner, &registry, terminal.as_ref()).await?;
     if args.json {
         return print_json(&scored);
@@ -42,10 +41,10 @@ pub(crate) async fn run(project: &Project, args: &ScoreArgs, terminal: &Arc<Term
 pub(crate) fn tell(scored: &Scored, terminal: &Terminal) {
     match scored {
         Scored::Unchanged { table, model_version, table_version } => terminal.note(&format!(
-            "    Fresh {table}  v{table_version}: features, events and champion (version {model_version}) are those of these scores"
+            "    Fresh {table}  v{table_version}: features, events and version {model_version} are those of these scores"
         )),
         Scored::Made {
-            table, model_version, table_version, customers, high, medium, low, mean_probability, as_of, ..
+            table, model_version, table_version, customers, high, medium, low, mean_probability, as_of, champion_now, tested, ..
         } => {
             terminal.note(&format!(
                 "   Scored {table}  v{table_version}: {} customers as of {}, by version {model_version}: {} high, {} medium, {} low; mean probability {mean_probability:.3}",
@@ -55,6 +54,14 @@ pub(crate) fn tell(scored: &Scored, terminal: &Terminal) {
                 grouped(*medium),
                 grouped(*low),
             ));
+            if let Some(Tested { test, version, customers }) = tested {
+                terminal.note(&format!("          of these {} by version {version}, for test {test}", grouped(*customers)));
+            }
+            if let Some(now) = champion_now {
+                terminal.problem(&format!(
+                    "   Warned {table}  version {now} became the champion while version {model_version} scored, which made all of these scores: score again to have those of version {now}"
+                ));
+            }
         }
     }
 }

@@ -95,7 +95,7 @@ pub(crate) async fn run(project: &Project, args: &ServeArgs, terminal: &Arc<Term
     let door = Door::open(args).await?;
     let address = door.address;
     let lake = project.open_lake().await?;
-    let reader = Arc::new(LakeReader::open(lake.clone(), project.reader_settings()).await?);
+    let reader = Arc::new(LakeReader::open(lake.clone(), project.asking_settings(&lake)).await?);
     let current = reader.current();
     let http = door.http.as_ref().and_then(|listener| listener.local_addr().ok());
     let access = open_access(project, args, &lake).await?;

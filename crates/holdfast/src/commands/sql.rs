@@ -8,6 +8,7 @@ use tracing::Instrument;
 
 use super::print;
 use crate::error::CliError;
+use crate::models::predict::Champions;
 use crate::project::Project;
 
 /// Query the lake
@@ -55,7 +56,10 @@ async fn query(project: &Project, args: &SqlArgs) -> Result<u64, CliError> {
         args.query.clone()
     };
     let lake = project.open_lake().await?;
-    let settings = project.reader_settings();
+    let settings = match Champions::may_be_asked_by(&query) {
+        true => project.asking_settings(&lake),
+        false => project.reader_settings(),
+    };
     let session = if args.published {
         LakeReader::open(lake, settings).await?.current().session()?
     } else {

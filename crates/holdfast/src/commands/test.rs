@@ -3,7 +3,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use holdfast_engine::{RecordOptions, Runner, Selection, run_cases};
+use holdfast_engine::{RecordOptions, Selection, run_cases};
 use holdfast_lake::{Lake, LakeSettings, StoreOptions};
 use holdfast_types::{Clock, Progress, TableName};
 
@@ -82,7 +82,7 @@ async fn record(
     let lake = project.open_lake().await?;
     let settings = project.session_settings(&lake).await?;
     let options = RecordOptions { stage: stage.clone(), customers: args.customer.clone(), name: args.name.clone() };
-    let recorded = Runner::new(lake, stages, settings).record_case(&options).await?;
+    let recorded = project.runner(lake, stages, settings).await?.record_case(&options).await?;
     let failed = |source| CliError::File { what: "cannot write", path: recorded.file.clone(), source };
     let folder = recorded.file.parent().unwrap_or(Path::new("."));
     // Nobody sees half of it, and what was there stays if there is no room.

@@ -1,7 +1,6 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use holdfast_engine::Runner;
 use holdfast_types::Progress;
 
 use super::models::measures_table;
@@ -51,7 +50,7 @@ pub(crate) async fn train_and_tell(
     let lake = project.open_lake_to_write().await?;
     let registry = Registry { lake: lake.clone(), settings: project.reader_settings() };
     let settings = project.session_settings(&lake).await?;
-    let runner = Runner::new(lake, stages, settings);
+    let runner = project.runner(lake, stages, settings).await?;
     let trained = train(spec, &runner, &registry, options, terminal.as_ref()).await?;
     if json {
         return print_json(&trained);

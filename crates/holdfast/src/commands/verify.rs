@@ -1,7 +1,7 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use holdfast_engine::{Difference, Runner, Verified, VerifyOptions, VerifyReport};
+use holdfast_engine::{Difference, Verified, VerifyOptions, VerifyReport};
 use holdfast_types::{ErrorKind, Progress};
 use serde_json::Value;
 
@@ -51,7 +51,7 @@ pub(crate) async fn run(project: &Project, args: &VerifyArgs, terminal: &Arc<Ter
     let stages = project.stages()?;
     let lake = project.open_lake().await?;
     let settings = project.session_settings(&lake).await?;
-    let runner = Runner::new(lake, stages, settings);
+    let runner = project.runner(lake, stages, settings).await?;
     let options = VerifyOptions {
         selection: selection(&args.select, &args.exclude),
         sample: args.sample.0,

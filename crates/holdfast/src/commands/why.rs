@@ -1,6 +1,6 @@
 use std::fmt::Write;
 
-use holdfast_engine::{ColumnName, Runner, Why, WhyOptions};
+use holdfast_engine::{ColumnName, Why, WhyOptions};
 use holdfast_types::TableName;
 use serde_json::Value;
 
@@ -29,7 +29,7 @@ pub(crate) async fn run(project: &Project, args: &WhyArgs) -> Result<(), CliErro
     let stages = project.stages()?;
     let lake = project.open_lake().await?;
     let settings = project.session_settings(&lake).await?;
-    let runner = Runner::new(lake, stages, settings);
+    let runner = project.runner(lake, stages, settings).await?;
     let options = WhyOptions { customer_id: args.customer.clone(), column, show_pii: args.show_pii };
     let why = runner.why(&options).await?;
     if args.json {

@@ -3,20 +3,26 @@
 //! ```text
 //! models/<name>.toml ──► spec ──► moments ──► snapshots (engine: the same SQL at past moments) ──► leakage
 //!                                                 └──► fit ──► registry ──► score ──► risk.<table>
+//!                                                                  ├─────► predict, in SQL
 //!                                                                  └─────► watch ──► metric.model_quality
+//! thresholds.toml ──► model.thresholds, of which risk.churn_alerts makes alerts
 //! ```
 //!
 //! What a model is, how it is trained and measured is in `holdfast-models`, which knows no tables; here are the tables.
 
+pub(crate) mod answer;
 pub(crate) mod cadence;
 pub(crate) mod fit;
 pub(crate) mod import;
 pub(crate) mod leakage;
 pub(crate) mod moments;
+pub(crate) mod predict;
 pub(crate) mod reasons;
 pub(crate) mod registry;
 pub(crate) mod score;
 pub(crate) mod snapshots;
 pub(crate) mod spec;
+pub(crate) mod thresholds;
 pub(crate) mod train;
+pub(crate) mod trial;
 pub(crate) mod watch;

@@ -15,7 +15,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
-use holdfast_engine::{DeclaredTable, LakeReader, Past, SessionSettings, TableRows, write_table};
+use holdfast_engine::{DeclaredTable, LakeReader, Past, Published, SessionSettings, TableRows, write_table};
 use holdfast_lake::{CommitOutcome, Lake, Manifest, ManifestEntry, Position, TableSpec};
 use holdfast_models::{Calibrator, Hessboost, Model};
 use holdfast_types::{COMMENT_KEY, ErrorKind, TableName};
@@ -150,16 +150,28 @@ impl Loaded {
 impl Registry {
     /// The versions of a model, oldest first; of all models without a name.
     pub(crate) async fn versions(&self, model: Option<&str>) -> Result<Vec<Version>, CliError> {
-        let mut versions: Vec<Version> = self.rows(&versions_table()?, model).await?;
-        versions.sort_by(|left, right| (&left.model, left.version).cmp(&(&right.model, right.version)));
-        Ok(versions)
+        let spec = versions_table()?;
+        Ok(in_order_of_versions(rows(&self.newest(&spec).await?, &spec, model).await?))
+    }
+
+    /// The versions of all models that a run knows, oldest first.
+    pub(crate) async fn versions_of(run: &Published) -> Result<Vec<Version>, CliError> {
+        Ok(in_order_of_versions(rows(run, &versions_table()?, None).await?))
     }
 
     /// The moves of a model's aliases, oldest first.
     pub(crate) async fn moves(&self, model: Option<&str>) -> Result<Vec<Move>, CliError> {
-        let mut moves: Vec<Move> = self.rows(&aliases_table()?, model).await?;
-        moves.sort_by(|left, right| (&left.model, left.step).cmp(&(&right.model, right.step)));
-        Ok(moves)
+        let spec = aliases_table()?;
+        Ok(in_order_of_moves(rows(&self.newest(&spec).await?, &spec, model).await?))
+    }
+
+    /// The moves of all aliases that a run knows, oldest first.
+    pub(crate) async fn moves_of(run: &Published) -> Result<Vec<Move>, CliError> {
+        Ok(in_order_of_moves(rows(run, &aliases_table()?, None).await?))
+    }
+
+    async fn newest(&self, spec: &TableSpec) -> Result<Published, CliError> {
+        Ok(LakeReader::newest_of(&self.lake, &self.settings, std::slice::from_ref(&spec.name)).await?)
     }
 
     /// One version, or what to do about it.
@@ -316,30 +328,46 @@ impl Registry {
         }
         Ok(bytes.to_vec())
     }
+}
 
-    /// The rows of a table of the registry; none where it is not there.
-    async fn rows<T: DeserializeOwned>(&self, spec: &TableSpec, model: Option<&str>) -> Result<Vec<T>, CliError> {
-        if self.lake.table(&spec.name).await?.is_none() {
-            return Ok(Vec::new());
-        }
-        let read = LakeReader::newest_of(&self.lake, &self.settings, std::slice::from_ref(&spec.name)).await?;
-        let condition =
-            model.map_or_else(String::new, |model| format!(" where model = '{}'", model.replace('\'', "''")));
-        let rows =
-            read.rows(&format!("reading {}", spec.name), &format!("select * from {}{condition}", spec.name)).await?;
-        let batches: Vec<RecordBatch> = rows.try_collect().await?;
-        let mut writer = arrow::json::WriterBuilder::new()
-            .with_explicit_nulls(true)
-            .build::<_, arrow::json::writer::JsonArray>(Vec::new());
-        writer.write_batches(&batches.iter().collect::<Vec<_>>())?;
-        writer.finish()?;
-        let text = writer.into_inner();
-        if text.is_empty() {
-            return Ok(Vec::new());
-        }
-        serde_json::from_slice(&text)
-            .map_err(|error| CliError::ModelDamaged(format!("{} has rows that cannot be read: {error}", spec.name)))
+fn in_order_of_versions(mut versions: Vec<Version>) -> Vec<Version> {
+    versions.sort_by(|left, right| (&left.model, left.version).cmp(&(&right.model, right.version)));
+    versions
+}
+
+fn in_order_of_moves(mut moves: Vec<Move>) -> Vec<Move> {
+    moves.sort_by(|left, right| (&left.model, left.step).cmp(&(&right.model, right.step)));
+    moves
+}
+
+/// The rows of a table of models; none where it is not there.
+pub(crate) async fn rows<T: DeserializeOwned>(
+    read: &Published,
+    spec: &TableSpec,
+    model: Option<&str>,
+) -> Result<Vec<T>, CliError> {
+    if read.table(&spec.name).is_none() {
+        return Ok(Vec::new());
     }
+    let condition = model.map_or_else(String::new, |model| format!(" where model = '{}'", model.replace('\'', "''")));
+    let rows = read.rows(&format!("reading {}", spec.name), &format!("select * from {}{condition}", spec.name)).await?;
+    let batches: Vec<RecordBatch> = rows.try_collect().await?;
+    json_rows(&spec.name, &batches)
+}
+
+/// The rows of batches of a table, by the names of their columns.
+pub(crate) fn json_rows<T: DeserializeOwned>(table: &TableName, batches: &[RecordBatch]) -> Result<Vec<T>, CliError> {
+    let mut writer = arrow::json::WriterBuilder::new()
+        .with_explicit_nulls(true)
+        .build::<_, arrow::json::writer::JsonArray>(Vec::new());
+    writer.write_batches(&batches.iter().collect::<Vec<_>>())?;
+    writer.finish()?;
+    let text = writer.into_inner();
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    serde_json::from_slice(&text)
+        .map_err(|error| CliError::ModelDamaged(format!("{table} has rows that cannot be read: {error}")))
 }
 
 /// Whether the model says of its examples what it said when they were kept.
@@ -375,7 +403,8 @@ pub(crate) fn standing(moves: &[Move], model: &str, alias: &str) -> Option<i32> 
 
 /// The tables of models, which stages may read.
 pub(crate) fn declared() -> Result<Vec<DeclaredTable>, CliError> {
-    let tables = [versions_table()?, aliases_table()?, super::watch::quality_table()?].into_iter();
+    let tables = [versions_table()?, aliases_table()?, super::watch::quality_table()?, super::trial::table()?];
+    let tables = tables.into_iter();
     Ok(tables.map(|spec| DeclaredTable { name: spec.name, schema: spec.schema, identifiers: Vec::new() }).collect())
 }
 

@@ -1,25 +1,28 @@
-//! Scores of customers by the champion: from the table of features to `risk.<table>`, batch by batch, and not at all where nothing changed.
+//! Scores of customers: from the table of features to `risk.<table>` by the champion, and to `risk.<table>_shadow` by a version that is tried beside it; batch by batch, and not at all where nothing changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    Array, ArrayRef, AsArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray, UInt64Array,
 };
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::compute::{concat_batches, take_record_batch};
+use arrow::datatypes::{DataType, Field, Float64Type, Int32Type, Schema, SchemaRef, TimestampMicrosecondType};
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use holdfast_engine::{DeclaredTable, EngineError, LakeReader, Published, Runner};
 use holdfast_lake::{Change, ChangeKind, CommitOutcome, Position, Table, TableSpec, TableWriter, WriterSettings};
-use holdfast_types::{COMMENT_KEY, CUSTOMER_BUCKET, CUSTOMER_ID, Progress, TableName};
+use holdfast_types::{CUSTOMER_BUCKET, CUSTOMER_ID, Progress, TableName};
 use serde::{Deserialize, Serialize};
 
-use super::fit::widened;
+use super::answer::Probabilities;
 use super::reasons::{LOWERS, RAISES, Reasons, Words};
-use super::registry::{CHAMPION, Loaded, Registry, commented, publish, tables, time};
+use super::registry::{CHAMPION, Loaded, Registry, Version, commented, json_rows, publish, tables, time};
 use super::snapshots::{feature_column, literal, moment_of};
 use super::spec::{EVENT_TIMESTAMP, Spec};
+use super::trial::Trial;
 use crate::error::CliError;
 use crate::project::Project;
 
@@ -27,9 +30,9 @@ use crate::project::Project;
 const SCORE_NOTE: &str = "holdfast.score";
 /// How many commits back the note may be: others write for maintenance alone.
 const NOTE_COMMITS_MAX: usize = 20;
-/// How often scoring begins again because the champion changed under it.
-const ATTEMPTS_MAX: u32 = 3;
 const STEP: &str = "scores";
+/// What the table of a shadow's scores has behind the champion's.
+const SHADOW: &str = "_shadow";
 
 /// What scores were made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +43,9 @@ struct ScoreNote {
     features: Option<u64>,
     events: Option<u64>,
     schema: u32,
+    /// The test that divides customers, and the artefact that scores its second arm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    test: Option<(i32, String)>,
 }
 
 /// Raised when the same model would make other rows of the same features.
@@ -64,55 +70,184 @@ pub(crate) enum Scored {
         low: u64,
         mean_probability: f64,
         published: Option<u64>,
+        /// The champion by the time that the scores were kept, where it is another version than the one that made them.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        champion_now: Option<i32>,
+        /// How many customers the version that is tested against the champion has scored, where a test is open.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        tested: Option<Tested>,
     },
 }
 
-/// Scores all customers of the champion's population by the newest table of features.
+/// What a version scored that is tested against the champion.
+#[derive(Debug, Serialize)]
+pub(crate) struct Tested {
+    pub(crate) test: i32,
+    pub(crate) version: i32,
+    pub(crate) customers: u64,
+}
+
+/// Scores all customers of the champion's population by the newest table of features. The version that is champion when it begins makes all of the scores; an alias that is moved
+/// meanwhile is told, and the next scoring follows it. While a test is open, the customers of its second arm are scored by the version that is tested.
 ///
 /// # Errors
-/// No champion, one that is damaged or whose features the table has not, a prediction that is no number: the table is as it was then. What the lake answers.
+/// No champion, one that is damaged or whose features the table has not, a prediction that is no number, nobody to be scored: the table is as it was then. What the lake answers.
 pub(crate) async fn score(
     model: &str,
     runner: &Runner,
     registry: &Registry,
     progress: &dyn Progress,
 ) -> Result<Scored, CliError> {
-    for _ in 0..ATTEMPTS_MAX {
-        let Some(champion) = registry.alias(model, CHAMPION).await? else {
-            return Err(no_champion(registry, model).await?);
-        };
-        let loaded = registry.load(registry.version(model, champion).await?).await?;
-        let mut scoring = Scoring::prepare(loaded, registry).await?;
-        scoring.warn(runner, progress).await?;
-        if let Some(version) = scoring.unchanged().await? {
-            publish(&registry.lake, &[tables()?.as_slice(), std::slice::from_ref(&scoring.table)].concat()).await?;
-            return Ok(Scored::Unchanged { table: scoring.table, model_version: champion, table_version: version });
-        }
-        let (files, table) = scoring.stage(progress).await?;
-        if registry.alias(model, CHAMPION).await? != Some(champion) {
-            progress.note("  The champion changed meanwhile: scoring again");
-            registry.lake.discard(files, &table).await;
-            continue;
-        }
-        return scoring.commit(table, files).await;
+    let Some(champion) = registry.alias(model, CHAMPION).await? else {
+        return Err(no_champion(registry, model).await?);
+    };
+    made_by(champion, Whose::Champion, model, runner, registry, progress).await
+}
+
+/// Scores the same customers by another version, into a table of its own that nobody is told by.
+///
+/// # Errors
+/// As of [`score`]; a version that is the champion, whose scores are there already.
+pub(crate) async fn shadow(
+    model: &str,
+    number: i32,
+    runner: &Runner,
+    registry: &Registry,
+    progress: &dyn Progress,
+) -> Result<Scored, CliError> {
+    if registry.alias(model, CHAMPION).await? == Some(number) {
+        return Err(CliError::Argument(format!(
+            "version {number} of `{model}` is the champion: `holdfast score --model {model}` scores with it"
+        )));
     }
-    Err(CliError::Moved(format!("the champion of `{model}` changed each time that customers were scored: score again")))
+    made_by(number, Whose::Shadow, model, runner, registry, progress).await
+}
+
+/// How a version's scores differ from those of the champion, over the customers that both have scored.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Beside {
+    /// The champion's version.
+    pub(crate) champion: i32,
+    pub(crate) customers: u64,
+    /// Customers in another band.
+    pub(crate) other_band: u64,
+    /// Mean of the shadow's probability less the champion's.
+    pub(crate) mean_difference: f64,
+    /// Pearson's, of the probabilities; null where one of both is the same for all.
+    pub(crate) correlation: Option<f64>,
+}
+
+/// Holds the scores of a shadow beside those of the champion; nothing where these are not there, or of other features.
+///
+/// # Errors
+/// What the lake answers.
+pub(crate) async fn beside(shadow: &TableName, model: &str, registry: &Registry) -> Result<Option<Beside>, CliError> {
+    let Some(champions) = shadow.table().strip_suffix(SHADOW) else { return Ok(None) };
+    let champions = TableName::new(shadow.schema(), champions).map_err(|error| CliError::Lake(error.into()))?;
+    let names = [shadow.clone(), champions.clone()];
+    let read = LakeReader::newest_of(&registry.lake, &registry.settings, &names).await?;
+    if read.table(&champions).is_none() {
+        return Ok(None);
+    }
+    let sql = format!(
+        "select max(c.model_version) as champion, count(*) as customers, count(*) filter (where s.band <> c.band) as other_band, \
+         avg(s.probability - c.probability) as mean_difference, corr(s.probability, c.probability) as correlation \
+         from {shadow} s inner join {champions} c on c.customer_id = s.customer_id and c.model = s.model and c.feature_version = s.feature_version \
+         where s.model = '{}' having count(*) > 0",
+        model.replace('\'', "''")
+    );
+    let batches: Vec<RecordBatch> = read.rows("comparing scores", &sql).await?.try_collect().await?;
+    Ok(json_rows(shadow, &batches)?.into_iter().next())
+}
+
+async fn made_by(
+    number: i32,
+    whose: Whose,
+    model: &str,
+    runner: &Runner,
+    registry: &Registry,
+    progress: &dyn Progress,
+) -> Result<Scored, CliError> {
+    let loaded = registry.load(registry.version(model, number).await?).await?;
+    let mut scoring = Scoring::prepare(loaded, whose, registry).await?;
+    scoring.warn(runner, progress).await?;
+    if let Some(version) = scoring.unchanged().await? {
+        publish(&registry.lake, &[tables()?.as_slice(), std::slice::from_ref(&scoring.table)].concat()).await?;
+        return Ok(Scored::Unchanged { table: scoring.table, model_version: number, table_version: version });
+    }
+    let (files, table) = scoring.stage(progress).await?;
+    scoring.commit(table, files).await
 }
 
 pub(crate) async fn no_champion(registry: &Registry, model: &str) -> Result<CliError, CliError> {
-    let message = match registry.versions(Some(model)).await?.last() {
+    Ok(without_champion(model, registry.versions(Some(model)).await?.last()))
+}
+
+/// What to do about a model without a champion, by the newest of its versions.
+pub(crate) fn without_champion(model: &str, newest: Option<&Version>) -> CliError {
+    CliError::NoModel(match newest {
         Some(last) => format!(
             "`{model}` has no champion: look at version {} with `holdfast models show {model}`, then `holdfast models promote {model} {}`",
             last.version, last.version
         ),
         None => format!("`{model}` has no version yet: train one with `holdfast train --model {model}`"),
-    };
-    Ok(CliError::NoModel(message))
+    })
+}
+
+/// What scores are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// Customers are told by them.
+    Champion,
+    /// To be looked at beside the champion's.
+    Shadow,
+}
+
+impl Whose {
+    /// Where the scores of a model's file go.
+    fn table(self, of_champion: &TableName) -> Result<TableName, CliError> {
+        match self {
+            Self::Champion => Ok(of_champion.clone()),
+            Self::Shadow => {
+                let name = format!("{}{SHADOW}", of_champion.table());
+                TableName::new(of_champion.schema(), &name).map_err(|error| CliError::Lake(error.into()))
+            }
+        }
+    }
+
+    /// What the table is about.
+    const fn comment(self) -> &'static str {
+        match self {
+            Self::Champion => {
+                "One row is a customer who was active: the probability of churn by the champion of a trained model, with reasons."
+            }
+            Self::Shadow => {
+                "One row is a customer who was active: the probability of churn by a version that is tried beside the champion. Nobody is told by it."
+            }
+        }
+    }
+
+    /// Whose steps the commits are.
+    fn app_id(self, model: &str) -> String {
+        match self {
+            Self::Champion => format!("score/{model}"),
+            Self::Shadow => format!("shadow/{model}"),
+        }
+    }
+}
+
+/// A version with what it calls its features.
+struct Scorer {
+    loaded: Loaded,
+    words: Words,
 }
 
 struct Scoring<'a> {
     registry: &'a Registry,
     loaded: Loaded,
+    /// The test that is open, and who scores its second arm.
+    tested: Option<(Trial, Scorer)>,
+    whose: Whose,
     table: TableName,
     /// The features, and the events that say who is active.
     features: Table,
@@ -130,10 +265,12 @@ struct Counts {
     medium: u64,
     low: u64,
     sum: f64,
+    /// By the version that is tested.
+    tested: u64,
 }
 
 impl<'a> Scoring<'a> {
-    async fn prepare(loaded: Loaded, registry: &'a Registry) -> Result<Self, CliError> {
+    async fn prepare(loaded: Loaded, whose: Whose, registry: &'a Registry) -> Result<Self, CliError> {
         let lake = &registry.lake;
         let (stage, events) = (loaded.spec.stage().clone(), loaded.spec.file.label.table.get_ref().clone());
         let there = async |name: &TableName| {
@@ -145,6 +282,19 @@ impl<'a> Scoring<'a> {
         };
         let (features, events) = (there(&stage).await?, there(&events).await?);
         check_columns(&loaded, features.schema(), &stage)?;
+        let trial = match whose {
+            Whose::Champion => Trial::open(registry, &loaded.version.model).await?,
+            Whose::Shadow => None,
+        };
+        let tested = match trial {
+            Some(trial) => {
+                let tested = registry.load(registry.version(&trial.model, trial.challenger).await?).await?;
+                check_columns(&tested, features.schema(), &stage)?;
+                let words = tested.words(Some(features.schema()));
+                Some((trial, Scorer { loaded: tested, words }))
+            }
+            None => None,
+        };
         let names = [features.name().clone(), events.name().clone()];
         let note = ScoreNote {
             model: loaded.version.model.clone(),
@@ -153,9 +303,12 @@ impl<'a> Scoring<'a> {
             features: Some(features.data_version().await?),
             events: Some(events.data_version().await?),
             schema: SCORE_VERSION,
+            test: tested.as_ref().map(|(trial, by)| (trial.test, by.loaded.version.artefact_hash.clone())),
         };
         Ok(Self {
-            table: loaded.spec.file.scores.table.get_ref().clone(),
+            tested,
+            table: whose.table(loaded.spec.file.scores.table.get_ref())?,
+            whose,
             read: LakeReader::newest_of(lake, &registry.settings, &names).await?,
             registry,
             features,
@@ -193,9 +346,18 @@ impl<'a> Scoring<'a> {
     /// Scores all customers into files that nobody sees yet.
     async fn stage(&mut self, progress: &dyn Progress) -> Result<(Vec<holdfast_lake::StagedFile>, Table), CliError> {
         self.as_of = self.moment().await?;
-        let table = self.registry.lake.ensure_table(&table_spec(&self.table)).await?;
+        let mut rows = self.ask(&self.customers()).await?;
+        // Before anything is written: a table of scores is never replaced by none.
+        let first = loop {
+            match rows.try_next().await? {
+                Some(batch) if batch.num_rows() == 0 => {}
+                Some(batch) => break batch,
+                None => return Err(self.nobody()),
+            }
+        };
+        let table = self.registry.lake.ensure_table(&self.table_spec()).await?;
         let mut writer = TableWriter::new(&table, WriterSettings::default());
-        match self.write(&mut writer, progress).await {
+        match self.write(first, rows, &mut writer, progress).await {
             Ok(()) => Ok((writer.close().await?, table)),
             Err(error) => {
                 // Nothing of them is in the table, and nothing will be.
@@ -207,31 +369,56 @@ impl<'a> Scoring<'a> {
         }
     }
 
-    async fn write(&mut self, writer: &mut TableWriter, progress: &dyn Progress) -> Result<(), CliError> {
+    async fn write(
+        &mut self,
+        first: RecordBatch,
+        mut rest: BoxStream<'static, Result<RecordBatch, EngineError>>,
+        writer: &mut TableWriter,
+        progress: &dyn Progress,
+    ) -> Result<(), CliError> {
         let words = self.words();
         let scored_at = self.registry.lake.clock().now();
-        let mut rows = self.ask(&self.customers()).await?;
         progress.advance(STEP, 0, self.features.row_count(), "customers");
-        while let Some(batch) = rows.try_next().await? {
+        let mut next = Some(first);
+        while let Some(batch) = next {
             if batch.num_rows() > 0 {
-                writer.write(&self.scored(&batch, &words, scored_at)?).await?;
+                let scored = self.scored(&batch, &words, scored_at)?;
+                self.count(&scored);
+                writer.write(&scored).await?;
                 self.counts.customers += batch.num_rows() as u64;
                 progress.advance(STEP, self.counts.customers, self.features.row_count(), "customers");
             }
+            next = rest.try_next().await?;
         }
         progress.finish(STEP, "");
         Ok(())
     }
 
+    /// Why there is nobody to be scored, and what to do.
+    fn nobody(&self) -> CliError {
+        let spec = &self.loaded.spec;
+        CliError::NoModel(format!(
+            "nobody to score as of {}: no customer of {} has an event of {} in the {} days before that counts; {} is left as it is. Bring both up to date with `holdfast run`, or look at [label] in {}",
+            self.as_of.date_naive(),
+            self.features.name(),
+            self.events.name(),
+            spec.observation().num_days(),
+            self.table,
+            spec.path.display(),
+        ))
+    }
+
+    fn table_spec(&self) -> TableSpec {
+        TableSpec {
+            name: self.table.clone(),
+            schema: score_schema(),
+            partition_by: vec![CUSTOMER_BUCKET.to_owned()],
+            comment: self.whose.comment().to_owned(),
+        }
+    }
+
     fn words(&self) -> Words {
-        let said = self.loaded.spec.file.reasons.iter().map(|(name, words)| (name.get_ref().clone(), words.clone()));
-        let comments = self
-            .features
-            .schema()
-            .fields()
-            .iter()
-            .filter_map(|field| Some((field.name().clone(), field.metadata().get(COMMENT_KEY)?.clone())));
-        Words::of(self.loaded.model.signature(), &said.collect(), &comments.collect())
+        self.loaded.words(Some(self.features.schema()))
     }
 
     /// The moment at which all features were known.
@@ -251,8 +438,13 @@ impl<'a> Scoring<'a> {
         let spec = &self.loaded.spec;
         let time = moment_of(spec.file.label.time.get_ref());
         let schema = self.features.schema();
-        let features = self.loaded.model.signature().features().iter();
-        let columns: Vec<String> = features.map(|feature| feature_column("f", &feature.name, Some(schema))).collect();
+        let versions = [Some(&self.loaded), self.tested.as_ref().map(|(_, by)| &by.loaded)].into_iter().flatten();
+        let features: BTreeSet<&str> = versions
+            .flat_map(|loaded| loaded.model.signature().features())
+            .map(|feature| feature.name.as_str())
+            .collect();
+        let columns: Vec<String> =
+            features.into_iter().map(|feature| feature_column("f", feature, Some(schema))).collect();
         format!(
             "with active as (select distinct {CUSTOMER_ID} from {events} where {counted} and {time} > {since} and {time} <= {as_of}) \
              select f.{CUSTOMER_ID} as {CUSTOMER_ID}, f.{CUSTOMER_BUCKET} as {CUSTOMER_BUCKET}, {columns} \
@@ -270,40 +462,67 @@ impl<'a> Scoring<'a> {
         Ok(self.read.rows(&format!("scoring the customers of {}", self.features.name()), sql).await?)
     }
 
-    fn scored(
-        &mut self,
-        batch: &RecordBatch,
+    /// The scores of customers, in their order: each by the version of their arm while a test is open, else by the one that scores all.
+    fn scored(&self, batch: &RecordBatch, words: &Words, scored_at: DateTime<Utc>) -> Result<RecordBatch, CliError> {
+        let Some((trial, tested)) = &self.tested else {
+            return self.scored_by(&self.loaded, words, batch, scored_at);
+        };
+        let ids = arrow::compute::cast(batch.column(0), &DataType::Utf8)?;
+        let ids = ids.as_string::<i32>();
+        let (seconds, firsts): (Vec<usize>, Vec<usize>) =
+            (0..batch.num_rows()).partition(|row| trial.is_challengers(ids.value(*row)));
+        let indices = |rows: &[usize]| UInt64Array::from_iter_values(rows.iter().map(|row| *row as u64));
+        let mut parts = Vec::new();
+        for (rows, loaded, words) in [(&firsts, &self.loaded, words), (&seconds, &tested.loaded, &tested.words)] {
+            if !rows.is_empty() {
+                let part = take_record_batch(batch, &indices(rows))?;
+                parts.push(self.scored_by(loaded, words, &part, scored_at)?);
+            }
+        }
+        // Back into the order in which they came.
+        let order: Vec<usize> = firsts.into_iter().chain(seconds).collect();
+        let mut places: Vec<usize> = (0..order.len()).collect();
+        places.sort_by_key(|place| order[*place]);
+        Ok(take_record_batch(&concat_batches(&score_schema(), &parts)?, &indices(&places))?)
+    }
+
+    fn count(&mut self, scored: &RecordBatch) {
+        let column = |name: &str| scored.column_by_name(name);
+        let probabilities = column("probability").and_then(|column| column.as_primitive_opt::<Float64Type>());
+        self.counts.sum += probabilities.into_iter().flatten().flatten().sum::<f64>();
+        for band in column("band").and_then(|column| column.as_string_opt::<i32>()).into_iter().flatten().flatten() {
+            match band {
+                "high" => self.counts.high += 1,
+                "medium" => self.counts.medium += 1,
+                _ => self.counts.low += 1,
+            }
+        }
+        let Some((trial, _)) = &self.tested else { return };
+        let versions = column("model_version").and_then(|column| column.as_primitive_opt::<Int32Type>());
+        let by_tested = versions.into_iter().flatten().flatten().filter(|version| *version == trial.challenger);
+        self.counts.tested += by_tested.count() as u64;
+    }
+
+    fn scored_by(
+        &self,
+        loaded: &Loaded,
         words: &Words,
+        batch: &RecordBatch,
         scored_at: DateTime<Utc>,
     ) -> Result<RecordBatch, CliError> {
-        let Loaded { model, calibrator, spec, version, .. } = &self.loaded;
-        let places: Vec<usize> = (2..batch.num_columns()).collect();
-        let matrix = model.signature().matrix(&batch.project(&places)?)?;
-        let margins = widened(model.margins(&matrix)?);
-        let raw = model.probabilities(&matrix)?;
-        let probabilities = calibrator.probabilities(&margins);
-        let contributions = model.contributions(&matrix)?;
-        let width = matrix.columns();
-        let reasons: Vec<Reasons> = matrix
-            .values()
-            .chunks_exact(width)
-            .zip(contributions.chunks_exact(width + 1))
-            .map(|(values, contributions)| words.reasons(values, &contributions[..width]))
-            .collect();
+        let Loaded { spec, version, .. } = loaded;
+        let schema = batch.schema();
+        let features = loaded.model.signature().features().iter();
+        let places: Vec<usize> = features.map(|feature| schema.index_of(&feature.name)).collect::<Result<_, _>>()?;
+        let matrix = loaded.rows(&batch.project(&places)?)?;
+        let Probabilities { raw, calibrated: probabilities } = loaded.probabilities(&matrix)?;
+        let reasons = loaded.reasons(&matrix, words)?;
         let bands = spec.bands();
         let band = |p: f64| match p {
             p if p >= bands.high => "high",
             p if p >= bands.medium => "medium",
             _ => "low",
         };
-        for probability in &probabilities {
-            self.counts.sum += probability;
-            match band(*probability) {
-                "high" => self.counts.high += 1,
-                "medium" => self.counts.medium += 1,
-                _ => self.counts.low += 1,
-            }
-        }
         let rows = batch.num_rows();
         let moment = |at: DateTime<Utc>| -> ArrayRef {
             let micros = TimestampMicrosecondArray::from(vec![at.timestamp_micros(); rows]);
@@ -334,7 +553,7 @@ impl<'a> Scoring<'a> {
 
     async fn commit(self, table: Table, files: Vec<holdfast_lake::StagedFile>) -> Result<Scored, CliError> {
         let lake = &self.registry.lake;
-        let app_id = format!("score/{}", self.loaded.version.model);
+        let app_id = self.whose.app_id(&self.loaded.version.model);
         let position = table.position(&app_id).await?.unwrap_or(0) + 1;
         let note = serde_json::to_value(&self.note).map_err(super::registry::unwritable)?;
         let kept = files.clone();
@@ -358,7 +577,11 @@ impl<'a> Scoring<'a> {
             )));
         };
         let published = publish(lake, &[tables()?.as_slice(), std::slice::from_ref(&self.table)].concat()).await?;
-        let Counts { customers, high, medium, low, sum } = self.counts;
+        let champion_now = match self.whose {
+            Whose::Champion => self.registry.alias(&self.loaded.version.model, CHAMPION).await?,
+            Whose::Shadow => None,
+        };
+        let Counts { customers, high, medium, low, sum, tested: _ } = self.counts;
         Ok(Scored::Made {
             model_version: self.loaded.version.version,
             table_version: version,
@@ -368,9 +591,15 @@ impl<'a> Scoring<'a> {
             high,
             medium,
             low,
-            mean_probability: if customers > 0 { sum / customers as f64 } else { 0.0 },
+            mean_probability: sum / customers as f64,
             table: self.table,
             published,
+            champion_now: champion_now.filter(|version| *version != self.loaded.version.version),
+            tested: self.tested.map(|(trial, _)| Tested {
+                test: trial.test,
+                version: trial.challenger,
+                customers: self.counts.tested,
+            }),
         })
     }
 }
@@ -408,19 +637,12 @@ pub(crate) fn declared(project: &Project) -> Result<Vec<DeclaredTable>, CliError
     for name in Spec::names(project)? {
         // A file with a mistake is told by the commands that are about it.
         let Ok(spec) = Spec::read(project, &name) else { continue };
-        let name = spec.file.scores.table.into_inner();
-        tables.insert(name.clone(), DeclaredTable { name, schema: score_schema(), identifiers: Vec::new() });
+        for whose in [Whose::Champion, Whose::Shadow] {
+            let name = whose.table(spec.file.scores.table.get_ref())?;
+            tables.insert(name.clone(), DeclaredTable { name, schema: score_schema(), identifiers: Vec::new() });
+        }
     }
     Ok(tables.into_values().collect())
-}
-
-fn table_spec(name: &TableName) -> TableSpec {
-    TableSpec {
-        name: name.clone(),
-        schema: score_schema(),
-        partition_by: vec![CUSTOMER_BUCKET.to_owned()],
-        comment: "One row is a customer who was active: the probability of churn by the champion of a trained model, with reasons.".to_owned(),
-    }
 }
 
 fn score_schema() -> SchemaRef {

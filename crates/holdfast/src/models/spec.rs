@@ -407,6 +407,13 @@ impl Spec {
             stages.push(scorecard.stage.get_ref().clone());
         }
         let past = runner.past(&stages, std::slice::from_ref(label.table.get_ref())).await?;
+        if let Some(model) = past.asked_by(self.stage()).first() {
+            let message = format!(
+                "{} rests on what the champion of `{model}` says (predict), who has learnt from days after the moments that teach: a feature of it knows what nobody could know; take it into a stage of its own",
+                self.stage()
+            );
+            return Err(self.mistake(self.file.features.stage.span().start, message));
+        }
         let features = self.features(&past)?;
         self.check_label(runner, &past).await?;
         if let Some(scorecard) = &self.file.baselines.scorecard {

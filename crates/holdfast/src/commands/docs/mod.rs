@@ -35,7 +35,7 @@ struct Site<'a> {
 
 pub(crate) async fn run(project: &Project, args: &DocsArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let draft = project.draft()?;
-    let inspection = draft.inspect(&project.planning_settings(), SystemClock.now())?.without_mistakes()?;
+    let inspection = draft.inspect(&project.planning_settings()?, SystemClock.now())?.without_mistakes()?;
     let mut read_by: BTreeMap<TableName, Vec<TableName>> = BTreeMap::new();
     let mut cases = BTreeMap::new();
     for stage in &inspection.stages {

@@ -175,7 +175,7 @@ pub(crate) async fn diff(project: &Project, args: &DiffArgs) -> Result<(), CliEr
 
 async fn differences(project: &Project, registry: &Registry) -> Result<Vec<FeatureDifference>, CliError> {
     let draft = project.draft()?;
-    let inspection: Inspection = draft.inspect(&project.planning_settings(), SystemClock.now())?.without_mistakes()?;
+    let inspection: Inspection = draft.inspect(&project.planning_settings()?, SystemClock.now())?.without_mistakes()?;
     let stages: Stages = draft.into_project()?;
     Ok(pending(&stages, &inspection, registry).await?.differences)
 }

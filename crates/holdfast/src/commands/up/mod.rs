@@ -74,7 +74,7 @@ pub(crate) async fn run(project: &Project, args: &UpArgs, terminal: &Arc<Termina
     let rounds = Arc::new(Rounds::open(project, &ingest, from, terminal).await?);
     let lake = rounds.lake().clone();
     let scheduler = Arc::new(Scheduler::open(project, &lake, terminal).await?);
-    let reader = Arc::new(LakeReader::open_early(lake.clone(), project.reader_settings()).await?);
+    let reader = Arc::new(LakeReader::open_early(lake.clone(), project.asking_settings(&lake)).await?);
 
     // Before anybody is told: who reads the line may stop the process at once.
     let stopped = super::stop_signal();
