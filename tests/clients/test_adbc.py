@@ -52,6 +52,58 @@ def test_a_prepared_statement_runs_again_and_again(adbc, published):
         assert schema is None or schema.names in ([], ["customer_id"])
 
 
+@pytest.mark.parametrize("value", ["a", "it's", "' or true --", "汉字", "", None])
+def test_a_parameter_of_text_comes_back_as_it_is(adbc, value):
+    with adbc.cursor() as cursor:
+        cursor.execute("select ? as value", parameters=(value,))
+        assert cursor.fetchone() == (value,)
+
+
+def test_parameters_choose_rows_by_value(adbc, published):
+    everybody = "select count(*) from risk.churn_score where churn_probability >= ? and customer_id <> ?"
+    with adbc.cursor() as cursor:
+        cursor.execute(everybody, parameters=(0.0, "nobody"))
+        assert cursor.fetchone() == (published["risk.churn_score"][1],)
+        # Of the other type, as a literal would be.
+        cursor.execute(everybody, parameters=(2, "nobody"))
+        assert cursor.fetchone() == (0,)
+        cursor.execute("select customer_id from risk.churn_score order by 1 limit ?", parameters=(3,))
+        customers = [customer for (customer,) in cursor.fetchall()]
+        assert len(customers) == 3
+        cursor.execute("select count(*) from risk.churn_score where customer_id = ?", parameters=(customers[0],))
+        assert cursor.fetchone() == (1,)
+
+
+def test_the_types_of_parameters_are_told(adbc):
+    with adbc.cursor() as cursor:
+        schema = cursor.adbc_prepare("select customer_id from risk.churn_score where churn_probability > ? and customer_id = ? limit ?")
+    assert schema.types == [pyarrow.float64(), pyarrow.utf8(), pyarrow.int64()]
+
+
+def test_a_statement_takes_one_row_of_values(adbc):
+    two = pyarrow.record_batch([pyarrow.array(["a", "b"])], names=["0"])
+    with adbc.cursor() as cursor, pytest.raises(adbc_driver_manager.Error, match="several were bound"):
+        cursor.execute("select ? as value", parameters=two)
+        cursor.fetchall()
+
+
+def test_without_autocommit_a_connection_reads_one_run(address, token):
+    import adbc_driver_flightsql.dbapi
+
+    options = {}
+    if token:
+        options[adbc_driver_flightsql.DatabaseOptions.AUTHORIZATION_HEADER.value] = f"Bearer {token}"
+    with adbc_driver_flightsql.dbapi.connect(f"grpc://{address}", db_kwargs=options) as connection:
+        with connection.cursor() as cursor:
+            for _ in range(2):
+                cursor.execute("select ? as value", parameters=("a",))
+                assert cursor.fetchone() == ("a",)
+                connection.commit()
+            cursor.execute("select 1 as one")
+            assert cursor.fetchone() == (1,)
+        connection.rollback()
+
+
 def test_a_schema_is_known_without_running(adbc):
     with adbc.cursor() as cursor:
         schema = cursor.adbc_execute_schema("select customer_id, churn_probability from risk.churn_score")

@@ -168,6 +168,27 @@ def test_passwords_and_tokens_over_tls(served):
         assert pg.execute(QUESTION).fetchone()[0] > 0
 
 
+def test_an_earlier_run_shows_what_the_policy_shows_over_each_protocol(served):
+    roots = (served.folder / "ca.pem").read_text()
+    options = {"username": "ana", "password": served.password, adbc_driver_flightsql.DatabaseOptions.TLS_ROOT_CERTS.value: roots}
+    with (
+        psycopg.connect(host="localhost", port=served.pg_port, user="ana", password=served.password, dbname="holdfast", sslmode="require", autocommit=True) as pg,
+        adbc_driver_flightsql.dbapi.connect(f"grpc+tls://localhost:{served.flight_port}", db_kwargs=options, autocommit=True) as adbc,
+        adbc.cursor() as cursor,
+    ):
+        (run,) = pg.execute("show holdfast.run").fetchone()
+        earlier = f"select count(*) from as_of('risk.churn_score', {run})"
+        cursor.execute(earlier)
+        assert pg.execute(QUESTION).fetchone() == pg.execute(earlier).fetchone() == cursor.fetchone()
+        for hidden in ("core.orders", "core.no_such_table"):
+            refused = f"select * from as_of('{hidden}', {run})"
+            with pytest.raises(psycopg.Error, match=f"run {run} has no table `{hidden}`"):
+                pg.execute(refused)
+            with pytest.raises(adbc_driver_manager.Error, match=f"run {run} has no table `{hidden}`"):
+                cursor.execute(refused)
+                cursor.fetchall()
+
+
 def test_nobody_comes_in_without_tls_or_past_a_foreign_authority(served):
     with client(served, scheme="grpc") as connection, pytest.raises(pyarrow.flight.FlightError):
         count(connection, bearer(served.token))

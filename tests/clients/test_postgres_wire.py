@@ -599,6 +599,11 @@ def test_a_session_keeps_its_run_until_it_asks_for_another(tmp_path):
         assert old.execute("select count(*) from orders").fetchone() == (3,)
         with service.psycopg() as new:
             assert new.execute("select count(*) from orders").fetchone() == (4,)
+            # Both runs in one statement.
+            both = f"select o.order_id from orders o left join as_of('orders', {first}) b on b.order_id = o.order_id where b.order_id is null"
+            assert new.execute(both).fetchall() == [("o4",)]
+            with pytest.raises(psycopg.Error, match="no published run 999"):
+                new.execute("select * from as_of('core.orders', 999)")
             new.execute(f"set holdfast.run = {first}")
             assert new.execute("select count(*) from orders").fetchone() == (3,)
         old.execute("set holdfast.run = 'latest'")

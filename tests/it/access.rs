@@ -111,7 +111,7 @@ impl Service {
         write(&lake, "core.payments", &customers()).await;
         write(&lake, "raw.crm", &customers()).await;
         write(&lake, "risk.churn_score", &scores()).await;
-        publish(&lake).await;
+        publish(&lake, 1).await;
 
         std::fs::write(folder.path().join("policy.toml"), POLICY).unwrap();
         let mut users = Users::default();
@@ -219,7 +219,25 @@ async fn write(lake: &Lake, name: &str, rows: &RecordBatch) {
     assert!(matches!(lake.commit(change).await.unwrap(), CommitOutcome::Applied { .. }));
 }
 
-async fn publish(lake: &Lake) {
+/// The rows of a table, and its columns, become these.
+async fn replace(lake: &Lake, name: &str, rows: &RecordBatch) {
+    let table = lake.table(&name.parse().unwrap()).await.unwrap().unwrap();
+    let mut writer = TableWriter::new(&table, WriterSettings::default());
+    writer.write(rows).await.unwrap();
+    let change = Change {
+        table: &table,
+        position: Position { app_id: "test".to_owned(), version: 2 },
+        fence: None,
+        kind: ChangeKind::ReplaceAll,
+        files: writer.close().await.unwrap(),
+        schema: Some(rows.schema()),
+        comment: None,
+        metadata: serde_json::Map::new(),
+    };
+    assert!(matches!(lake.commit(change).await.unwrap(), CommitOutcome::Applied { .. }));
+}
+
+async fn publish(lake: &Lake, sequence: u64) {
     let mut tables = Vec::new();
     for name in lake.tables().await.unwrap() {
         let table = lake.table(&name).await.unwrap().unwrap();
@@ -231,8 +249,8 @@ async fn publish(lake: &Lake) {
             looked_at: Default::default(),
         });
     }
-    let manifest =
-        Manifest { sequence: 1, run_id: "run-1".to_owned(), as_of: moment(), published_at: moment(), tables };
+    let run_id = format!("run-{sequence}");
+    let manifest = Manifest { sequence, run_id, as_of: moment(), published_at: moment(), tables };
     lake.publish(manifest).await.unwrap();
 }
 
@@ -301,6 +319,13 @@ fn ticket(info: &FlightInfo) -> Ticket {
     info.endpoint[0].ticket.clone().unwrap()
 }
 
+/// One row of two values.
+fn values(number: i64, text: &str) -> RecordBatch {
+    let number: ArrayRef = Arc::new(Int64Array::from(vec![number]));
+    let text: ArrayRef = Arc::new(StringArray::from(vec![text]));
+    RecordBatch::try_from_iter([("0", number), ("1", text)]).unwrap()
+}
+
 fn status(error: FlightError) -> Status {
     match error {
         FlightError::Tonic(status) => *status,
@@ -352,6 +377,17 @@ async fn pol_1_every_way_to_ask_gives_a_role_the_same_rows_and_masks() {
         assert_eq!(prepared.dataset_schema().unwrap().fields(), all.schema().fields());
         let info = prepared.execute().await.unwrap();
         assert_eq!(shown(&service.fetch(who, ticket(&info)).await.unwrap()), expected, "{who}");
+        let query = "select * from core.customers where age >= ? and region <> ?".to_owned();
+        let mut prepared = sql.prepare(query, None).await.unwrap();
+        assert_eq!(prepared.dataset_schema().unwrap().fields(), all.schema().fields());
+        prepared.set_parameters(values(0, "nowhere")).unwrap();
+        let bound = prepared.execute().await.unwrap();
+        assert_eq!(shown(&service.fetch(who, ticket(&bound)).await.unwrap()), expected, "{who}");
+        // What somebody bound, another reads as what the other sees.
+        let by_boss = service.flight("boss").get_flight_info(bound.flight_descriptor.clone().unwrap()).await.unwrap();
+        assert_eq!(service.fetch("boss", ticket(&by_boss)).await.unwrap().num_rows(), 24);
+        assert_eq!(service.fetch("boss", ticket(&bound)).await.unwrap().num_rows(), 24);
+        assert_eq!(shown(&service.fetch(who, ticket(&by_boss)).await.unwrap()), expected, "{who}");
         let list = columns(who).join(", ");
         for query in [
             format!("with c as (select * from core.customers) select {list} from c"),
@@ -411,6 +447,96 @@ async fn pol_1_every_way_to_ask_gives_a_role_the_same_rows_and_masks() {
         assert_eq!(scores.num_rows(), rows, "{who}");
     }
     service.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pol_1_as_of_shows_of_an_earlier_run_what_the_table_shows() {
+    let service = Service::start().await;
+    let mut before: HashMap<&str, BTreeSet<String>> = HashMap::new();
+    for who in ["ana", "nowhere", "agent1", "both", "boss"] {
+        before.insert(who, shown(&service.select(who, "select * from core.customers").await.unwrap()));
+    }
+    // A run later half of the customers are gone, and what nobody had tagged is found to be personal data.
+    let pii = HashMap::from([("pii".to_owned(), "true".to_owned())]);
+    let all = customers();
+    let columns = all.schema();
+    let tagged = columns.fields().iter().map(|field| match field.name().as_str() {
+        "age" => field.as_ref().clone().with_metadata(pii.clone()),
+        _ => field.as_ref().clone(),
+    });
+    let tagged = Schema::new(tagged.collect::<Vec<_>>());
+    let rows = RecordBatch::try_new(Arc::new(tagged), all.columns().to_vec()).unwrap().slice(0, 12);
+    for (who, seen) in &before {
+        let earlier = service.select(who, "select * from as_of('core.customers', 1)").await.unwrap();
+        assert_eq!(&shown(&earlier), seen, "{who}, before there is another run");
+    }
+    replace(&service.lake, "core.customers", &rows).await;
+    publish(&service.lake, 2).await;
+    let newest = || async {
+        let mut client = service.flight("boss");
+        client.get_flight_info(path("core.customers")).await.unwrap().total_records
+    };
+    let began = std::time::Instant::now();
+    while newest().await != 12 {
+        assert!(began.elapsed() < Duration::from_secs(20), "run 2 is not served");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    let columns = |batch: &RecordBatch| -> Vec<(String, DataType)> {
+        batch.schema().fields().iter().map(|field| (field.name().clone(), field.data_type().clone())).collect()
+    };
+    for (who, rows) in [("ana", 12), ("nowhere", 0), ("agent1", 8), ("both", 16), ("boss", 24)] {
+        let now = service.select(who, "select * from core.customers").await.unwrap();
+        let mut sql = service.sql(who);
+        let mut prepared = sql
+            .prepare("select * from as_of('core.customers', 1) where customer_id <> ?".to_owned(), None)
+            .await
+            .unwrap();
+        let nobody: ArrayRef = Arc::new(StringArray::from(vec!["nobody"]));
+        prepared.set_parameters(RecordBatch::try_from_iter([("0", nobody)]).unwrap()).unwrap();
+        let bound = prepared.execute().await.unwrap();
+        let by_parameter = service.fetch(who, ticket(&bound)).await.unwrap();
+        for earlier in [
+            service.select(who, "select * from as_of('core.customers', 1)").await.unwrap(),
+            service
+                .select(who, "with c as (select * from as_of('core.customers', 'run-1')) select * from c")
+                .await
+                .unwrap(),
+            by_parameter,
+        ] {
+            assert_eq!(earlier.num_rows(), rows, "{who}");
+            assert_eq!(columns(&earlier), columns(&now), "{who}: the columns that are seen now");
+            let said = pretty_format_batches(&[earlier.clone()]).unwrap().to_string();
+            assert!(!said.contains("@example.org"), "{who}: {said}");
+            if let Some(ages) = earlier.column_by_name("age") {
+                // The mask of personal data makes null of a number, and nobody's is shown.
+                assert_eq!(ages.null_count(), rows, "{who}: {said}");
+            }
+        }
+    }
+    for (who, query, expected) in [
+        ("ana", "select * from as_of('raw.crm', 1)", "run 1 has no table `raw.crm`"),
+        ("ana", "select * from as_of('raw.nothing', 1)", "run 1 has no table `raw.nothing`"),
+        ("nobody", "select * from as_of('core.customers', 1)", "run 1 has no table `core.customers`"),
+        ("agent1", "select email from as_of('core.customers', 1)", "email"),
+        ("agent1", "select * from as_of('core.payments', 'run-1')", "run 1 has no table `core.payments`"),
+    ] {
+        let error = service.select(who, query).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{who} {query}");
+        assert!(error.message().contains(expected), "{who} {query}: {}", error.message());
+        assert!(!error.message().contains(CANARY), "{}", error.message());
+    }
+    let plan = service.select("ana", "explain select * from as_of('core.customers', 1)").await.unwrap();
+    let plan = pretty_format_batches(&[plan]).unwrap().to_string();
+    assert!(plan.contains("PolicyExec") && !plan.contains("north"), "{plan}");
+
+    // What is read of an earlier run is written down as what is read of the newest.
+    let (lake, _folder) = service.shut_down().await;
+    let name = "audit.accesses".parse().unwrap();
+    let run = LakeReader::newest_of(&lake, &SessionSettings::default(), &[name]).await.unwrap();
+    let rows = rows_of(&run).await;
+    let said = pretty_format_batches(std::slice::from_ref(&rows)).unwrap().to_string();
+    assert!(said.lines().filter(|line| line.contains("core.customers.phone")).count() > 10, "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -689,6 +815,28 @@ async fn each_access_is_written_down_without_what_was_read() {
         let is_it = |line: &&str| expected.iter().all(|part| line.contains(part));
         assert_eq!(lines.iter().filter(|line| is_it(line)).count(), 1, "{expected:?}: {said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bound_values_are_not_written_down_and_statements_are_known_without_them() {
+    let service = Service::start().await;
+    let query = "select customer_id from core.customers where age > ? and phone <> ?".to_owned();
+    let mut prepared = service.sql("boss").prepare(query, None).await.unwrap();
+    for number in [1, 2] {
+        prepared.set_parameters(values(number, &format!("{CANARY}-{number}"))).unwrap();
+        let info = prepared.execute().await.unwrap();
+        service.fetch("boss", ticket(&info)).await.unwrap();
+    }
+    let (lake, _folder) = service.shut_down().await;
+    let name = "audit.accesses".parse().unwrap();
+    let run = LakeReader::newest_of(&lake, &SessionSettings::default(), &[name]).await.unwrap();
+    let rows = rows_of(&run).await;
+    let said = pretty_format_batches(std::slice::from_ref(&rows)).unwrap().to_string();
+    assert!(!said.contains(CANARY), "{said}");
+    // Of the beginning of the log there is none.
+    let hashes: Vec<String> =
+        texts(&rows, "query_hash").into_iter().flatten().filter(|hash| !hash.is_empty()).collect();
+    assert!(hashes.len() == 2 && hashes[0] == hashes[1], "{said}");
 }
 
 async fn rows_of(run: &holdfast_engine::Published) -> RecordBatch {

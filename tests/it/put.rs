@@ -572,7 +572,11 @@ async fn ing_1_nothing_is_acknowledged_while_the_store_cannot_be_written() {
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_that_do_not_fit_the_contract_are_refused_at_once_with_columns_and_types() {
     let folder = project();
-    let before = commits(folder.path());
+    // But the service's own secret, which it makes as it starts.
+    let stored = || -> Vec<_> {
+        commits(folder.path()).into_iter().filter(|path| !path.ends_with("serve/ticket_secret")).collect()
+    };
+    let before = stored();
     let server = Server::start(folder.path());
     let batch = |columns: Vec<(&str, ArrayRef)>| RecordBatch::try_from_iter(columns).unwrap();
     let numbers: ArrayRef = Arc::new(Int64Array::from(vec![1]));
@@ -627,7 +631,7 @@ async fn batches_that_do_not_fit_the_contract_are_refused_at_once_with_columns_a
     let (_, status) = Put::open_with(&server.address, update, &good.schema(), &[]).await.unwrap().finish().await;
     assert!(status.unwrap().message().contains("read-only"));
     server.stop();
-    assert_eq!(before, commits(folder.path()), "nothing of it is stored");
+    assert_eq!(before, stored(), "nothing of it is stored");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use arrow::array::ArrayRef;
+use arrow::datatypes::{FieldRef, Fields, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::SessionContext;
 use holdfast_engine::{Published, PublishedTable};
-use holdfast_types::Clock;
+use holdfast_types::{Clock, TableName};
 
 use crate::audit::{Audit, AuditEntry};
 use crate::guarded::{GuardedTable, seen};
@@ -59,6 +60,7 @@ pub struct Access {
     nobody_secret: [u8; 32],
     views: Mutex<HashMap<ViewKey, Arc<Published>>>,
     bases: Mutex<Vec<(u64, Arc<SessionContext>)>>,
+    tags: Mutex<Arc<Tags>>,
     audit: Option<Audit>,
     /// Since when those who were not let in are counted, and how many they are.
     refusals: Mutex<(Instant, u32)>,
@@ -78,6 +80,37 @@ struct ViewKey {
     principal: Principal,
     policy: String,
     run: u64,
+    /// The run whose tags hold, too.
+    tags: u64,
+}
+
+/// The columns of the newest run that is known, with their tags. A run of before is seen by them as well as by its own: what was found to be personal data later is not
+/// shown as it was before.
+#[derive(Debug, Default)]
+struct Tags {
+    run: u64,
+    tables: HashMap<TableName, SchemaRef>,
+}
+
+impl Tags {
+    fn with(&self, name: &TableName, schema: &SchemaRef) -> SchemaRef {
+        let Some(newest) = self.tables.get(name).filter(|newest| !Arc::ptr_eq(newest, schema)) else {
+            return Arc::clone(schema);
+        };
+        let tagged = |field: &FieldRef| {
+            let Ok(newest) = newest.field_with_name(field.name()) else { return Arc::clone(field) };
+            let mut metadata = field.metadata().clone();
+            for (tag, value) in newest.metadata() {
+                let known = metadata.entry(tag.clone()).or_insert_with(|| value.clone());
+                if known.as_str() == "false" {
+                    known.clone_from(value);
+                }
+            }
+            Arc::new(field.as_ref().clone().with_metadata(metadata))
+        };
+        let fields: Fields = schema.fields().iter().map(tagged).collect();
+        Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()))
+    }
 }
 
 impl std::fmt::Debug for Access {
@@ -105,6 +138,7 @@ impl Access {
             nobody_secret: random()?,
             views: Mutex::default(),
             bases: Mutex::default(),
+            tags: Mutex::default(),
             audit,
             refusals: Mutex::new((Instant::now(), 0)),
         })
@@ -282,10 +316,27 @@ impl Access {
         Ok(self.restricted(principal, run)?.unwrap_or_else(|| Arc::clone(run)))
     }
 
+    /// Takes note of a run: the tags of the newest hold for those before it.
+    pub fn knows(&self, run: &Published) {
+        self.tags(run);
+    }
+
+    fn tags(&self, run: &Published) -> Arc<Tags> {
+        // Only whole ones are put there.
+        let mut known = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.run < run.sequence() {
+            let tables = run.tables().iter().map(|table| (table.name.clone(), Arc::clone(&table.schema))).collect();
+            *known = Arc::new(Tags { run: run.sequence(), tables });
+        }
+        Arc::clone(&known)
+    }
+
     /// The same; `None` where there is no policy, and everybody sees the run as it is.
     fn restricted(&self, principal: &Principal, run: &Published) -> Result<Option<Arc<Published>>> {
         let Some(policy) = self.policy() else { return Ok(None) };
-        let key = ViewKey { principal: principal.clone(), policy: policy.version.clone(), run: run.sequence() };
+        let tags = self.tags(run);
+        let (principal_key, version) = (principal.clone(), policy.version.clone());
+        let key = ViewKey { principal: principal_key, policy: version, run: run.sequence(), tags: tags.run };
         if let Some(known) = self.views.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Ok(Some(Arc::clone(known)));
         }
@@ -293,7 +344,8 @@ impl Access {
         let mut tables: Vec<(PublishedTable, Arc<dyn TableProvider>)> = Vec::new();
         for table in run.tables() {
             let Some(provider) = run.provider(&table.name) else { continue };
-            let Some(access) = policy.access(principal, &table.name, &table.schema) else { continue };
+            let tagged = tags.with(&table.name, &table.schema);
+            let Some(access) = policy.access(principal, &table.name, &tagged) else { continue };
             tables.push(self.guarded(table, provider, access, &base));
         }
         let runtime = self.runtime(principal, &policy, run)?;

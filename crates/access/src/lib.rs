@@ -13,6 +13,7 @@
 
 mod access;
 mod audit;
+mod earlier;
 mod error;
 mod guarded;
 mod jwt;
@@ -31,6 +32,7 @@ pub use audit::{
     Audit, AuditEntry, AuditKey, AuditReport, BrokenLink, Touched, query_hash, table_name as audit_table, touched,
     verify as verify_audit,
 };
+pub use earlier::SeenRuns;
 pub use error::AccessError;
 pub use limits::Running;
 pub use masks::MaskKey;

@@ -16,7 +16,7 @@ const OPERATORS_DEEP_MAX: usize = 1_000;
 /// The same of `union`, `except`, `intersect` and joins: walks over plans need more room for each.
 const SETS_DEEP_MAX: usize = 200;
 /// Tables that a statement names, each time it names one.
-const RELATIONS_MAX: usize = 400;
+pub const RELATIONS_MAX: usize = 400;
 /// Nodes of a plan.
 const NODES_MAX: usize = 20_000;
 

@@ -1,9 +1,9 @@
-use std::collections::BTreeMap;
-use std::sync::{Arc, RwLock};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, RwLock};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
 use datafusion::catalog::TableProvider;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::SessionContext;
@@ -11,8 +11,10 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use holdfast_lake::{Lake, Manifest, Table};
 use holdfast_types::TableName;
+use tokio::sync::Semaphore;
 
 use crate::Result;
+use crate::earlier_runs::{self, EarlierRuns};
 use crate::error::EngineError;
 use crate::run::pin_all;
 use crate::session::{SessionSettings, plan_read_only, session_with};
@@ -161,6 +163,16 @@ impl Published {
         session_with(&self.settings, &self.runtime, self.buckets, tables)
     }
 
+    /// The same, in which `as_of(…)` reads these runs.
+    ///
+    /// # Errors
+    /// As of [`Published::session`].
+    pub fn session_with(&self, earlier: Arc<dyn EarlierRuns>) -> Result<SessionContext> {
+        let session = self.session()?;
+        earlier_runs::give(&session, earlier);
+        Ok(session)
+    }
+
     /// The rows that a query gives of these versions, batch by batch. `what` names it where it fails.
     ///
     /// # Errors
@@ -187,6 +199,38 @@ pub enum WhichRun {
     AsOf(DateTime<Utc>),
 }
 
+impl WhichRun {
+    /// As a person writes it: a number, a moment, or else a name.
+    pub fn written(text: &str) -> Self {
+        let text = text.trim();
+        match text.parse() {
+            Ok(sequence) => Self::Sequence(sequence),
+            Err(_) => written_moment(text).map_or_else(|| Self::Id(text.to_owned()), Self::AsOf),
+        }
+    }
+
+    /// That there is none, in words.
+    pub fn missing(&self) -> String {
+        match self {
+            Self::Sequence(sequence) => format!("there is no published run {sequence}"),
+            Self::Id(id) => format!("there is no published run called `{id}`"),
+            Self::AsOf(moment) => format!("no published run is of {} or before", moment.to_rfc3339()),
+        }
+    }
+}
+
+/// A moment as people write it; a day is its beginning in UTC.
+pub fn written_moment(text: &str) -> Option<DateTime<Utc>> {
+    let text = text.trim();
+    let with_zone = |text: &str| DateTime::parse_from_rfc3339(text).ok().map(|moment| moment.with_timezone(&Utc));
+    with_zone(text)
+        .or_else(|| DateTime::parse_from_str(&format!("{text}00"), "%Y-%m-%d %H:%M:%S%.f%z").ok().map(|m| m.to_utc()))
+        .or_else(|| {
+            NaiveDateTime::parse_from_str(&text.replace('T', " "), "%Y-%m-%d %H:%M:%S%.f").ok().map(|m| m.and_utc())
+        })
+        .or_else(|| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0).map(|m| m.and_utc()))
+}
+
 /// Follows the published runs of a lake. Readers get a whole run or the whole one before it, never half.
 #[derive(Debug)]
 pub struct LakeReader {
@@ -194,7 +238,14 @@ pub struct LakeReader {
     settings: SessionSettings,
     runtime: Arc<RuntimeEnv>,
     current: RwLock<Arc<Published>>,
+    /// Runs of before that somebody asked for, the one asked for last at the end.
+    earlier: Mutex<VecDeque<Arc<Published>>>,
+    /// One is opened at a time: whoever asks for many must not take the lake from others.
+    opening: Semaphore,
 }
+
+/// Runs of before that are kept open.
+const EARLIER_KEPT: usize = 8;
 
 impl LakeReader {
     /// Opens the newest published run.
@@ -206,7 +257,7 @@ impl LakeReader {
         let manifest =
             lake.latest_manifest().await?.ok_or_else(|| EngineError::NothingPublished(lake.url().to_string()))?;
         let published = Published::read(&lake, &settings, &runtime, &manifest).await?;
-        Ok(Self { lake, settings, runtime, current: RwLock::new(Arc::new(published)) })
+        Ok(Self::at(lake, settings, runtime, published))
     }
 
     /// As [`LakeReader::open`], but where nothing is published yet readers see a run without tables, of sequence 0, until
@@ -220,7 +271,12 @@ impl LakeReader {
         }
         let runtime = settings.runtime(&lake)?;
         let nothing = Self::unpublished(&lake, &settings, Vec::new())?;
-        Ok(Self { lake, settings, runtime, current: RwLock::new(Arc::new(nothing)) })
+        Ok(Self::at(lake, settings, runtime, nothing))
+    }
+
+    fn at(lake: Lake, settings: SessionSettings, runtime: Arc<RuntimeEnv>, run: Published) -> Self {
+        let current = RwLock::new(Arc::new(run));
+        Self { lake, settings, runtime, current, earlier: Mutex::default(), opening: Semaphore::new(1) }
     }
 
     /// The newest version of every table, published or not, pinned now: what a data engineer looks at between runs.
@@ -289,7 +345,34 @@ impl LakeReader {
             return Ok(Some(current));
         }
         let Some(manifest) = self.manifest(which).await? else { return Ok(None) };
-        Ok(Some(Arc::new(Published::read(&self.lake, &self.settings, &self.runtime, &manifest).await?)))
+        if manifest.sequence == current.sequence() {
+            return Ok(Some(current));
+        }
+        if let Some(open) = self.kept(manifest.sequence) {
+            return Ok(Some(open));
+        }
+        // The semaphore is never closed. Who waited may find it opened by who was before.
+        let _one = self.opening.acquire().await;
+        if let Some(open) = self.kept(manifest.sequence) {
+            return Ok(Some(open));
+        }
+        let run = Arc::new(Published::read(&self.lake, &self.settings, &self.runtime, &manifest).await?);
+        let mut earlier = self.earlier.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        earlier.push_back(Arc::clone(&run));
+        if earlier.len() > EARLIER_KEPT {
+            earlier.pop_front();
+        }
+        Ok(Some(run))
+    }
+
+    /// A run of before that is open already.
+    fn kept(&self, sequence: u64) -> Option<Arc<Published>> {
+        // A panic in between leaves a shorter list at worst.
+        let mut earlier = self.earlier.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let at = earlier.iter().position(|run| run.sequence() == sequence)?;
+        let run = earlier.remove(at)?;
+        earlier.push_back(Arc::clone(&run));
+        Some(run)
     }
 
     async fn manifest(&self, which: &WhichRun) -> Result<Option<Manifest>> {
@@ -333,5 +416,27 @@ impl LakeReader {
             *current = published;
         }
         Ok(newer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_named_as_people_write_them() {
+        for text in [
+            "2026-01-31",
+            "2026-01-31 00:00:00",
+            "2026-01-31T00:00:00Z",
+            "2026-01-31 01:00:00+01",
+            "2026-01-31T01:00:00+01:00",
+        ] {
+            assert_eq!(written_moment(text).unwrap().to_rfc3339(), "2026-01-31T00:00:00+00:00", "{text}");
+        }
+        assert_eq!(written_moment("yesterday"), None);
+        assert_eq!(WhichRun::written(" 411 "), WhichRun::Sequence(411));
+        assert_eq!(WhichRun::written("nightly-2026"), WhichRun::Id("nightly-2026".to_owned()));
+        assert!(matches!(WhichRun::written("2026-01-31"), WhichRun::AsOf(_)));
     }
 }

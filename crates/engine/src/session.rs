@@ -27,8 +27,8 @@ use crate::executor::Executor;
 use crate::first_of_each;
 use crate::functions::{customer_bucket_function, json_field_function};
 use crate::memory::StagePool;
-use crate::read_only;
 use crate::row_functions::{self, RowFunctions, RowPlanner, RunFunctions};
+use crate::{earlier_runs, placeholders, read_only};
 
 /// The catalogue's name in every session.
 pub(crate) const CATALOG: &str = "holdfast";
@@ -214,7 +214,8 @@ pub async fn plan_read_only(context: &SessionContext, sql: &str) -> Result<Logic
     read_only::check_text(sql).map_err(|message| EngineError::Query { message })?;
     let state = context.state();
     let dialect = state.config_options().sql_parser.dialect;
-    let statement = state.sql_to_statement(sql, &dialect).map_err(|error| query_error(&error, context))?;
+    let mut statement = state.sql_to_statement(sql, &dialect).map_err(|error| query_error(&error, context))?;
+    placeholders::number(&mut statement).map_err(|message| EngineError::Query { message })?;
     plan_statement_read_only(context, statement).await
 }
 
@@ -226,8 +227,12 @@ pub async fn plan_statement_read_only(context: &SessionContext, mut statement: S
     let refused = |message| EngineError::Query { message };
     read_only::check_statement(&statement).map_err(refused)?;
     as_of_join::wrap(&mut statement);
-    row_functions::wrap(&mut statement, context.state_ref().read().config());
-    let plan = context.state().statement_to_plan(statement).await.map_err(|error| query_error(&error, context))?;
+    let mut state = context.state();
+    row_functions::wrap(&mut statement, state.config());
+    if let Some(planner) = earlier_runs::planner(&statement, &state).await? {
+        state.register_relation_planner(planner).map_err(EngineError::execution("preparing the engine"))?;
+    }
+    let plan = state.statement_to_plan(statement).await.map_err(|error| query_error(&error, context))?;
     // The plan decides: what a statement looks like is only the first hurdle.
     read_only::check_plan(&plan).map_err(refused)?;
     Ok(plan)

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use datafusion::prelude::SessionContext;
-use holdfast_access::{Access, AccessError, AuditEntry, Limits, Principal, Running, query_hash, touched};
-use holdfast_engine::Published;
+use holdfast_access::{Access, AccessError, AuditEntry, Limits, Principal, Running, SeenRuns, query_hash, touched};
+use holdfast_engine::{LakeReader, Published};
 use holdfast_pgwire::{AskedPlan, Gate, GateError, Verifier, Watched};
 use holdfast_types::ErrorKind;
 
@@ -19,11 +19,12 @@ const ACTION: &str = "statement";
 #[derive(Debug)]
 pub(crate) struct AccessGate {
     access: Arc<Access>,
+    reader: Arc<LakeReader>,
 }
 
 impl AccessGate {
-    pub(crate) fn new(access: Arc<Access>) -> Self {
-        Self { access }
+    pub(crate) fn new(access: Arc<Access>, reader: Arc<LakeReader>) -> Self {
+        Self { access, reader }
     }
 
     /// A user whose password was right; on loopback, where there are no users, whoever it is.
@@ -76,8 +77,11 @@ impl Gate for AccessGate {
     }
 
     async fn open(&self, user: &str, run: &Arc<Published>) -> Result<SessionContext, GateError> {
-        let principal = self.principal(user)?;
-        Ok(self.access.view(&principal, run).map_err(closed)?.session()?)
+        let principal = Arc::new(self.principal(user)?);
+        self.access.knows(&self.reader.current());
+        let view = self.access.view(&principal, run).map_err(closed)?;
+        let earlier = SeenRuns::new(Arc::clone(&self.reader), Arc::clone(&self.access), principal);
+        Ok(view.session_with(Arc::new(earlier))?)
     }
 
     async fn begins(&self, asked: AskedPlan<'_>) -> Result<Box<dyn Watched>, GateError> {

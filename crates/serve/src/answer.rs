@@ -4,17 +4,19 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::common::TableReference;
 use datafusion::dataframe::DataFrame;
-use datafusion::logical_expr::{col, lit};
+use datafusion::logical_expr::{LogicalPlan, col, lit};
 use datafusion::prelude::SessionContext;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use holdfast_access::{Touched, touched};
-use holdfast_engine::{Published, PublishedTable, plan_read_only};
+use holdfast_engine::{EarlierRuns, Published, PublishedTable, plan_read_only};
 use holdfast_types::{CUSTOMER_ID, TableName};
 use tracing::Span;
 
 use crate::features::{self, FeatureLookup};
-use crate::question::{Question, ScoresAbove};
+use crate::parameters::Parameters;
+use crate::question::{Question, ScoresAbove, Statement};
+use crate::sql_info::sql_info;
 use crate::wire::{pieces, to_wire, wire_schema};
 use crate::{Result, ServeError, ServeSettings, metadata};
 
@@ -23,6 +25,29 @@ pub(crate) const CATALOG: &str = "holdfast";
 
 const SCORES: (&str, &str) = ("risk", "churn_score");
 const PROBABILITY: &str = "churn_probability";
+
+/// What a question is asked of.
+#[derive(Debug)]
+pub(crate) struct View {
+    /// The run, as the caller sees it.
+    pub(crate) run: Arc<Published>,
+    /// What `as_of(…)` reads, as the caller sees it.
+    pub(crate) earlier: Arc<dyn EarlierRuns>,
+    /// Where tables without a schema are looked for; empty for the default.
+    pub(crate) schema: String,
+}
+
+impl View {
+    /// A session for statements.
+    pub(crate) fn session(&self) -> Result<SessionContext> {
+        let session = self.run.session_with(Arc::clone(&self.earlier))?;
+        if !self.schema.is_empty() {
+            let state = session.state_ref();
+            state.write().config_mut().options_mut().catalog.default_schema.clone_from(&self.schema);
+        }
+        Ok(session)
+    }
+}
 
 /// A question that was planned against one run: its schema is known, its rows are not computed yet.
 pub(crate) struct Answer {
@@ -48,10 +73,11 @@ impl Answer {
     /// Plans the answer. Cancelling it leaves nothing behind.
     pub(crate) async fn plan(
         question: Question,
-        run: &Published,
+        view: &View,
         settings: &ServeSettings,
         takes_puts: bool,
     ) -> Result<Self> {
+        let run = view.run.as_ref();
         match question {
             Question::Table(name) => {
                 let table = published_table(run, &name)?;
@@ -71,12 +97,12 @@ impl Answer {
             // Answered from memory, of whatever run is there.
             Question::Online(_) => Err(ServeError::Unsupported("online features are no part of a run".to_owned())),
             Question::Scores(command) => scores_above(&command, run).await.map(Self::query),
-            Question::Statement(sql) => statement(&sql, run, settings).await.map(Self::query),
+            Question::Statement(asked) => statement(&asked, view, settings).await.map(Self::query),
             Question::Catalogs(command) => Self::ready(metadata::catalogs(command)),
             Question::Schemas(command) => Self::ready(metadata::schemas(command, run)),
             Question::Tables(command) => Self::ready(metadata::tables(command, run)),
             Question::TableTypes(command) => Self::ready(metadata::table_types(command)),
-            Question::SqlInfo(command) => Self::ready(metadata::sql_info(command, takes_puts)),
+            Question::SqlInfo(command) => Self::ready(sql_info(command, settings, takes_puts, &view.session()?)),
             Question::TypeInfo(command) => Self::ready(metadata::type_info(command)),
             Question::Keys(keys) => Ok(Self::ready_batch(metadata::keys(keys))),
         }
@@ -169,20 +195,47 @@ pub(crate) async fn scan(session: &SessionContext, name: &TableName) -> Result<D
     Ok(session.table(TableReference::full(CATALOG, name.schema(), name.table())).await?)
 }
 
-/// Plans a statement that came as text.
-pub(crate) async fn statement(sql: &str, run: &Published, settings: &ServeSettings) -> Result<DataFrame> {
+/// A statement that is prepared: what it gives, and what it asks for.
+pub(crate) struct Prepared {
+    pub(crate) schema: SchemaRef,
+    pub(crate) parameters: SchemaRef,
+}
+
+/// Finds out what a statement gives and asks for.
+pub(crate) async fn prepare(sql: &str, view: &View, settings: &ServeSettings) -> Result<Prepared> {
+    let (_, plan) = planned(sql, view, settings).await?;
+    let parameters = Parameters::of(&plan)?;
+    // Of a parameter that could be of any type the planner may not take what a client is told: then its own guess holds.
+    let bound = plan.clone().with_param_values(parameters.nulls()?).unwrap_or(plan);
+    Ok(Prepared { schema: wire_schema(bound.schema().as_arrow()), parameters: parameters.schema() })
+}
+
+/// Plans a statement that came as text, with the values of its parameters.
+async fn statement(asked: &Statement, view: &View, settings: &ServeSettings) -> Result<DataFrame> {
+    let (session, plan) = planned(&asked.sql, view, settings).await?;
+    let parameters = Parameters::of(&plan)?;
+    let plan = match &asked.values {
+        Some(values) => plan.with_param_values(parameters.bound(values)?)?,
+        None if parameters.count() == 0 => plan,
+        None => {
+            return Err(ServeError::Request(format!(
+                "{} parameters of the statement have no values: prepare it and bind a row of values to it, as drivers do, or \
+                 write the values into it",
+                parameters.count()
+            )));
+        }
+    };
+    Ok(DataFrame::new(session.state(), plan))
+}
+
+async fn planned(sql: &str, view: &View, settings: &ServeSettings) -> Result<(SessionContext, LogicalPlan)> {
     if sql.len() > settings.max_statement_bytes {
         let limit = settings.max_statement_bytes;
         return Err(ServeError::Request(format!("the statement has {} bytes, and may have {limit}", sql.len())));
     }
-    let session = run.session()?;
+    let session = view.session()?;
     let plan = plan_read_only(&session, sql).await?;
-    if !plan.get_parameter_names()?.is_empty() {
-        return Err(ServeError::Unsupported(
-            "statements with parameters are not offered: write the values into the statement".to_owned(),
-        ));
-    }
-    Ok(DataFrame::new(session.state(), plan))
+    Ok((session, plan))
 }
 
 async fn scores_above(command: &ScoresAbove, run: &Published) -> Result<DataFrame> {

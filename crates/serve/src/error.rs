@@ -76,14 +76,27 @@ pub enum ServeError {
         /// The most similar table there is.
         nearest: Option<TableName>,
     },
-    /// The run a ticket was made for is not held any more.
-    #[error("run {sequence} is not held any more (the newest is {newest}): ask for a new ticket with GetFlightInfo")]
+    /// The run a ticket was made for is not in the lake any more.
+    #[error("run {sequence} is not there any more (the newest is {newest}): ask for a new ticket with GetFlightInfo")]
     RunGone {
-        /// The run of the ticket.
+        /// The run of the ticket, the transaction or the session.
         sequence: u64,
         /// The newest run.
         newest: u64,
     },
+    /// Something came back that was altered, or that a service of another lake gave out.
+    #[error("this is a {what} that this lake's service did not make: {remedy}")]
+    NotOurs {
+        /// What it was sent as.
+        what: &'static str,
+        /// How to come by a good one.
+        remedy: &'static str,
+    },
+    /// The secret that tickets are sealed with was damaged.
+    #[error(
+        "the lake's secret of tickets, _holdfast/{0}, is damaged: delete it and start the services of the lake anew, and tickets that were given out are over"
+    )]
+    SealSecret(&'static str),
     /// Every place is taken, and so is every place to wait.
     #[error("{running} queries are running and {waiting} are waiting, which is the limit: try again later")]
     Busy {
@@ -117,6 +130,9 @@ pub enum ServeError {
     /// The call took longer than it may.
     #[error("stopped after {} s, the limit for one query: ask for less, or read faster", .0.as_secs_f64())]
     Deadline(Duration),
+    /// Its client has cancelled it.
+    #[error("the query was cancelled by CancelFlightInfo or CancelQuery")]
+    Cancelled,
     /// The service is stopping.
     #[error("the service is shutting down: connect again later")]
     Stopping,
@@ -165,9 +181,13 @@ impl ServeError {
                 std::io::ErrorKind::Interrupted | std::io::ErrorKind::OutOfMemory => ErrorKind::Retry,
                 _ => ErrorKind::InvalidConfig,
             },
-            Self::Unauthenticated | Self::Forbidden(_) | Self::Request(_) | Self::Unsupported(_) => {
-                ErrorKind::InvalidInput
-            }
+            Self::Unauthenticated
+            | Self::Forbidden(_)
+            | Self::Request(_)
+            | Self::Unsupported(_)
+            | Self::Cancelled
+            | Self::NotOurs { .. } => ErrorKind::InvalidInput,
+            Self::SealSecret(_) => ErrorKind::CorruptData,
             Self::NoTable { .. } | Self::NoSource { .. } | Self::RunGone { .. } => ErrorKind::NotFound,
             Self::Transport(_)
             | Self::Busy { .. }
@@ -184,7 +204,7 @@ impl ServeError {
         }
     }
 
-    /// The gRPC status: decided by the kind, but for the five situations that gRPC clients know a code of their own for. Who
+    /// The gRPC status: decided by the kind, but for the six situations that gRPC clients know a code of their own for. Who
     /// is told that something is full is told when to come back, too.
     pub(crate) fn status(&self) -> Status {
         self.status_with("")
@@ -199,6 +219,7 @@ impl ServeError {
                 Code::ResourceExhausted
             }
             Self::Unsupported(_) => Code::Unimplemented,
+            Self::Cancelled => Code::Cancelled,
             Self::Busy { .. } | Self::PutsFull { .. } => Code::ResourceExhausted,
             Self::Deadline(_) | Self::PutTimeout { .. } => Code::DeadlineExceeded,
             other => match other.kind() {

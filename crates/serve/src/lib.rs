@@ -5,12 +5,13 @@
 //! - feature calls, protobuf commands from `proto/holdfast/v1/flight.proto`; features as of the moments of a spine are an exchange,
 //!   features from memory are answered without a plan;
 //! - whole tables, by the path `["schema", "table"]`;
-//! - Flight SQL: statements, prepared statements without parameters, and the metadata that drivers ask for.
+//! - Flight SQL: statements, prepared statements and their parameters, and the metadata that drivers ask for.
 //!
 //! All of it is read-only, but for one module: where the operator allows it, [`Puts`] takes record batches for sources, and
 //! acknowledges them when they are durable. Every answer comes from one published run: `GetFlightInfo` puts the run's sequence into the
 //! ticket and `DoGet` reads that run, even when a newer one was published in between. A new run is picked up in the
-//! background and swapped in whole.
+//! background and swapped in whole. Tickets and prepared statements hold all that they need, under a seal of the lake's: the
+//! service keeps nothing between calls, and whichever replica is asked can answer.
 //!
 //! The Flight SQL layer of arrow-flight is not used on the server side: its blanket implementation answers `GetSchema`
 //! and `ListFlights` with "unimplemented" and lists actions that are not offered. Its messages and metadata builders are.
@@ -18,6 +19,7 @@
 //! This crate must not know where the lake is, how a run is made, or the environment; it is handed a
 //! [`LakeReader`](holdfast_engine::LakeReader) and a listener. Nothing but `put` may know ingestion.
 
+mod actions;
 mod answer;
 mod audited;
 mod error;
@@ -35,13 +37,17 @@ mod http;
 mod json;
 mod metadata;
 mod online_calls;
+mod parameters;
 mod put;
 mod question;
 mod rights;
 mod runs;
+mod seal;
 mod server;
 mod service;
+mod session;
 mod settings;
+mod sql_info;
 mod stream;
 mod telemetry;
 mod token;

@@ -6,11 +6,10 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Fields, Schema};
-use arrow_flight::sql::metadata::{SqlInfoDataBuilder, XdbcTypeInfo, XdbcTypeInfoDataBuilder};
+use arrow_flight::sql::metadata::{XdbcTypeInfo, XdbcTypeInfoDataBuilder};
 use arrow_flight::sql::{
-    CommandGetCatalogs, CommandGetDbSchemas, CommandGetSqlInfo, CommandGetTableTypes, CommandGetTables,
-    CommandGetXdbcTypeInfo, Nullable, Searchable, SqlInfo, SqlNullOrdering, SqlSupportedCaseSensitivity,
-    SqlSupportedTransaction, XdbcDataType, XdbcDatetimeSubcode,
+    CommandGetCatalogs, CommandGetDbSchemas, CommandGetTableTypes, CommandGetTables, CommandGetXdbcTypeInfo, Nullable,
+    Searchable, XdbcDataType, XdbcDatetimeSubcode,
 };
 use holdfast_engine::{Published, PublishedTable};
 use holdfast_types::COMMENT_KEY;
@@ -56,51 +55,6 @@ pub(crate) fn table_types(command: CommandGetTableTypes) -> Result<RecordBatch> 
     let mut builder = command.into_builder();
     builder.append(TABLE_TYPE);
     builder.build().map_err(malformed)
-}
-
-/// What the service can do. ADBC reads `FlightSqlServerTransaction` as an int32 without looking: the builder of
-/// arrow-flight puts it there.
-pub(crate) fn sql_info(command: CommandGetSqlInfo, takes_puts: bool) -> Result<RecordBatch> {
-    let mut infos = SqlInfoDataBuilder::new();
-    infos.append(SqlInfo::FlightSqlServerName, "Holdfast");
-    infos.append(SqlInfo::FlightSqlServerVersion, env!("CARGO_PKG_VERSION"));
-    infos.append(SqlInfo::FlightSqlServerArrowVersion, arrow::ARROW_VERSION);
-    infos.append(SqlInfo::FlightSqlServerReadOnly, !takes_puts);
-    infos.append(SqlInfo::FlightSqlServerSql, true);
-    infos.append(SqlInfo::FlightSqlServerSubstrait, false);
-    infos.append(SqlInfo::FlightSqlServerTransaction, SqlSupportedTransaction::None as i32);
-    infos.append(SqlInfo::FlightSqlServerCancel, false);
-    infos.append(SqlInfo::FlightSqlServerBulkIngestion, takes_puts);
-    infos.append(SqlInfo::FlightSqlServerIngestTransactionsSupported, false);
-    infos.append(SqlInfo::FlightSqlServerStatementTimeout, 0);
-    infos.append(SqlInfo::FlightSqlServerTransactionTimeout, 0);
-    infos.append(SqlInfo::SqlDdlCatalog, false);
-    infos.append(SqlInfo::SqlDdlSchema, false);
-    infos.append(SqlInfo::SqlDdlTable, false);
-    infos.append(SqlInfo::SqlIdentifierCase, SqlSupportedCaseSensitivity::SqlCaseSensitivityLowercase as i32);
-    infos.append(SqlInfo::SqlIdentifierQuoteChar, "\"");
-    infos.append(
-        SqlInfo::SqlQuotedIdentifierCase,
-        SqlSupportedCaseSensitivity::SqlCaseSensitivityCaseInsensitive as i32,
-    );
-    infos.append(SqlInfo::SqlAllTablesAreSelectable, true);
-    infos.append(SqlInfo::SqlNullOrdering, SqlNullOrdering::SqlNullsSortedHigh as i32);
-    infos.append(SqlInfo::SqlSearchStringEscape, "\\");
-    infos.append(SqlInfo::SqlSupportsColumnAliasing, true);
-    infos.append(SqlInfo::SqlNullPlusNullIsNull, true);
-    infos.append(SqlInfo::SqlSupportsTableCorrelationNames, true);
-    infos.append(SqlInfo::SqlSupportsDifferentTableCorrelationNames, false);
-    infos.append(SqlInfo::SqlSupportsExpressionsInOrderBy, true);
-    infos.append(SqlInfo::SqlSupportsOrderByUnrelated, true);
-    infos.append(SqlInfo::SqlSupportsNonNullableColumns, true);
-    infos.append(SqlInfo::SqlCorrelatedSubqueriesSupported, true);
-    infos.append(SqlInfo::SqlStoredProceduresSupported, false);
-    infos.append(SqlInfo::SqlSelectForUpdateSupported, false);
-    infos.append(SqlInfo::SqlSchemaTerm, "schema");
-    infos.append(SqlInfo::SqlCatalogTerm, "catalog");
-    infos.append(SqlInfo::SqlCatalogAtStart, true);
-    let infos = infos.build().map_err(malformed)?;
-    command.into_builder(&infos).build().map_err(malformed)
 }
 
 pub(crate) fn type_info(command: CommandGetXdbcTypeInfo) -> Result<RecordBatch> {
@@ -240,26 +194,13 @@ fn sql_types() -> Vec<XdbcTypeInfo> {
 }
 
 /// A builder fails on what the client sent, such as a pattern that is none.
-fn malformed(error: impl std::fmt::Display) -> ServeError {
+pub(crate) fn malformed(error: impl std::fmt::Display) -> ServeError {
     ServeError::Request(format!("cannot answer the metadata request: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Int32Array, UnionArray};
-
     use super::*;
-
-    #[test]
-    fn transaction_support_is_an_int32_at_child_three() {
-        let command = CommandGetSqlInfo { info: vec![SqlInfo::FlightSqlServerTransaction as u32] };
-        let batch = sql_info(command, false).unwrap();
-        assert_eq!(batch.num_rows(), 1);
-        let values = batch.column(1).as_any().downcast_ref::<UnionArray>().unwrap();
-        assert_eq!(values.type_id(0), 3);
-        let value = values.value(0);
-        assert_eq!(value.as_any().downcast_ref::<Int32Array>().unwrap().value(0), 0);
-    }
 
     #[test]
     fn every_type_is_listed_and_can_be_asked_for_alone() {

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use arrow_flight::sql::DoPutUpdateResult;
+use arrow_flight::sql::{Any, Command, DoPutUpdateResult};
 use arrow_flight::{FlightData, PutResult};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -35,6 +35,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Status, Streaming};
 use tracing::{Instrument, Span};
 
@@ -228,10 +229,12 @@ impl Puts {
         Ok(())
     }
 
-    /// Takes the batches of a call; their acknowledgements come out of the receiver. Dropping it ends the call.
+    /// Takes the batches of a call, of which `first` was read; their acknowledgements come out of the receiver. Dropping it ends the call.
     pub(crate) fn begin(
         self: &Arc<Self>,
-        request: tonic::Request<Streaming<FlightData>>,
+        metadata: &MetadataMap,
+        first: FlightData,
+        mut messages: Streaming<FlightData>,
         call: Call,
     ) -> Result<Receiver<Result<PutResult, Status>>> {
         if self.stop.is_cancelled() {
@@ -240,7 +243,7 @@ impl Puts {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| ServeError::PutsFull {
             what: format!("{} streams are being put, which is the limit", self.settings.streams_max),
         })?;
-        let stream = match request.metadata().get(STREAM_HEADER).map(|value| value.to_str().map(str::to_owned)) {
+        let stream = match metadata.get(STREAM_HEADER).map(|value| value.to_str().map(str::to_owned)) {
             None => None,
             Some(Ok(name)) => Some(name),
             Some(Err(_)) => {
@@ -249,7 +252,6 @@ impl Puts {
                 )));
             }
         };
-        let mut messages = request.into_inner();
         // One place more, reserved for the last word: an error must never wait for a slow reader.
         let (answers, receiver) = mpsc::channel(ANSWERS_WAITING_MAX + 1);
         let last_word = answers.clone().try_reserve_owned().ok();
@@ -262,7 +264,7 @@ impl Puts {
                 biased;
                 () = puts.abort.cancelled() => Err(ServeError::Stopping),
                 () = answers.closed() => Ok(false),
-                end = timeout_at(deadline, Box::pin(puts.take(&mut messages, stream, &answers, &mut progress))) => {
+                end = timeout_at(deadline, Box::pin(puts.take((first, &mut messages), stream, &answers, &mut progress))) => {
                     end.unwrap_or(Err(ServeError::PutTimeout {
                         limit: puts.settings.stream_timeout,
                         what: "the limit for one call: go on in another",
@@ -308,13 +310,13 @@ impl Puts {
     /// Whether the client stayed until the end.
     async fn take(
         &self,
-        messages: &mut Streaming<FlightData>,
+        (first, messages): (FlightData, &mut Streaming<FlightData>),
         stream: Option<String>,
         answers: &Sender<Result<PutResult, Status>>,
         progress: &mut Progress,
     ) -> Result<bool> {
         let mut storing = FuturesOrdered::new();
-        let ended = Box::pin(self.read(messages, stream, answers, progress, &mut storing)).await;
+        let ended = Box::pin(self.read((first, messages), stream, answers, progress, &mut storing)).await;
         // What was read before an error is stored all the same, and acknowledged before the error is told.
         while let Some(done) = storing.next().await {
             self.acknowledge(done.map_err(lost)??, answers, progress).await?;
@@ -330,16 +332,12 @@ impl Puts {
     /// Reads until the client has sent all, and starts to store what it reads.
     async fn read(
         &self,
-        messages: &mut Streaming<FlightData>,
+        (mut message, messages): (FlightData, &mut Streaming<FlightData>),
         mut named: Option<String>,
         answers: &Sender<Result<PutResult, Status>>,
         progress: &mut Progress,
         storing: &mut FuturesOrdered<AbortOnDropHandle<Result<Done>>>,
     ) -> Result<End> {
-        let Some(first) = self.next(messages).await? else {
-            return Err(ServeError::Request("nothing was sent: begin with a descriptor and a schema".to_owned()));
-        };
-        let Some(mut message) = first.message() else { return Ok(End::Gone) };
         let request = Request::from_descriptor(message.flight_descriptor.as_ref())?;
         progress.protocol = Some(request.protocol);
         Span::current().record("command", request.protocol.label());
@@ -416,7 +414,7 @@ impl Puts {
                         self.acknowledge(done.map_err(lost)??, answers, progress).await?;
                     }
                     () = self.stop.cancelled() => return Err(ServeError::Stopping),
-                    next = self.next(messages), if storing.len() < self.settings.batches_ahead => {
+                    next = next_message(messages, self.settings.idle_timeout), if storing.len() < self.settings.batches_ahead => {
                         match next? {
                             None => return Ok(End::Complete(request.protocol)),
                             Some(next) => match next.message() {
@@ -427,22 +425,6 @@ impl Puts {
                     }
                 }
             };
-        }
-    }
-
-    /// The next message; `None` when the client has sent all. May be dropped and called again.
-    async fn next(&self, messages: &mut Streaming<FlightData>) -> Result<Option<Next>> {
-        let limit = self.settings.idle_timeout;
-        match timeout(limit, messages.message()).await {
-            Err(_) => Err(ServeError::PutTimeout { limit, what: "the limit for sending the next batch" }),
-            Ok(Ok(message)) => Ok(message.map(|message| Next::Message(Box::new(message)))),
-            Ok(Err(status)) if status.code() == Code::OutOfRange => Err(ServeError::Request(format!(
-                "a batch is too large ({}): send smaller ones, such as write_table(table, max_chunksize=100_000) or \
-                 table.to_reader(max_chunksize=100_000) in pyarrow",
-                status.message()
-            ))),
-            // The connection broke, or the client ended the call: nobody is there to be told.
-            Ok(Err(_)) => Ok(Some(Next::Gone)),
         }
     }
 
@@ -565,6 +547,41 @@ impl Puts {
     fn followers(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
         // What is done under the lock cannot leave the set by half.
         self.followers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The first message of a client, which says what it puts.
+///
+/// # Errors
+/// [`ServeError::Request`] when there is none; [`ServeError::PutTimeout`] when none comes within `limit`.
+pub(crate) async fn first(messages: &mut Streaming<FlightData>, limit: Duration) -> Result<FlightData> {
+    next_message(messages, limit)
+        .await?
+        .and_then(Next::message)
+        .ok_or_else(|| ServeError::Request("nothing was sent: begin with a descriptor and a schema".to_owned()))
+}
+
+/// The handle of the prepared statement to which values are bound, where a first message says so.
+pub(crate) fn prepared_statement(first: &FlightData) -> Option<Bytes> {
+    let any = Any::decode(first.flight_descriptor.as_ref()?.cmd.as_ref()).ok()?;
+    match Command::try_from(any) {
+        Ok(Command::CommandPreparedStatementQuery(command)) => Some(command.prepared_statement_handle),
+        _ => None,
+    }
+}
+
+/// The next message; `None` when the client has sent all. May be dropped and called again.
+async fn next_message(messages: &mut Streaming<FlightData>, limit: Duration) -> Result<Option<Next>> {
+    match timeout(limit, messages.message()).await {
+        Err(_) => Err(ServeError::PutTimeout { limit, what: "the limit for sending the next batch" }),
+        Ok(Ok(message)) => Ok(message.map(|message| Next::Message(Box::new(message)))),
+        Ok(Err(status)) if status.code() == Code::OutOfRange => Err(ServeError::Request(format!(
+            "a batch is too large ({}): send smaller ones, such as write_table(table, max_chunksize=100_000) or \
+             table.to_reader(max_chunksize=100_000) in pyarrow",
+            status.message()
+        ))),
+        // The connection broke, or the client ended the call: nobody is there to be told.
+        Ok(Err(_)) => Ok(Some(Next::Gone)),
     }
 }
 

@@ -6,14 +6,17 @@ use arrow_flight::sql::{
     CommandGetXdbcTypeInfo,
 };
 use bytes::Bytes;
+use holdfast_access::made_secret;
 use holdfast_types::TableName;
 use prost::Message;
 
 pub use crate::generated::v1::{FeaturesForCustomers, ScoresAbove};
 use crate::generated::v1::{GetHistoricalFeatures, GetOnlineFeatures};
-use crate::generated::v1::{PreparedStatement, Ticket};
+use crate::generated::v1::{PreparedStatement, Ticket, Transaction};
 use crate::json;
 use crate::metadata::KeysOf;
+use crate::parameters::Values;
+use crate::seal::{SealKey, Sealed};
 use crate::{Result, ServeError};
 
 const TYPE_URL_PREFIX: &str = "type.googleapis.com/";
@@ -34,6 +37,23 @@ impl CommandMessage for GetHistoricalFeatures {}
 impl CommandMessage for GetOnlineFeatures {}
 impl CommandMessage for Ticket {}
 
+/// A statement, and what is bound to its parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Statement {
+    pub(crate) sql: String,
+    pub(crate) values: Option<Values>,
+    /// Of its transaction.
+    pub(crate) run: Option<u64>,
+}
+
+/// A question that came back in a ticket, or that a client made itself to stand for one.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Ticketed {
+    pub(crate) question: Question,
+    /// Of a ticket: the run it must be answered from, and where tables without a schema are.
+    pub(crate) pinned: Option<(u64, String)>,
+}
+
 /// Everything that can be asked for with `GetFlightInfo`, `GetSchema` and `DoGet`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Question {
@@ -41,7 +61,7 @@ pub(crate) enum Question {
     Features(FeaturesForCustomers),
     Online(GetOnlineFeatures),
     Scores(ScoresAbove),
-    Statement(String),
+    Statement(Statement),
     Catalogs(CommandGetCatalogs),
     Schemas(CommandGetDbSchemas),
     Tables(CommandGetTables),
@@ -52,32 +72,66 @@ pub(crate) enum Question {
 }
 
 impl Question {
-    pub(crate) fn from_descriptor(descriptor: &FlightDescriptor) -> Result<Self> {
+    pub(crate) fn from_descriptor(descriptor: &FlightDescriptor, key: &SealKey) -> Result<Self> {
         match (descriptor.path.as_slice(), descriptor.cmd.as_ref()) {
             ([], []) => Err(ServeError::Request(
                 "the descriptor is empty: give the path [\"schema\", \"table\"] or a command".to_owned(),
             )),
-            ([], command) => Self::from_command(command),
+            ([], command) => Self::from_command(command, key),
             (path, []) => Self::from_path(path),
             _ => Err(ServeError::Request("the descriptor has both a path and a command: give one of them".to_owned())),
         }
     }
 
-    /// The question in a ticket, and the run it must be answered from; `None` is the newest.
-    pub(crate) fn from_ticket(ticket: &[u8]) -> Result<(Self, Option<u64>)> {
-        let any = unwrapped(ticket)?;
+    /// The question in a ticket. A command that a client made itself may stand for a ticket: it asks nothing that `GetFlightInfo` would not be asked.
+    pub(crate) fn from_ticket(bytes: &[u8], key: &SealKey) -> Result<Ticketed> {
+        let any = unwrapped(bytes)?;
         if message_name(&any) != <Ticket as prost::Name>::full_name() {
-            return Ok((Self::from_any(any)?, None));
+            // A ticket of ours has a command in it: with a byte of it changed, a parser that skips what it does not know could find that one.
+            if bytes.first() != Some(&b'{') && any.encode_to_vec() != bytes {
+                return Err(ServeError::NotOurs { what: Ticket::WHAT, remedy: Ticket::REMEDY });
+            }
+            return Ok(Ticketed { question: Self::from_any(any, key)?, pinned: None });
         }
-        let ticket = Ticket::decode(any.value).map_err(|_| not_understood("ticket"))?;
-        let question =
-            if ticket.path.is_empty() { Self::from_command(&ticket.command)? } else { Self::from_path(&ticket.path)? };
-        Ok((question, Some(ticket.run_sequence)))
+        let ticket: Ticket = key.open(&any.value)?;
+        // What is around the seal is as we write it, too.
+        if ticket.to_command() != bytes {
+            return Err(ServeError::NotOurs { what: Ticket::WHAT, remedy: Ticket::REMEDY });
+        }
+        let question = match ticket.path.as_slice() {
+            [] => Self::from_command(&ticket.command, key)?,
+            path => Self::from_path(path)?,
+        };
+        Ok(Ticketed { question, pinned: Some((ticket.run_sequence, ticket.schema)) })
     }
 
-    /// The ticket that asks the same again of the same run.
-    pub(crate) fn ticket(descriptor: &FlightDescriptor, run_sequence: u64) -> Bytes {
-        Ticket { run_sequence, command: descriptor.cmd.to_vec(), path: descriptor.path.clone() }.to_command()
+    /// The ticket that asks the same again of the same run. No two are alike.
+    ///
+    /// # Errors
+    /// When the system gives no random numbers.
+    pub(crate) fn ticket(
+        descriptor: &FlightDescriptor,
+        run_sequence: u64,
+        schema: &str,
+        key: &SealKey,
+    ) -> Result<Bytes> {
+        let ticket = Ticket {
+            run_sequence,
+            command: descriptor.cmd.to_vec(),
+            path: descriptor.path.clone(),
+            schema: schema.to_owned(),
+            id: made_secret()?,
+            seal: Vec::new(),
+        };
+        Ok(key.sealed(ticket).to_command())
+    }
+
+    /// The run of the transaction that it is asked in.
+    pub(crate) fn run(&self) -> Option<u64> {
+        match self {
+            Self::Statement(statement) => statement.run,
+            _ => None,
+        }
     }
 
     fn from_path(path: &[String]) -> Result<Self> {
@@ -89,11 +143,11 @@ impl Question {
         name.map(Self::Table).map_err(|error| ServeError::Request(error.to_string()))
     }
 
-    fn from_command(command: &[u8]) -> Result<Self> {
-        Self::from_any(unwrapped(command)?)
+    fn from_command(command: &[u8], key: &SealKey) -> Result<Self> {
+        Self::from_any(unwrapped(command)?, key)
     }
 
-    fn from_any(any: Any) -> Result<Self> {
+    fn from_any(any: Any, key: &SealKey) -> Result<Self> {
         if message_name(&any) == <FeaturesForCustomers as prost::Name>::full_name() {
             let command =
                 FeaturesForCustomers::decode(any.value).map_err(|_| not_understood("FeaturesForCustomers"))?;
@@ -114,9 +168,15 @@ impl Question {
             ));
         }
         match Command::try_from(any).map_err(|_| not_understood("Flight SQL command"))? {
-            Command::CommandStatementQuery(command) => Ok(Self::Statement(command.query)),
+            Command::CommandStatementQuery(command) => {
+                let run = run_of(command.transaction_id.as_deref(), key)?;
+                Ok(Self::Statement(Statement { sql: command.query, values: None, run }))
+            }
             Command::CommandPreparedStatementQuery(command) => {
-                prepared_query(&command.prepared_statement_handle).map(Self::Statement)
+                let prepared: PreparedStatement = key.open(&command.prepared_statement_handle)?;
+                let values = (!prepared.parameters.is_empty()).then(|| Values::decode(&prepared.parameters));
+                let run = (prepared.run_sequence > 0).then_some(prepared.run_sequence);
+                Ok(Self::Statement(Statement { sql: prepared.query, values: values.transpose()?, run }))
             }
             Command::CommandGetCatalogs(command) => Ok(Self::Catalogs(command)),
             Command::CommandGetDbSchemas(command) => Ok(Self::Schemas(command)),
@@ -157,14 +217,15 @@ impl Question {
     }
 }
 
-/// The handle of a prepared statement.
-pub(crate) fn prepared_handle(query: String) -> Bytes {
-    PreparedStatement { query }.encode_to_vec().into()
-}
-
-/// The statement behind a handle.
-pub(crate) fn prepared_query(handle: &[u8]) -> Result<String> {
-    PreparedStatement::decode(handle).map(|statement| statement.query).map_err(|_| not_understood("prepared statement"))
+/// The run that a transaction reads; `None` without one.
+///
+/// # Errors
+/// [`ServeError::NotOurs`] when no service of this lake has begun it.
+pub(crate) fn run_of(transaction: Option<&[u8]>, key: &SealKey) -> Result<Option<u64>> {
+    match transaction {
+        None | Some([]) => Ok(None),
+        Some(id) => Ok(Some(key.open::<Transaction>(id)?.run_sequence)),
+    }
 }
 
 /// The message in a command: protobuf in `google.protobuf.Any`, or JSON.
@@ -200,6 +261,7 @@ mod tests {
 
     #[test]
     fn a_ticket_asks_the_same_question_of_the_same_run() {
+        let key = SealKey::of_test(1);
         let scores = ScoresAbove { threshold: 0.5, limit: 10 };
         let descriptors = [
             FlightDescriptor::new_cmd(scores.to_command()),
@@ -209,23 +271,27 @@ mod tests {
             ),
         ];
         for descriptor in descriptors {
-            let asked = Question::from_descriptor(&descriptor).unwrap();
-            let ticket = Question::ticket(&descriptor, 7);
-            assert_eq!(Question::from_ticket(&ticket).unwrap(), (asked, Some(7)));
+            let asked = Question::from_descriptor(&descriptor, &key).unwrap();
+            let ticket = Question::ticket(&descriptor, 7, "risk", &key).unwrap();
+            let back = Ticketed { question: asked, pinned: Some((7, "risk".to_owned())) };
+            assert_eq!(Question::from_ticket(&ticket, &key).unwrap(), back);
+            assert_ne!(Question::ticket(&descriptor, 7, "risk", &key).unwrap(), ticket, "each can be cancelled alone");
         }
-        assert_eq!(Question::from_ticket(&scores.to_command()).unwrap(), (Question::Scores(scores), None));
+        let by_hand = Ticketed { question: Question::Scores(scores.clone()), pinned: None };
+        assert_eq!(Question::from_ticket(&scores.to_command(), &key).unwrap(), by_hand);
     }
 
     #[test]
     fn what_cannot_be_understood_is_refused_with_the_way_to_ask() {
+        let key = SealKey::of_test(1);
         for bytes in [&b""[..], b"\xff\xff", b"select 1", b"{\"table\":\"core.orders\"}"] {
-            let error = Question::from_ticket(bytes).unwrap_err();
+            let error = Question::from_ticket(bytes, &key).unwrap_err();
             assert!(error.to_string().contains("google.protobuf.Any"), "{error}");
         }
         for path in [vec!["core"], vec!["a", "b", "c"], vec!["core", "Orders"], vec!["core/..", "x"]] {
             let path = path.into_iter().map(str::to_owned).collect();
-            assert!(Question::from_descriptor(&FlightDescriptor::new_path(path)).is_err());
+            assert!(Question::from_descriptor(&FlightDescriptor::new_path(path), &key).is_err());
         }
-        assert!(Question::from_descriptor(&FlightDescriptor::default()).is_err());
+        assert!(Question::from_descriptor(&FlightDescriptor::default(), &key).is_err());
     }
 }

@@ -6,7 +6,7 @@ use tonic::Extensions;
 use crate::question::Question;
 use crate::{ServeError, Token};
 
-/// What the caller of a call may do. Put into every call by [`Guard`], so that a call without it may do nothing.
+/// What the caller of a call may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rights {
     pub(crate) read: bool,
@@ -14,11 +14,6 @@ pub(crate) struct Rights {
 }
 
 impl Rights {
-    /// Those of a call.
-    pub(crate) fn of(extensions: &Extensions) -> Self {
-        extensions.get::<Self>().copied().unwrap_or(Self { read: false, put: false })
-    }
-
     /// # Errors
     /// [`ServeError::Forbidden`] for who may only put.
     pub(crate) fn to_read(self) -> Result<(), ServeError> {
@@ -40,7 +35,7 @@ impl Rights {
     }
 }
 
-/// Who calls, and what the caller may do. Put into every call by [`Guard`].
+/// Who calls, and what the caller may do. Put into every call by [`Guard`], so that a call without it may do nothing.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) rights: Rights,

@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use holdfast_engine::{LakeReader, Published};
+use holdfast_engine::{LakeReader, Published, WhichRun};
 use holdfast_feature_store::{OnlineStore, ServedLog};
 use holdfast_lake::Lake;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +12,7 @@ use crate::{Result, ServeError, ServeSettings};
 /// How long answers that were noted wait until they are written.
 const SERVED_WAIT: Duration = Duration::from_secs(30);
 
-/// The newest published run, and the few before it that tickets may still ask for.
+/// The newest published run, and the few before it that tickets ask for most.
 #[derive(Debug)]
 pub(crate) struct Runs {
     reader: Arc<LakeReader>,
@@ -46,7 +46,7 @@ impl Runs {
         newest
     }
 
-    /// The run of a ticket, or the newest if the ticket names none.
+    /// The run of this number, or the newest without one. Those that are not at hand any more are read from the lake again.
     ///
     /// A run newer than any known here was handed out by another replica that saw it first: look once.
     pub(crate) async fn pinned(&self, sequence: Option<u64>) -> Result<Arc<Published>> {
@@ -57,7 +57,16 @@ impl Runs {
         }
         let newest = self.newest();
         let held = self.recent().iter().find(|run| run.sequence() == sequence).map(Arc::clone);
-        held.ok_or_else(|| ServeError::RunGone { sequence, newest: newest.sequence() })
+        let found = match held {
+            Some(run) => Some(run),
+            None => self.reader.published(&WhichRun::Sequence(sequence)).await?,
+        };
+        found.ok_or_else(|| ServeError::RunGone { sequence, newest: newest.sequence() })
+    }
+
+    /// What runs are read with.
+    pub(crate) fn reader(&self) -> &Arc<LakeReader> {
+        &self.reader
     }
 
     /// The lake.

@@ -20,6 +20,7 @@ use crate::audited::FLIGHT;
 use crate::http::{Face, answer_until};
 use crate::put::Puts;
 use crate::rights::Guard;
+use crate::seal::SealKey;
 use crate::service::HoldfastFlight;
 use crate::settings::Tls;
 use crate::telemetry::{Call, Sent};
@@ -65,7 +66,7 @@ pub async fn bind_as(address: &str, is_protected: bool) -> Result<TcpListener> {
 /// The standard gRPC health service answers on the same port. When this returns, or is dropped, nothing of it goes on.
 ///
 /// # Errors
-/// [`ServeError::Setting`], [`ServeError::Exposed`] and [`ServeError::PutsUnprotected`] before anything is served;
+/// [`ServeError::Setting`], [`ServeError::Exposed`], [`ServeError::PutsUnprotected`] and [`ServeError::SealSecret`] before anything is served;
 /// [`ServeError::Transport`] when the listener fails. A failure of one call is told to its client and ends nothing else.
 pub async fn serve(
     reader: Arc<LakeReader>,
@@ -106,12 +107,14 @@ pub async fn serve_with_http(
         puts.resume().await?;
     }
     let puts = puts.map(|puts| PutsGuard(Arc::new(puts)));
+    let key = SealKey::of(reader.lake()).await?;
     let settings = Arc::new(settings);
     let flight = HoldfastFlight::new(
         reader,
         puts.as_ref().map(|puts| Arc::clone(&puts.0)),
         Arc::clone(&settings),
         Arc::clone(&access),
+        key,
     );
     let (runs, streams) = (Arc::clone(&flight.runs), Arc::clone(&flight.streams));
     let limited = FlightServiceServer::new(flight)
@@ -327,7 +330,6 @@ where
             let sent = sent.map(str::to_owned);
             match guard.caller(sent.as_deref(), certificate.as_deref()).await {
                 Ok(caller) => {
-                    request.extensions_mut().insert(caller.rights);
                     request.extensions_mut().insert(caller);
                     inner.call(request).await
                 }

@@ -4,10 +4,7 @@ use std::time::Instant as Began;
 
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow_flight::flight_service_server::FlightService;
-use arrow_flight::sql::{
-    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult,
-    Any, ProstMessageExt,
-};
+use arrow_flight::sql::DoPutPreparedStatementResult;
 use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest,
     HandshakeResponse, IpcMessage, PollInfo, PutResult, Result as ActionResult, SchemaAsIpc, SchemaResult, Ticket,
@@ -15,37 +12,35 @@ use arrow_flight::{
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
-use holdfast_access::{Access, Limits, Running, query_hash};
+use holdfast_access::{Access, Limits, Running, SeenRuns, query_hash};
 use holdfast_engine::{LakeReader, Published, PublishedTable};
 use prost::Message;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::Receiver;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span};
 
-use crate::answer::{Answer, bytes_of};
+use crate::answer::{Answer, View, bytes_of};
 use crate::audited::{Audited, FLIGHT};
 use crate::feature_calls::{self, Exchange};
-use crate::feature_rights::{FeatureGuard, FeatureNames};
+use crate::feature_rights::FeatureGuard;
+use crate::generated::v1::{PreparedStatement, Session};
 use crate::online_calls::{self, Answers, Asking};
-use crate::put::Puts;
-use crate::question::{Question, prepared_handle, prepared_query};
-use crate::rights::{Caller, Rights};
+use crate::parameters::Values;
+use crate::put::{self, Puts};
+use crate::question::{Question, Ticketed};
+use crate::rights::Caller;
 use crate::runs::Runs;
+use crate::seal::SealKey;
 use crate::stream::{Bounds, Place, Streams};
-use crate::telemetry::{Call, Sent, outcome};
+use crate::telemetry::{Call, OK, Sent, outcome};
 use crate::wire::wire_schema;
-use crate::{Result, ServeError, ServeSettings, handshake};
+use crate::{Result, ServeError, ServeSettings, actions, handshake};
 
-const CREATE_PREPARED_STATEMENT: &str = "CreatePreparedStatement";
-const CLOSE_PREPARED_STATEMENT: &str = "ClosePreparedStatement";
-const HEALTH: &str = "health";
-const REFRESH: &str = "refresh";
-const LIST_FEATURES: &str = "list_features";
-const DESCRIBE_FEATURES: &str = "describe_features";
-const DATASETS: &str = "get_dataset";
-
+/// The word for spans and metrics.
+const BIND: &str = "bind_parameters";
 /// An exchange that has begun.
 enum Begun {
     /// One answer.
@@ -63,9 +58,18 @@ pub(crate) struct HoldfastFlight {
     pub(crate) runs: Arc<Runs>,
     pub(crate) streams: Arc<Streams>,
     puts: Option<Arc<Puts>>,
-    settings: Arc<ServeSettings>,
+    pub(crate) settings: Arc<ServeSettings>,
     pub(crate) access: Arc<Access>,
-    began: Began,
+    pub(crate) key: SealKey,
+    pub(crate) began: Began,
+}
+
+/// A put that has begun, or that is over already.
+enum Put {
+    /// What sources acknowledge.
+    Taken(Receiver<Result<PutResult, Status>>),
+    /// Values were bound to a prepared statement.
+    Bound(PutResult),
 }
 
 impl HoldfastFlight {
@@ -74,6 +78,7 @@ impl HoldfastFlight {
         puts: Option<Arc<Puts>>,
         settings: Arc<ServeSettings>,
         access: Arc<Access>,
+        key: SealKey,
     ) -> Self {
         Self {
             runs: Arc::new(Runs::new(reader, &settings)),
@@ -81,6 +86,7 @@ impl HoldfastFlight {
             puts,
             settings,
             access,
+            key,
             began: Began::now(),
         }
     }
@@ -120,56 +126,77 @@ impl HoldfastFlight {
         begun.map(Response::new).map_err(|error| error.status())
     }
 
-    /// `run` is as the caller sees it.
-    async fn plan(&self, caller: &Caller, question: Question, run: &Published) -> Result<Answer> {
+    async fn plan(&self, caller: &Caller, question: Question, view: &View) -> Result<Answer> {
         if let Question::Online(command) = &question {
             let newest = self.runs.newest();
             let guard = FeatureGuard::new(&self.access, &caller.principal, &newest);
             return online_calls::answer(&self.runs, command, &self.settings, &guard).await;
         }
-        Answer::plan(question, run, &self.settings, self.puts.is_some()).await
+        Answer::plan(question, view, &self.settings, self.puts.is_some()).await
     }
 
-    async fn flight_info(&self, caller: Caller, descriptor: FlightDescriptor) -> Result<FlightInfo> {
-        let question = understand(Question::from_descriptor(&descriptor)?);
+    async fn flight_info(&self, caller: Caller, session: Session, descriptor: FlightDescriptor) -> Result<FlightInfo> {
+        let question = understand(Question::from_descriptor(&descriptor, &self.key)?);
         caller.rights.to_ask(&question)?;
-        let run = self.newest_run(&caller)?;
-        let answer = self.plan(&caller, question, &run).await?;
-        info(descriptor, &answer.schema, answer.rows, answer.bytes, run.sequence())
+        let view = self.view(&caller, question.run().or(session.run()), session.schema).await?;
+        let answer = self.plan(&caller, question, &view).await?;
+        let ticket = Question::ticket(&descriptor, view.run.sequence(), &view.schema, &self.key)?;
+        info(descriptor, ticket, &answer.schema, (answer.rows, answer.bytes))
     }
 
-    async fn schema(&self, caller: Caller, descriptor: &FlightDescriptor) -> Result<SchemaResult> {
-        let question = understand(Question::from_descriptor(descriptor)?);
+    async fn schema(&self, caller: Caller, session: Session, descriptor: &FlightDescriptor) -> Result<SchemaResult> {
+        let question = understand(Question::from_descriptor(descriptor, &self.key)?);
         caller.rights.to_ask(&question)?;
-        let run = self.newest_run(&caller)?;
-        let answer = self.plan(&caller, question, &run).await?;
+        let view = self.view(&caller, question.run().or(session.run()), session.schema).await?;
+        let answer = self.plan(&caller, question, &view).await?;
         Ok(SchemaResult { schema: ipc_schema(&answer.schema)? })
     }
 
-    async fn begin_stream(&self, caller: Caller, ticket: Ticket, deadline: Instant, call: Call) -> Result<Messages> {
-        let (question, sequence) = Question::from_ticket(&ticket.ticket)?;
+    /// A run as the caller sees it, the newest without a number.
+    pub(crate) async fn view(&self, caller: &Caller, run: Option<u64>, schema: String) -> Result<View> {
+        let run = self.runs.pinned(run).await?;
+        Span::current().record("run", run.sequence());
+        self.access.knows(&self.runs.newest());
+        let run = self.access.view(&caller.principal, &run)?;
+        let (reader, access) = (Arc::clone(self.runs.reader()), Arc::clone(&self.access));
+        let earlier = Arc::new(SeenRuns::new(reader, access, Arc::clone(&caller.principal)));
+        Ok(View { run, earlier, schema })
+    }
+
+    async fn begin_stream(
+        &self,
+        caller: Caller,
+        session: Session,
+        ticket: Ticket,
+        (deadline, call): (Instant, Call),
+    ) -> Result<Messages> {
+        let Ticketed { question, pinned } = Question::from_ticket(&ticket.ticket, &self.key)?;
         let command = question.label();
         let question = understand(question);
         caller.rights.to_ask(&question)?;
         let mut audited = Audited::new(&self.access, &caller.principal, FLIGHT, command);
         audited.entry.query_hash = match &question {
-            Question::Statement(sql) => Some(query_hash(sql)),
+            Question::Statement(asked) => Some(query_hash(&asked.sql)),
             _ => None,
         };
         let begin = async {
             let (running, limits) = self.access.admit(&caller.principal)?;
             let place = self.streams.admit().await?;
-            let run = self.runs.pinned(sequence).await?;
-            let run = self.access.view(&caller.principal, &run)?;
-            Span::current().record("run", run.sequence());
-            audited.entry.run = run.sequence();
-            let answer = self.plan(&caller, question, &run).await?;
+            let cancel = pinned.is_some().then(|| self.streams.cancellable(&caller.principal, &ticket.ticket));
+            // What a client made itself is asked as in GetFlightInfo.
+            let (run, schema) = match pinned {
+                Some((run, schema)) => (Some(run), schema),
+                None => (question.run().or(session.run()), session.schema),
+            };
+            let view = self.view(&caller, run, schema).await?;
+            audited.entry.run = view.run.sequence();
+            let answer = self.plan(&caller, question, &view).await?;
             audited.reads(&answer)?;
             audited.begin().await?;
             Ok::<_, ServeError>((
                 answer,
                 place,
-                Bounds { deadline: bounded(deadline, &limits), limits, _running: running },
+                Bounds { deadline: bounded(deadline, &limits), limits, cancel, _running: running },
             ))
         };
         let begun = begin.await;
@@ -196,7 +223,7 @@ impl HoldfastFlight {
         let mut audited = Audited::new(&self.access, &caller.principal, FLIGHT, label);
         match self.begun_exchange(&caller, exchange, (first, messages), &mut audited).await {
             Ok(Begun::Answer(answer, place, limits, running)) => {
-                let bounds = Bounds { deadline: bounded(deadline, &limits), limits, _running: running };
+                let bounds = Bounds { deadline: bounded(deadline, &limits), limits, cancel: None, _running: running };
                 Ok(ReceiverStream::new(self.streams.start(answer, place, bounds, call, audited)).boxed())
             }
             Ok(Begun::Talk(schema, answers, place)) => {
@@ -238,6 +265,38 @@ impl HoldfastFlight {
         }
     }
 
+    /// Reads the first message of a put: it says what it is for.
+    async fn begin_put(&self, request: Request<Streaming<FlightData>>, call: Call) -> Result<Put> {
+        let caller = Caller::of(request.extensions())?;
+        let (metadata, _, mut messages) = request.into_parts();
+        let limit = self.puts.as_ref().map_or(self.settings.query_timeout, |puts| puts.settings().idle_timeout);
+        let first = put::first(&mut messages, limit).await?;
+        if let Some(statement) = put::prepared_statement(&first) {
+            caller.rights.to_read()?;
+            let timeout = self.settings.query_timeout;
+            let bound = tokio::time::timeout(timeout, self.bind(&statement, first, messages)).await;
+            return bound.unwrap_or(Err(ServeError::Deadline(timeout))).map(Put::Bound);
+        }
+        let Some(puts) = &self.puts else {
+            return Err(ServeError::Unsupported(
+                "this service is read-only: load data with `holdfast ingest`, or start the service with --accept-puts"
+                    .to_owned(),
+            ));
+        };
+        caller.rights.to_put()?;
+        puts.begin(&metadata, first, messages, call).map(Put::Taken)
+    }
+
+    /// The handle of the statement with the values that come behind `first`.
+    async fn bind(&self, handle: &[u8], first: FlightData, messages: Streaming<FlightData>) -> Result<PutResult> {
+        let statement: PreparedStatement = self.key.open(handle)?;
+        let values = Values::sent(first, messages).await?;
+        let parameters = values.encode(self.settings.max_parameter_bytes)?;
+        let bound = self.key.sealed(PreparedStatement { parameters, ..statement });
+        let result = DoPutPreparedStatementResult { prepared_statement_handle: Some(bound.encode_to_vec().into()) };
+        Ok(PutResult { app_metadata: result.encode_to_vec().into() })
+    }
+
     /// The published tables whose name is, or begins with, what the criteria say; all of them without criteria.
     fn flights(&self, caller: &Caller, criteria: &Criteria) -> Result<Vec<FlightInfo>> {
         caller.rights.to_read()?;
@@ -245,81 +304,16 @@ impl HoldfastFlight {
             .map_err(|_| ServeError::Request("criteria are the beginning of a table's name, in UTF-8".to_owned()))?;
         let run = self.newest_run(caller)?;
         let tables = run.tables().iter().filter(|table| table.name.to_string().starts_with(wanted));
-        tables.map(|table| table_info(table, run.sequence())).collect()
+        tables.map(|table| table_info(table, run.sequence(), &self.key)).collect()
     }
 
-    async fn action(&self, caller: &Caller, action: Action) -> Result<Option<Bytes>> {
-        caller.rights.to_read()?;
-        match action.r#type.as_str() {
-            CREATE_PREPARED_STATEMENT => {
-                let request: ActionCreatePreparedStatementRequest = unpack(&action.body)?;
-                let question = understand(Question::Statement(request.query.clone()));
-                let run = self.newest_run(caller)?;
-                let answer = self.plan(caller, question, &run).await?;
-                let result = ActionCreatePreparedStatementResult {
-                    prepared_statement_handle: prepared_handle(request.query),
-                    dataset_schema: ipc_schema(&answer.schema)?,
-                    parameter_schema: ipc_schema(&Schema::empty())?,
-                };
-                Ok(Some(result.as_any().encode_to_vec().into()))
-            }
-            CLOSE_PREPARED_STATEMENT => {
-                let request: ActionClosePreparedStatementRequest = unpack(&action.body)?;
-                // Nothing is kept for it; a handle that is none is still told.
-                prepared_query(&request.prepared_statement_handle)?;
-                Ok(None)
-            }
-            LIST_FEATURES => {
-                let body = feature_calls::list(self.runs.lake(), self.runs.online()).await?;
-                self.feature_names(caller).await?.of_list(body).map(Some)
-            }
-            DESCRIBE_FEATURES => {
-                let body = feature_calls::describe(self.runs.lake(), &action.body).await?;
-                self.feature_names(caller).await?.of_description(body).map(Some)
-            }
-            DATASETS => {
-                let body = feature_calls::datasets(self.runs.lake(), &action.body).await?;
-                self.feature_names(caller).await?.of_datasets(body).map(Some)
-            }
-            HEALTH => Ok(Some(self.health(caller, None)?)),
-            REFRESH => {
-                let swapped = self.runs.refresh().await?;
-                Ok(Some(self.health(caller, Some(swapped))?))
-            }
-            other => Err(ServeError::Unsupported(format!(
-                "the action `{}` is not offered: ListActions tells which are",
-                other.chars().take(120).collect::<String>()
-            ))),
-        }
-    }
-
-    /// Which feature views the caller may know of.
-    async fn feature_names(&self, caller: &Caller) -> Result<FeatureNames> {
-        if self.access.policy().is_none() {
-            return Ok(FeatureNames::all());
-        }
-        FeatureNames::seen(self.runs.lake(), self.newest_run(caller)?.as_ref()).await
-    }
-
-    fn health(&self, caller: &Caller, swapped: Option<bool>) -> Result<Bytes> {
-        let run = self.newest_run(caller)?;
-        let mut health = serde_json::json!({
-            "status": "serving",
-            "version": env!("CARGO_PKG_VERSION"),
-            "run_sequence": run.sequence(),
-            "run_id": run.run_id(),
-            "as_of": run.as_of().to_rfc3339(),
-            "tables": run.tables().len(),
-            "uptime_seconds": self.began.elapsed().as_secs(),
-        });
-        if let (Some(swapped), Some(fields)) = (swapped, health.as_object_mut()) {
-            fields.insert("swapped".to_owned(), swapped.into());
-        }
-        Ok(health.to_string().into())
+    /// The session of a call, in the caller's cookie.
+    fn session<T>(&self, request: &Request<T>) -> Result<Session, Status> {
+        Session::of(request.metadata(), &self.key).map_err(|error| error.status())
     }
 
     /// The newest run as the caller sees it.
-    fn newest_run(&self, caller: &Caller) -> Result<Arc<Published>> {
+    pub(crate) fn newest_run(&self, caller: &Caller) -> Result<Arc<Published>> {
         let run = self.runs.newest();
         Span::current().record("run", run.sequence());
         Ok(self.access.view(&caller.principal, &run)?)
@@ -360,45 +354,46 @@ impl FlightService for HoldfastFlight {
     }
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
-        let caller = caller(request.extensions())?;
-        self.call("GetFlightInfo", self.flight_info(caller, request.into_inner())).await.map(Response::new)
+        let (caller, session) = (caller(request.extensions())?, self.session(&request)?);
+        self.call("GetFlightInfo", self.flight_info(caller, session, request.into_inner())).await.map(Response::new)
     }
 
     /// Planning is all that happens before `DoGet`, so the first poll has the final answer.
     async fn poll_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
-        let caller = caller(request.extensions())?;
-        let info = self.call("PollFlightInfo", self.flight_info(caller, request.into_inner())).await?;
+        let (caller, session) = (caller(request.extensions())?, self.session(&request)?);
+        let info = self.call("PollFlightInfo", self.flight_info(caller, session, request.into_inner())).await?;
         Ok(Response::new(PollInfo { info: Some(info), progress: Some(1.0), ..PollInfo::default() }))
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
-        let caller = caller(request.extensions())?;
+        let (caller, session) = (caller(request.extensions())?, self.session(&request)?);
         let descriptor = request.into_inner();
-        self.call("GetSchema", self.schema(caller, &descriptor)).await.map(Response::new)
+        self.call("GetSchema", self.schema(caller, session, &descriptor)).await.map(Response::new)
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
         let call = Call::begin("DoGet");
-        let caller = caller(request.extensions())?;
+        let (caller, session) = (caller(request.extensions())?, self.session(&request)?);
         let deadline = self.deadline();
-        let begin = self.begin_stream(caller, request.into_inner(), deadline, call.clone());
+        let begin = self.begin_stream(caller, session, request.into_inner(), (deadline, call.clone()));
         self.begun(deadline, call, begin).await
     }
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
-        let Some(puts) = &self.puts else {
-            let refusal = "this service is read-only and takes no parameters: write the values into the statement, and \
-                           load data with `holdfast ingest`, or start the service with --accept-puts";
-            return self.call("DoPut", async { Err(ServeError::Unsupported(refusal.to_owned())) }).await;
-        };
         let call = Call::begin("DoPut");
-        let rights = Rights::of(request.extensions());
-        let begun = rights.to_put().and_then(|()| puts.begin(request, call.clone()));
-        // Once begun, the call reports its own end.
-        if begun.is_err() {
-            call.end("", Sent::default(), outcome(&begun));
+        let begun = self.begin_put(request, call.clone()).boxed().instrument(call.span.clone()).await;
+        match begun {
+            // Once begun, the call reports its own end.
+            Ok(Put::Taken(answers)) => Ok(Response::new(ReceiverStream::new(answers).boxed())),
+            Ok(Put::Bound(result)) => {
+                call.end(BIND, Sent::default(), OK);
+                Ok(Response::new(all([result])))
+            }
+            Err(error) => {
+                call.end("", Sent::default(), error.kind().as_str());
+                Err(error.status())
+            }
         }
-        begun.map(|answers| Response::new(ReceiverStream::new(answers).boxed())).map_err(|error| error.status())
     }
 
     async fn do_exchange(
@@ -414,29 +409,17 @@ impl FlightService for HoldfastFlight {
 
     async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
         let caller = caller(request.extensions())?;
-        let result = self.call("DoAction", self.action(&caller, request.into_inner())).await?;
-        Ok(Response::new(all(result.map(|body| ActionResult { body }))))
+        let session = Session::of(request.metadata(), &self.key);
+        let done = self.call("DoAction", self.action(&caller, session, request.into_inner())).await?;
+        let mut response = Response::new(all(done.body.map(|body| ActionResult { body })));
+        if let Some(cookie) = done.cookie.and_then(|cookie| cookie.parse().ok()) {
+            response.metadata_mut().insert("set-cookie", cookie);
+        }
+        Ok(response)
     }
 
     async fn list_actions(&self, _request: Request<Empty>) -> Result<Response<Self::ListActionsStream>, Status> {
-        let action =
-            |name: &str, description: &str| ActionType { r#type: name.to_owned(), description: description.to_owned() };
-        Ok(Response::new(all([
-            action(HEALTH, "The run that is served and since when, as JSON."),
-            action(LIST_FEATURES, "The feature views and services, as JSON."),
-            action(DESCRIBE_FEATURES, "A feature view or service, NAME or NAME@v3 in UTF-8, as JSON."),
-            action(DATASETS, "The training sets of the lake, as JSON; with an id in UTF-8, that one."),
-            action(REFRESH, "Looks for a newer run at once; answers as `health` does, with `swapped`."),
-            action(
-                CREATE_PREPARED_STATEMENT,
-                "Prepares a query without parameters. Request: ActionCreatePreparedStatementRequest, response: \
-                 ActionCreatePreparedStatementResult.",
-            ),
-            action(
-                CLOSE_PREPARED_STATEMENT,
-                "Closes a prepared query. Request: ActionClosePreparedStatementRequest, no response.",
-            ),
-        ])))
+        Ok(Response::new(all(actions::offered())))
     }
 }
 
@@ -456,39 +439,34 @@ fn understand(question: Question) -> Question {
     question
 }
 
-fn table_info(table: &PublishedTable, run_sequence: u64) -> Result<FlightInfo> {
+fn table_info(table: &PublishedTable, run_sequence: u64, key: &SealKey) -> Result<FlightInfo> {
     let path = vec![table.name.schema().to_owned(), table.name.table().to_owned()];
-    info(FlightDescriptor::new_path(path), &wire_schema(&table.schema), table.rows, bytes_of(table), run_sequence)
+    let descriptor = FlightDescriptor::new_path(path);
+    let ticket = Question::ticket(&descriptor, run_sequence, "", key)?;
+    info(descriptor, ticket, &wire_schema(&table.schema), (table.rows, bytes_of(table)))
 }
 
 fn info(
     descriptor: FlightDescriptor,
+    ticket: Bytes,
     schema: &Schema,
-    rows: Option<u64>,
-    bytes: Option<u64>,
-    run_sequence: u64,
+    (rows, bytes): (Option<u64>, Option<u64>),
 ) -> Result<FlightInfo> {
-    let ticket = Ticket { ticket: Question::ticket(&descriptor, run_sequence) };
     // Flight says -1 for what is not known.
     let known = |count: Option<u64>| count.and_then(|count| i64::try_from(count).ok()).unwrap_or(-1);
     Ok(FlightInfo::new()
         .try_with_schema(schema)?
-        .with_endpoint(FlightEndpoint::new().with_ticket(ticket))
+        .with_endpoint(FlightEndpoint::new().with_ticket(Ticket { ticket }))
         .with_descriptor(descriptor)
         .with_ordered(true)
         .with_total_records(known(rows))
         .with_total_bytes(known(bytes)))
 }
 
-fn ipc_schema(schema: &Schema) -> Result<Bytes> {
+pub(crate) fn ipc_schema(schema: &Schema) -> Result<Bytes> {
     let options = arrow::ipc::writer::IpcWriteOptions::default();
     let IpcMessage(bytes) = SchemaAsIpc::new(schema, &options).try_into()?;
     Ok(bytes)
-}
-
-fn unpack<M: ProstMessageExt>(body: &[u8]) -> Result<M> {
-    let unpacked = Any::decode(body).ok().and_then(|any| any.unpack::<M>().ok().flatten());
-    unpacked.ok_or_else(|| ServeError::Request(format!("the body of the action is not a {}", M::type_url())))
 }
 
 fn all<T: Send + 'static>(

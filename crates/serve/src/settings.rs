@@ -21,8 +21,8 @@ pub struct ServeSettings {
     pub tls: Option<Tls>,
     /// How often to look for a newly published run. 10 ms to 1 hour.
     pub reload_interval: Duration,
-    /// Published runs kept for tickets that were handed out before a newer run. 1 to 100. A stream that has begun keeps
-    /// its run by itself.
+    /// Published runs kept at hand for tickets that were handed out before a newer run; others are read from the lake
+    /// again. 1 to 100. A stream that has begun keeps its run by itself.
     pub kept_runs: usize,
     /// Rows of one record batch on the wire. 1 to 1,048,576.
     pub max_rows_per_batch: usize,
@@ -49,6 +49,8 @@ pub struct ServeSettings {
     pub feature_memory_bytes: usize,
     /// Length of one SQL statement. 1 KiB to 64 MiB.
     pub max_statement_bytes: usize,
+    /// The values that are bound to a prepared statement: they travel in its handle. 1 KiB to 16 MiB.
+    pub max_parameter_bytes: usize,
     /// Size of one request message. 4 MiB to 1 GiB.
     pub max_request_bytes: usize,
     /// How long running streams may go on after shutdown was asked for. 0 to 1 hour.
@@ -94,6 +96,7 @@ impl Default for ServeSettings {
             max_customer_ids: 10_000,
             feature_memory_bytes: 128 << 20,
             max_statement_bytes: 1 << 20,
+            max_parameter_bytes: 1 << 20,
             max_request_bytes: 64 << 20,
             drain_timeout: Duration::from_secs(10),
             progress: Arc::new(NoProgress),
@@ -120,6 +123,7 @@ impl ServeSettings {
         within("max_customer_ids", self.max_customer_ids, 1, 1_000_000)?;
         within("feature_memory_bytes", self.feature_memory_bytes, 16 << 20, 1 << 36)?;
         within("max_statement_bytes", self.max_statement_bytes, 1 << 10, 64 << 20)?;
+        within("max_parameter_bytes", self.max_parameter_bytes, 1 << 10, 16 << 20)?;
         within("max_request_bytes", self.max_request_bytes, 4 << 20, 1 << 30)?;
         within("drain_timeout", self.drain_timeout, Duration::ZERO, HOUR)
     }

@@ -1,7 +1,8 @@
 //! Carries answers to a client: with a deadline around the whole stream, backpressure, and an end that is always told.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -10,7 +11,7 @@ use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
 use arrow_flight::{FlightData, SchemaAsIpc};
 use futures::{StreamExt, TryStreamExt};
-use holdfast_access::{AccessError, Limits, Running};
+use holdfast_access::{AccessError, Limits, Principal, Running};
 use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -35,6 +36,32 @@ pub(crate) struct Streams {
     conversations: Arc<Semaphore>,
     tasks: TaskTracker,
     abort: CancellationToken,
+    cancellable: Arc<Mutex<Cancellable>>,
+}
+
+/// Streams that run, by whose they are and the hash of their ticket, each with its number.
+type Cancellable = HashMap<(Arc<Principal>, blake3::Hash), Vec<(u64, CancellationToken)>>;
+
+/// A stream that its client can cancel, for as long as this is there.
+#[derive(Debug)]
+pub(crate) struct Cancel {
+    streams: Arc<Mutex<Cancellable>>,
+    of: (Arc<Principal>, blake3::Hash),
+    number: u64,
+    token: CancellationToken,
+}
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        // A panic in between leaves an entry that nobody asks for.
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_ticket) = streams.get_mut(&self.of) {
+            of_ticket.retain(|(number, _)| *number != self.number);
+            if of_ticket.is_empty() {
+                streams.remove(&self.of);
+            }
+        }
+    }
 }
 
 /// A place to run; given back when dropped.
@@ -49,6 +76,8 @@ pub(crate) struct Place {
 pub(crate) struct Bounds {
     pub(crate) deadline: Instant,
     pub(crate) limits: Limits,
+    /// Where the answer is to a ticket.
+    pub(crate) cancel: Option<Cancel>,
     /// It counts as running until the stream has ended.
     pub(crate) _running: Running,
 }
@@ -70,7 +99,26 @@ impl Streams {
             settings,
             tasks: TaskTracker::new(),
             abort: CancellationToken::new(),
+            cancellable: Arc::default(),
         }
+    }
+
+    /// Lets the answer to a ticket be cancelled by whose it is.
+    pub(crate) fn cancellable(&self, principal: &Arc<Principal>, ticket: &[u8]) -> Cancel {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let (number, token) = (NUMBERS.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
+        let of = (Arc::clone(principal), blake3::hash(ticket));
+        let mut streams = self.cancellable.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.entry(of.clone()).or_default().push((number, token.clone()));
+        Cancel { streams: Arc::clone(&self.cancellable), of, number, token }
+    }
+
+    /// Ends what answers the ticket; whether anything did.
+    pub(crate) fn cancel(&self, principal: &Arc<Principal>, ticket: &[u8]) -> bool {
+        let streams = self.cancellable.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = streams.get(&(Arc::clone(principal), blake3::hash(ticket)));
+        found.into_iter().flatten().for_each(|(_, token)| token.cancel());
+        found.is_some()
     }
 
     /// Waits for a place to run; refused at once when too many wait already.
@@ -158,12 +206,14 @@ impl Streams {
         let last_word = sender.clone().try_reserve_owned().ok();
         let settings = Arc::clone(&self.settings);
         let abort = self.abort.clone();
+        let cancelled = bounds.cancel.as_ref().map(|cancel| cancel.token.clone()).unwrap_or_default();
         let span = call.span.clone();
         let pump = async move {
             let mut sent = Sent::default();
             let end = tokio::select! {
                 biased;
                 () = abort.cancelled() => Err(ServeError::Stopping),
+                () = cancelled.cancelled() => Err(ServeError::Cancelled),
                 () = sender.closed() => Ok(End::Cancelled),
                 end = tokio::time::timeout_at(bounds.deadline, pump(answer, &sender, &settings, &bounds.limits, &mut sent)) => {
                     end.unwrap_or_else(|_| Err(ServeError::Deadline(bounds.limits.deadline.unwrap_or(settings.query_timeout))))
@@ -199,7 +249,7 @@ fn finish(
 ) {
     let outcome = match &end {
         Ok(End::Complete) => OK,
-        Ok(End::Cancelled) => CANCELLED,
+        Ok(End::Cancelled) | Err(ServeError::Cancelled) => CANCELLED,
         Err(error) => error.kind().as_str(),
     };
     call.end(audited.command, sent, outcome);

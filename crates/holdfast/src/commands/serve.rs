@@ -247,7 +247,7 @@ impl PgDoor {
         drain_timeout: Duration,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<(), CliError> {
-        let gate = Arc::new(AccessGate::new(access));
+        let gate = Arc::new(AccessGate::new(access, Arc::clone(&reader)));
         let settings = PgSettings { drain_timeout, ..PgSettings::default() };
         let notes = notes(project);
         Ok(holdfast_pgwire::serve(reader, gate, self.tls, notes, settings, self.listener, stop).await?)

@@ -200,6 +200,15 @@ pub struct Ticket {
     /// FlightDescriptor.path as it came; empty for a command.
     #[prost(string, repeated, tag = "3")]
     pub path: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Where tables without a schema are looked for; empty for the default.
+    #[prost(string, tag = "4")]
+    pub schema: ::prost::alloc::string::String,
+    /// Random, so that one of two tickets for the same question can be cancelled.
+    #[prost(string, tag = "5")]
+    pub id: ::prost::alloc::string::String,
+    /// Over all the other fields.
+    #[prost(bytes = "vec", tag = "15")]
+    pub seal: ::prost::alloc::vec::Vec<u8>,
 }
 impl ::prost::Name for Ticket {
     const NAME: &'static str = "Ticket";
@@ -211,12 +220,21 @@ impl ::prost::Name for Ticket {
         "/holdfast.v1.Ticket".into()
     }
 }
-/// A Flight SQL prepared statement. It holds the statement itself, so that the service keeps nothing between calls and
-/// any replica can execute it.
+/// A Flight SQL prepared statement. It holds the statement itself, and the values of its parameters once they are bound, so
+/// that the service keeps nothing between calls and any replica can execute it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PreparedStatement {
     #[prost(string, tag = "1")]
     pub query: ::prost::alloc::string::String,
+    /// One row, as an Arrow IPC stream; empty while nothing is bound.
+    #[prost(bytes = "vec", tag = "2")]
+    pub parameters: ::prost::alloc::vec::Vec<u8>,
+    /// Of the transaction that it was prepared in; 0 without one.
+    #[prost(uint64, tag = "3")]
+    pub run_sequence: u64,
+    /// Over all the other fields.
+    #[prost(bytes = "vec", tag = "15")]
+    pub seal: ::prost::alloc::vec::Vec<u8>,
 }
 impl ::prost::Name for PreparedStatement {
     const NAME: &'static str = "PreparedStatement";
@@ -226,5 +244,47 @@ impl ::prost::Name for PreparedStatement {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/holdfast.v1.PreparedStatement".into()
+    }
+}
+/// A Flight SQL transaction: the run that all of it reads.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Transaction {
+    #[prost(uint64, tag = "1")]
+    pub run_sequence: u64,
+    /// Over all the other fields.
+    #[prost(bytes = "vec", tag = "15")]
+    pub seal: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for Transaction {
+    const NAME: &'static str = "Transaction";
+    const PACKAGE: &'static str = "holdfast.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "holdfast.v1.Transaction".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/holdfast.v1.Transaction".into()
+    }
+}
+/// What a client has set for its session, kept in the client's cookie.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Session {
+    /// The run that it reads; 0 for the newest of each call.
+    #[prost(uint64, tag = "1")]
+    pub run_sequence: u64,
+    /// Where tables without a schema are looked for; empty for the default.
+    #[prost(string, tag = "2")]
+    pub schema: ::prost::alloc::string::String,
+    /// Over all the other fields.
+    #[prost(bytes = "vec", tag = "15")]
+    pub seal: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for Session {
+    const NAME: &'static str = "Session";
+    const PACKAGE: &'static str = "holdfast.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "holdfast.v1.Session".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/holdfast.v1.Session".into()
     }
 }

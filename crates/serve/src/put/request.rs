@@ -75,8 +75,8 @@ impl Request {
         match Command::try_from(any) {
             Ok(Command::CommandStatementIngest(ingest)) => Self::from_ingest(&ingest),
             _ => Err(ServeError::Unsupported(
-                "SQL is read-only here and takes no parameters: write the values into the statement; rows are put into \
-                 sources, with bulk ingestion or DoPut to the path [\"raw\", \"<source>\"]"
+                "SQL is read-only here: rows are put into sources, with bulk ingestion or DoPut to the path [\"raw\", \
+                 \"<source>\"]"
                     .to_owned(),
             )),
         }
@@ -88,7 +88,7 @@ impl Request {
             return refused("there are no temporary tables: ingest into a source, raw.<source>");
         }
         if ingest.transaction_id.as_ref().is_some_and(|id| !id.is_empty()) {
-            return refused("there are no transactions: leave the transaction id out (turn autocommit on)");
+            return refused("what is put is in no transaction: leave the transaction id out (turn autocommit on)");
         }
         if ingest.catalog.as_deref().is_some_and(|catalog| !catalog.is_empty() && catalog != CATALOG) {
             return refused("the only catalog is `holdfast`: leave it out");
@@ -213,7 +213,7 @@ mod tests {
             (replace, "never replaced"),
             (create, "cannot be created"),
             (temporary, "no temporary tables"),
-            (transaction, "no transactions"),
+            (transaction, "in no transaction"),
             (schema, "only the schema `raw`"),
             (catalog, "`holdfast`"),
             (option, "`x`"),
