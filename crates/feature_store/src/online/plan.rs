@@ -109,7 +109,7 @@ impl OnlinePlan {
                 let place = place.ok_or_else(|| {
                     FeatureStoreError::NotFound(format!("the history of {} has no feature `{feature}`", view.view.name))
                 })?;
-                let column = feature_column(label, feature, full_names);
+                let column = feature_column(&label, feature, full_names);
                 fields.push(Arc::new(table.schema.features()[place].as_ref().clone().with_name(&column)));
                 if columns.status == ValueStatus::Value {
                     fields.push(Arc::new(Field::new(status_column_of(&column), status_type(), false)));
@@ -125,10 +125,10 @@ impl OnlinePlan {
                 }
             }
             if columns.status != ValueStatus::None {
-                fields.push(Arc::new(Field::new(status_column_of(label), status_type(), false)));
+                fields.push(Arc::new(Field::new(status_column_of(&label), status_type(), false)));
             }
             if columns.event_timestamps {
-                fields.push(Arc::new(Field::new(event_timestamp_column(label), moment_type(), true)));
+                fields.push(Arc::new(Field::new(event_timestamp_column(&label), moment_type(), true)));
             }
             tables.insert(view.history.to_string(), table.version.into());
             let ttl_us = view.view.ttl_s.map(|ttl| ttl.saturating_mul(1_000_000));
