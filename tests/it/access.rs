@@ -12,7 +12,7 @@ use arrow::util::pretty::pretty_format_batches;
 use arrow_flight::error::FlightError;
 use arrow_flight::sql::client::FlightSqlServiceClient;
 use arrow_flight::sql::{CommandGetTables, CommandStatementQuery, ProstMessageExt};
-use arrow_flight::{FlightClient, FlightDescriptor, FlightInfo, Ticket};
+use arrow_flight::{CancelFlightInfoRequest, CancelStatus, FlightClient, FlightDescriptor, FlightInfo, Ticket};
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt};
 use holdfast_access::{Access, AccessSettings, Audit, AuditKey, MaskKey, NewPrincipal, Users, verify_audit};
@@ -815,6 +815,34 @@ async fn each_access_is_written_down_without_what_was_read() {
         let is_it = |line: &&str| expected.iter().all(|part| line.contains(part));
         assert_eq!(lines.iter().filter(|line| is_it(line)).count(), 1, "{expected:?}: {said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_is_cancelled_by_whose_it_is_and_by_nobody_else() {
+    let service = Service::start().await;
+    let endless = "select a.value from generate_series(1, 1000000) a, generate_series(1, 1000000) b";
+    let info = service.flight("ana").get_flight_info(statement(endless)).await.unwrap();
+    let mut stream = service.flight("ana").do_get(ticket(&info)).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let request = CancelFlightInfoRequest::new(info);
+    let by_another = service.flight("boss").cancel_flight_info(request.clone()).await.unwrap();
+    assert_eq!(by_another.status(), CancelStatus::NotCancellable);
+    for _ in 0..10 {
+        stream.next().await.unwrap().unwrap();
+    }
+    let by_ana = service.flight("ana").cancel_flight_info(request).await.unwrap();
+    assert_eq!(by_ana.status(), CancelStatus::Cancelled);
+    let error = loop {
+        match stream.next().await.expect("the stream ends with an error") {
+            Ok(_) => {}
+            Err(error) => break status(error),
+        }
+    };
+    assert_eq!(error.code(), Code::Cancelled, "{}", error.message());
+    let (lake, _folder) = service.shut_down().await;
+    let name = "audit.accesses".parse().unwrap();
+    let run = LakeReader::newest_of(&lake, &SessionSettings::default(), &[name]).await.unwrap();
+    assert!(texts(&rows_of(&run).await, "outcome").contains(&Some("cancelled".to_owned())));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@
 //! stored as a whole or not at all.
 //!
 //! What all streams hold in memory is bounded: so many streams, each with one message that arrives, and one common room for
-//! the batches that are being stored. A stream whose batch finds no room waits, and its client with it; after a while it is
+//! the batches that are being stored. The first message is read before that, since it says whether the call is a put at all. A stream whose batch finds no room waits, and its client with it; after a while it is
 //! told to come back.
 
 pub(crate) mod decode;
