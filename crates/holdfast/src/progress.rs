@@ -32,11 +32,6 @@ impl Terminal {
         Self { bars, steps: Mutex::default(), quiet }
     }
 
-    /// The bars, for log lines that must not tear them.
-    pub(crate) fn bars(&self) -> Option<&MultiProgress> {
-        self.bars.as_ref()
-    }
-
     /// Writes a log line, its newline included, above the bars.
     pub(crate) fn log(&self, line: &[u8]) {
         self.line(String::from_utf8_lossy(line).trim_end());
