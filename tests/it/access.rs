@@ -506,7 +506,7 @@ async fn pol_1_as_of_shows_of_an_earlier_run_what_the_table_shows() {
         ] {
             assert_eq!(earlier.num_rows(), rows, "{who}");
             assert_eq!(columns(&earlier), columns(&now), "{who}: the columns that are seen now");
-            let said = pretty_format_batches(&[earlier.clone()]).unwrap().to_string();
+            let said = pretty_format_batches(std::slice::from_ref(&earlier)).unwrap().to_string();
             assert!(!said.contains("@example.org"), "{who}: {said}");
             if let Some(ages) = earlier.column_by_name("age") {
                 // The mask of personal data makes null of a number, and nobody's is shown.

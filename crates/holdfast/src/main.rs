@@ -203,7 +203,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Identity(args) => identity::run(&project, args, terminal).await,
         Command::Ingest(args) => Box::pin(ingest::run(&project, args, terminal)).await,
         Command::Lineage(args) => lineage::run(&project, args).await,
-        Command::Plan(args) => plan::run(&project, args, terminal).await,
+        Command::Plan(args) => Box::pin(plan::run(&project, args, terminal)).await,
         Command::Policy(args) => policy::run(&project, args, terminal).await,
         Command::Promote(args) => Box::pin(environments::promote(&project, args, terminal)).await,
         Command::Run(args) => run::run(&project, args, terminal).await,

@@ -277,7 +277,7 @@ mod tests {
             assert_eq!(Question::from_ticket(&ticket, &key).unwrap(), back);
             assert_ne!(Question::ticket(&descriptor, 7, "risk", &key).unwrap(), ticket, "each can be cancelled alone");
         }
-        let by_hand = Ticketed { question: Question::Scores(scores.clone()), pinned: None };
+        let by_hand = Ticketed { question: Question::Scores(scores), pinned: None };
         assert_eq!(Question::from_ticket(&scores.to_command(), &key).unwrap(), by_hand);
     }
 

@@ -101,7 +101,7 @@ pub(crate) async fn score(
     let Some(champion) = registry.alias(model, CHAMPION).await? else {
         return Err(no_champion(registry, model).await?);
     };
-    made_by(champion, Whose::Champion, model, runner, registry, progress).await
+    Box::pin(made_by(champion, Whose::Champion, model, runner, registry, progress)).await
 }
 
 /// Scores the same customers by another version, into a table of its own that nobody is told by.
@@ -120,7 +120,7 @@ pub(crate) async fn shadow(
             "version {number} of `{model}` is the champion: `holdfast score --model {model}` scores with it"
         )));
     }
-    made_by(number, Whose::Shadow, model, runner, registry, progress).await
+    Box::pin(made_by(number, Whose::Shadow, model, runner, registry, progress)).await
 }
 
 /// How a version's scores differ from those of the champion, over the customers that both have scored.
