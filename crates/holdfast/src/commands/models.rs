@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use holdfast_engine::Runner;
 use holdfast_models::Arm;
 use holdfast_types::Progress;
 use serde::Serialize;
@@ -136,7 +137,7 @@ enum TestCommand {
     Show {
         model: String,
         /// Up to when events are known [default: the moment of the newest published run]
-        #[arg(long, value_name = "TIME")]
+        #[arg(long, value_name = "TIME", value_parser = super::moment)]
         as_of: Option<DateTime<Utc>>,
         #[arg(long)]
         json: bool,
@@ -348,6 +349,14 @@ async fn compare(registry: &Registry, model: &str, first: i32, second: i32, json
     print(&text)
 }
 
+/// The models of the lake, to change them, and who works out their features.
+async fn writing(project: &Project) -> Result<(Registry, Runner), CliError> {
+    let lake = project.open_lake_to_write().await?;
+    let registry = Registry { lake: lake.clone(), settings: project.reader_settings() };
+    let settings = project.session_settings(&lake).await?;
+    Ok((registry, project.runner(lake, project.stages()?, settings).await?))
+}
+
 async fn watched(
     project: &Project,
     model: &str,
@@ -355,10 +364,7 @@ async fn watched(
     json: bool,
     terminal: &Arc<Terminal>,
 ) -> Result<(), CliError> {
-    let lake = project.open_lake_to_write().await?;
-    let registry = Registry { lake: lake.clone(), settings: project.reader_settings() };
-    let settings = project.session_settings(&lake).await?;
-    let runner = project.runner(lake, project.stages()?, settings).await?;
+    let (registry, runner) = writing(project).await?;
     let watched = watch(model, &runner, &registry, as_of, terminal.as_ref()).await?;
     if json {
         return print_json(&watched);
@@ -399,10 +405,7 @@ async fn shadowed(
     json: bool,
     terminal: &Arc<Terminal>,
 ) -> Result<(), CliError> {
-    let lake = project.open_lake_to_write().await?;
-    let registry = Registry { lake: lake.clone(), settings: project.reader_settings() };
-    let settings = project.session_settings(&lake).await?;
-    let runner = project.runner(lake, project.stages()?, settings).await?;
+    let (registry, runner) = writing(project).await?;
     let scored = shadow(model, version, &runner, &registry, terminal.as_ref()).await?;
     let (Scored::Unchanged { table, .. } | Scored::Made { table, .. }) = &scored;
     let beside = beside(table, model, &registry).await?;
