@@ -268,7 +268,8 @@ impl Evidence {
     }
 
     pub(crate) fn reserve(&mut self, edges: usize) {
-        self.rows.reserve_exact(edges);
+        // With room for what is added later: the first change would pay for moving all rows. Memory that nothing was written to costs none.
+        self.rows.reserve_exact(edges + edges / 16);
         let rows = &self.rows;
         self.index.reserve(rows.len() + edges, |number| hash_of(key_of(&rows[number as usize])));
     }

@@ -146,8 +146,8 @@ fn hashed(key: &[u8; 32], normalised: &str) -> String {
 
 /// A value as it is compared: two texts that mean the same identifier become equal. `None` when the text cannot be one.
 ///
-/// Phones become E.164 (country default by rule), e-mails lowercase with the provider's own aliases undone, member ids uppercase without separators; the others
-/// are opaque and only trimmed.
+/// Phones become E.164 (country default by rule), e-mails lowercase with the provider's own aliases undone, member ids and the numbers of loyalty cards uppercase without separators,
+/// devices that are named by a UUID or a MAC address its lowercase digits; the others are opaque and only trimmed.
 pub fn normalise(rules: &IdentityRules, identifier_type: &str, value: &str) -> Option<String> {
     let country = rules.types.get(identifier_type).and_then(|rule| rule.country.as_deref());
     normalise_in(country, identifier_type, value)
@@ -162,11 +162,12 @@ pub(crate) fn normalise_in(country: Option<&str>, identifier_type: &str, value: 
     match identifier_type {
         "phone" => phone(country, value),
         "email" => email(value),
-        "member_id" => {
+        "member_id" | "loyalty_card" => {
             let id: String =
                 half_width(value).chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_uppercase).collect();
             meaningful(id)
         }
+        "device" => meaningful(hexadecimal_name(value).unwrap_or_else(|| value.to_owned())),
         _ => meaningful(value.to_owned()),
     }
 }
@@ -176,6 +177,14 @@ fn meaningful(value: String) -> Option<String> {
     const NOTHING: [&str; 8] = ["null", "none", "nan", "n/a", "na", "undefined", "anonymous", "-1"];
     let only_filler = value.chars().all(|c| matches!(c, '0' | '-' | '.' | '*'));
     (!value.is_empty() && !only_filler && !NOTHING.contains(&value.to_lowercase().as_str())).then_some(value)
+}
+
+/// The digits of a UUID or a MAC address, which one system writes in capitals and another with other signs between them.
+fn hexadecimal_name(value: &str) -> Option<String> {
+    let inner = value.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).unwrap_or(value);
+    let digits: String = inner.chars().filter(|c| !matches!(c, '-' | ':')).map(|c| c.to_ascii_lowercase()).collect();
+    let is_mac = digits.len() == 12 && inner.len() == 17;
+    ((digits.len() == 32 || is_mac) && digits.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(digits)
 }
 
 /// Full-width digits, letters and signs, as East Asian keyboards write them, become their ASCII twins.
@@ -404,6 +413,28 @@ mod tests {
             assert_eq!(normalise(&rules(), "device", text), None, "{text}");
         }
         assert_eq!(normalise(&rules(), "member_id", " m-001 234"), Some("M001234".to_owned()));
+    }
+
+    #[test]
+    fn one_device_or_card_in_two_notations_is_one_value() {
+        let device = |text: &str| normalise(&rules(), "device", text);
+        let one = device("38400000-8cf0-11bd-b23e-10b96e40000d").unwrap();
+        for text in [
+            "38400000-8CF0-11BD-B23E-10B96E40000D",
+            "384000008cf011bdb23e10b96e40000d",
+            "{38400000-8CF0-11BD-B23E-10B96E40000D}",
+        ] {
+            assert_eq!(device(text).as_deref(), Some(one.as_str()), "{text}");
+        }
+        assert_eq!(device("02:1A:3f:00:00:01"), device("02-1a-3F-00-00-01"));
+        assert_eq!(device("00000000-0000-0000-0000-000000000000"), None, "what a phone says that tells nothing");
+        // Names of other kinds may differ by case alone.
+        assert_ne!(device("Abc-12"), device("abc-12"));
+        assert_ne!(device("0123456789Ab"), device("0123456789ab"));
+        assert_eq!(
+            normalise(&rules(), "loyalty_card", "6021 0000-0042"),
+            normalise(&rules(), "loyalty_card", "602100000042")
+        );
     }
 
     #[test]
