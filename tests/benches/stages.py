@@ -382,6 +382,7 @@ def changed(bench):
     before = bench.work / "before"
     behind = [stage for stage in bench.stages if stage.name.split(".")[0] in ("profile", "features", "risk")]
     inputs = sorted({name for stage in behind for name in stage.reads} - {stage.name for stage in behind})
+    inputs = [name for name in inputs if (lake / name.replace(".", "/")).exists()]
     write_all(lake, inputs, before)
     customers, identity, by_key, full_run, stages, by_key_lake = change(bench, lake, bench.work / "in")
     kinds = [stage.get("refresh", {}).get("kind", "fresh") for stage in stages]
