@@ -152,6 +152,16 @@ impl Answer {
         Self { reads, ..self }
     }
 
+    /// The tables that it reads, without looking for which columns.
+    pub(crate) fn tables(&self) -> Touched {
+        let read = match &self.body {
+            Body::Query(query) => touched(query.logical_plan()),
+            Body::Features(lookup) => touched(lookup.query().logical_plan()),
+            Body::Ready(_) | Body::Batches(_) => self.reads.clone(),
+        };
+        read.tables_alone()
+    }
+
     /// The tables and columns that it reads.
     ///
     /// # Errors
@@ -199,15 +209,17 @@ pub(crate) async fn scan(session: &SessionContext, name: &TableName) -> Result<D
 pub(crate) struct Prepared {
     pub(crate) schema: SchemaRef,
     pub(crate) parameters: SchemaRef,
+    /// The tables that it reads.
+    pub(crate) tables: Touched,
 }
 
 /// Finds out what a statement gives and asks for.
 pub(crate) async fn prepare(sql: &str, view: &View, settings: &ServeSettings) -> Result<Prepared> {
     let (_, plan) = planned(sql, view, settings).await?;
-    let parameters = Parameters::of(&plan)?;
+    let (parameters, tables) = (Parameters::of(&plan)?, touched(&plan).tables_alone());
     // Of a parameter that could be of any type the planner may not take what a client is told: then its own guess holds.
     let bound = plan.clone().with_param_values(parameters.nulls()?).unwrap_or(plan);
-    Ok(Prepared { schema: wire_schema(bound.schema().as_arrow()), parameters: parameters.schema() })
+    Ok(Prepared { schema: wire_schema(bound.schema().as_arrow()), parameters: parameters.schema(), tables })
 }
 
 /// Plans a statement that came as text, with the values of its parameters.
