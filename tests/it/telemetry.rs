@@ -59,14 +59,14 @@ impl MetricsService for Received {
 }
 
 /// A receiver on a port of its own, for as long as it lives.
-struct Receiver {
+pub(crate) struct Receiver {
     received: Received,
-    endpoint: String,
+    pub(crate) endpoint: String,
     server: tokio::task::JoinHandle<()>,
 }
 
 impl Receiver {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let received = Received::default();
@@ -79,7 +79,7 @@ impl Receiver {
         Self { received, endpoint, server }
     }
 
-    fn spans(&self) -> Vec<Span> {
+    pub(crate) fn spans(&self) -> Vec<Span> {
         let requests = self.received.0.lock().unwrap();
         let scopes =
             requests.traces.iter().flat_map(|request| &request.resource_spans).flat_map(|spans| &spans.scope_spans);
@@ -94,7 +94,7 @@ impl Receiver {
     }
 
     /// Every byte that arrived, strings among it as they are.
-    fn bytes(&self) -> String {
+    pub(crate) fn bytes(&self) -> String {
         let requests = self.received.0.lock().unwrap();
         let mut bytes = Vec::new();
         for request in &requests.traces {

@@ -14,7 +14,8 @@ use datafusion::prelude::SessionContext;
 use holdfast_engine::{Published, PublishedTable};
 use holdfast_types::{Clock, TableName};
 
-use crate::audit::{Audit, AuditEntry};
+use crate::audit::{Audit, AuditEntry, Told};
+use crate::connections::{ConnectionLimits, Connections, ConnectionsFull, OpenConnection};
 use crate::guarded::{GuardedTable, seen};
 use crate::jwt::Issuer;
 use crate::limits::{Running, Usage};
@@ -44,6 +45,8 @@ pub struct AccessSettings {
     pub users: Option<PathBuf>,
     /// The secret of hashes that the policy masks with; columns with that mask are null without it.
     pub mask_key: Option<MaskKey>,
+    /// How many connections may be open.
+    pub connections: ConnectionLimits,
 }
 
 /// Decides who may come in, and what they see. Shared by all protocols of a process.
@@ -54,6 +57,7 @@ pub struct Access {
     sessions: Sessions,
     tries: Tries,
     usage: Usage,
+    connections: Arc<Connections>,
     hashing: tokio::sync::Semaphore,
     /// A hash of a password that nobody has, so that a name that nobody has takes as long.
     nobody: String,
@@ -62,6 +66,7 @@ pub struct Access {
     bases: Mutex<Vec<(u64, Arc<SessionContext>)>>,
     tags: Mutex<Arc<Tags>>,
     audit: Option<Audit>,
+    told: Told,
     /// Since when those who were not let in are counted, and how many they are.
     refusals: Mutex<(Instant, u32)>,
 }
@@ -125,14 +130,15 @@ impl Access {
     /// # Errors
     /// All that is wrong in the files, with its place.
     pub fn open(settings: AccessSettings, clock: Arc<dyn Clock>, audit: Option<Audit>) -> Result<Self> {
+        settings.connections.check()?;
         let state = State::read(&settings, None)?;
         Ok(Self {
             state: RwLock::new(Arc::new(state)),
-            settings,
             clock,
             sessions: Sessions::new()?,
             tries: Tries::default(),
             usage: Usage::default(),
+            connections: Arc::new(Connections::new(settings.connections)),
             hashing: tokio::sync::Semaphore::new(PASSWORDS_AT_ONCE),
             nobody: crate::password::hash_password(&crate::password::made_secret()?)?,
             nobody_secret: random()?,
@@ -140,7 +146,9 @@ impl Access {
             bases: Mutex::default(),
             tags: Mutex::default(),
             audit,
+            told: Told::default(),
             refusals: Mutex::new((Instant::now(), 0)),
+            settings,
         })
     }
 
@@ -408,6 +416,29 @@ impl Access {
         Ok((self.usage.admit(&usage_name(principal), &limits, Instant::now())?, limits))
     }
 
+    /// Counts one more connection to the process, of which nothing is known yet.
+    ///
+    /// # Errors
+    /// [`ConnectionsFull`] when there is no room for it.
+    pub fn connects(&self) -> Result<OpenConnection, ConnectionsFull> {
+        self.connections.open()
+    }
+
+    /// Notes whose a connection is. Who is not known by name does not count as a principal.
+    ///
+    /// # Errors
+    /// [`ConnectionsFull`] when the principal has as many as it may.
+    pub fn connects_as(&self, principal: &Principal, connection: &OpenConnection) -> Result<(), ConnectionsFull> {
+        let counted = match principal.by {
+            Authentication::Loopback | Authentication::SharedToken => None,
+            _ => {
+                let most = self.limits(principal).connections.unwrap_or(self.connections.limits.of_principal);
+                Some((usage_name(principal), most))
+            }
+        };
+        connection.is_of(counted)
+    }
+
     /// An entry for the audit log, with what is known at the beginning.
     pub fn entry(&self, principal: &Principal, protocol: &'static str, action: &str, run: u64) -> AuditEntry {
         let policy_version = self.policy().map(|policy| policy.version.clone()).unwrap_or_default();
@@ -419,6 +450,41 @@ impl Access {
         if let Some(audit) = &self.audit {
             audit.note(entry, self.clock.now());
         }
+    }
+
+    /// An entry of somebody who is told what there is, such as `tables`, and no rows of it; give it to [`Access::tell`] with how that ended.
+    pub fn list_entry(&self, principal: &Principal, protocol: &'static str, what: &str, run: u64) -> AuditEntry {
+        self.entry(principal, protocol, &format!("list:{what}"), run)
+    }
+
+    /// Writes down a list before it is sent; the same is written once a minute. Where answers wait for the audit log, returns when it is there.
+    ///
+    /// # Errors
+    /// [`AccessError::NotAudited`].
+    pub async fn tell(&self, entry: AuditEntry) -> Result<()> {
+        let Some((audit, entry, same)) = self.untold(entry) else { return Ok(()) };
+        if audit.is_required() {
+            audit.begin(entry, self.clock.now()).await?;
+        } else {
+            audit.note(entry, self.clock.now());
+        }
+        self.told.note(same, Instant::now());
+        Ok(())
+    }
+
+    /// The same of a list that is not sent: nobody waits for it.
+    pub fn tell_failed(&self, entry: AuditEntry) {
+        if let Some((audit, entry, same)) = self.untold(entry) {
+            audit.note(entry, self.clock.now());
+            self.told.note(same, Instant::now());
+        }
+    }
+
+    /// The entry, and what is the same in all like it, unless it was written a moment ago.
+    fn untold(&self, entry: AuditEntry) -> Option<(&Audit, AuditEntry, AuditEntry)> {
+        let audit = self.audit.as_ref()?;
+        let same = AuditEntry { rows: 0, duration: Duration::ZERO, ..entry.clone() };
+        (!self.told.is_known(&same, Instant::now())).then_some((audit, entry, same))
     }
 
     /// Writes down that somebody was not let in. Of many in a second some alone: who floods the door must not fill the log.

@@ -6,6 +6,7 @@
 //! customer's data: statements are told by a hash that leaves out their literals.
 
 mod chain;
+mod told;
 mod touched;
 mod verify;
 
@@ -24,6 +25,7 @@ use tokio::task::JoinHandle;
 
 pub use self::chain::AuditKey;
 use self::chain::{Row, batch_of};
+pub(crate) use self::told::Told;
 pub use self::touched::{Touched, query_hash, touched};
 pub use self::verify::{AuditReport, BrokenLink, verify};
 use crate::{AccessError, Principal, Result};
@@ -44,7 +46,7 @@ const RETRY_LONGEST: Duration = Duration::from_secs(30);
 const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// An access.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AuditEntry {
     /// Who.
     pub principal: String,
@@ -52,7 +54,7 @@ pub struct AuditEntry {
     pub authentication: &'static str,
     /// `flight`, `postgres`.
     pub protocol: &'static str,
-    /// What kind of question.
+    /// What kind of question; `list:…` of what tells what there is, and no rows of it.
     pub action: String,
     /// Of a statement: [`query_hash`].
     pub query_hash: Option<String>,
@@ -211,7 +213,7 @@ fn table_spec() -> Result<TableSpec> {
         field("principal", DataType::Utf8, "Who"),
         field("authentication", DataType::Utf8, "How it came in"),
         field("protocol", DataType::Utf8, "flight or postgres"),
-        field("action", DataType::Utf8, "What kind of question"),
+        field("action", DataType::Utf8, "What kind of question; list:… told what there is, and no rows of it"),
         field("query_hash", DataType::Utf8, "Equal for statements that differ in their literals alone"),
         field("tables", list(), "The tables that were read"),
         field("columns", list(), "The columns that were read, as table.column"),

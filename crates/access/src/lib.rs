@@ -13,6 +13,7 @@
 
 mod access;
 mod audit;
+mod connections;
 mod earlier;
 mod error;
 mod guarded;
@@ -32,6 +33,7 @@ pub use audit::{
     Audit, AuditEntry, AuditKey, AuditReport, BrokenLink, Touched, query_hash, table_name as audit_table, touched,
     verify as verify_audit,
 };
+pub use connections::{ConnectionLimits, ConnectionsFull, OpenConnection};
 pub use earlier::SeenRuns;
 pub use error::AccessError;
 pub use limits::Running;

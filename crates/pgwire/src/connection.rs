@@ -133,6 +133,8 @@ impl Connection {
     /// Reads one message and answers it; `false` at the end.
     async fn step(&mut self) -> Result<bool, Stop> {
         let (max, limit) = (self.settings.max_message_bytes, self.settings.message_timeout);
+        let most = self.settings.idle_timeout;
+        let idle = self.session.shared.idle_timeout().map_or(most, |idle| idle.min(most));
         let stopping = self.stopping.clone();
         let frame = tokio::select! {
             biased;
@@ -140,7 +142,7 @@ impl Connection {
                 let text = "terminating connection: the service is shutting down, connect again later";
                 return Err(Problem::fatal(state::SHUTDOWN, text).into());
             }
-            frame = self.io.frame(max, limit) => frame?,
+            frame = self.io.frame(max, idle, limit) => frame?,
         };
         let is_extended = Request::is_extended(frame.kind);
         if self.is_skipping && is_extended {
@@ -362,6 +364,9 @@ impl Connection {
         let columns = match target {
             Target::Statement(name) => {
                 let prepared = self.current(&name).await?;
+                if let Some(query) = prepared.command.as_ref().and_then(Command::query) {
+                    self.session.tells(Some(query)).await?;
+                }
                 let types: Vec<u32> = prepared.parameters.iter().map(|parameter| parameter.oid()).collect();
                 self.io.output.parameter_description(&types);
                 prepared.columns.iter().map(|column| column.described(Format::Text)).collect::<Vec<_>>()
@@ -369,6 +374,9 @@ impl Connection {
             Target::Portal(name) => {
                 let missing = || Problem::new(state::INVALID_CURSOR_NAME, format!("portal \"{name}\" does not exist"));
                 let portal = self.portals.get(&name).ok_or_else(missing)?;
+                if let Some(query) = portal.command.as_ref().and_then(Command::query) {
+                    self.session.tells(Some(query)).await?;
+                }
                 portal.columns.iter().zip(&portal.formats).map(|(column, format)| column.described(*format)).collect()
             }
         };
@@ -448,6 +456,7 @@ impl Connection {
                 Ok(())
             }
             Command::Show(name) => {
+                self.session.tells(None).await?;
                 let value = self.session.shared.get(&name).ok_or_else(|| {
                     let message = format!("unrecognized configuration parameter \"{name}\"");
                     Problem::new(state::UNDEFINED_OBJECT, message)
@@ -455,6 +464,7 @@ impl Connection {
                 self.send_texts(portal, &[vec![value]], asked, watch).await
             }
             Command::ShowAll => {
+                self.session.tells(None).await?;
                 let all = self.session.shared.all();
                 let rows: Vec<Vec<String>> =
                     all.into_iter().map(|(name, value)| vec![name, value, String::new()]).collect();

@@ -94,6 +94,7 @@ pub(crate) mod state {
     pub(crate) const OBJECT_NOT_IN_STATE: &str = "55000";
     pub(crate) const QUERY_CANCELED: &str = "57014";
     pub(crate) const SHUTDOWN: &str = "57P01";
+    pub(crate) const IDLE_SESSION: &str = "57P05";
     pub(crate) const CANNOT_CONNECT_NOW: &str = "57P03";
     pub(crate) const IO_ERROR: &str = "58030";
     pub(crate) const INTERNAL: &str = "XX000";

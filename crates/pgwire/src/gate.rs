@@ -18,6 +18,12 @@ pub trait Gate: std::fmt::Debug + Send + Sync {
     /// Whether somebody may come in without a password. Asked before anything is listened on: such a gate opens on loopback only.
     fn is_open(&self) -> bool;
 
+    /// A connection was opened, by somebody who has not said yet who it is. It counts until what is answered is dropped.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    fn connects(&self) -> Result<Box<dyn Counted>, GateError>;
+
     /// What is kept of a user's password, or `None` when there is no such user. Takes as long either way.
     ///
     /// # Errors
@@ -48,6 +54,12 @@ pub trait Gate: std::fmt::Debug + Send + Sync {
         Ok(Box::new(Unwatched))
     }
 
+    /// The user is about to be told what there is, and no rows of it.
+    ///
+    /// # Errors
+    /// When it may not be told.
+    async fn tells(&self, told: Told<'_>) -> Result<(), GateError>;
+
     /// Whether the user may be told how many rows and bytes a table has. Not where rows are hidden.
     fn tells_sizes(&self) -> bool {
         false
@@ -58,6 +70,15 @@ pub trait Gate: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// When the session cannot be built, or the user may not see the run.
     async fn open(&self, user: &str, run: &Arc<Published>) -> Result<SessionContext, GateError>;
+}
+
+/// A connection that counts as open.
+pub trait Counted: std::fmt::Debug + Send + Sync {
+    /// It is this user's, who may come in.
+    ///
+    /// # Errors
+    /// When the user has too many.
+    fn is_of(&self, user: &str) -> Result<(), GateError>;
 }
 
 /// A plan that somebody asks for.
@@ -77,6 +98,24 @@ impl std::fmt::Debug for AskedPlan<'_> {
     /// Without the statement, which has literals.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AskedPlan").field("user", &self.user).field("run", &self.run).finish_non_exhaustive()
+    }
+}
+
+/// What somebody is about to be told.
+#[derive(Clone, Copy)]
+pub struct Told<'a> {
+    /// Who.
+    pub user: &'a str,
+    /// The run that is read.
+    pub run: u64,
+    /// The statement whose columns are told; none of a setting.
+    pub statement: Option<&'a (dyn Display + Sync)>,
+}
+
+impl std::fmt::Debug for Told<'_> {
+    /// Without the statement, which has literals.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Told").field("user", &self.user).field("run", &self.run).finish_non_exhaustive()
     }
 }
 

@@ -107,9 +107,13 @@ impl Io {
     }
 
     /// The next message. `max_bytes` is for its body; the rest of a longer one is read and forgotten. The first byte may take as long
-    /// as it likes, the rest `limit`.
-    pub(crate) async fn frame(&mut self, max_bytes: usize, limit: Duration) -> Result<Frame, Stop> {
-        self.fill(1).await?;
+    /// as `idle`, the rest `limit`.
+    pub(crate) async fn frame(&mut self, max_bytes: usize, idle: Duration, limit: Duration) -> Result<Frame, Stop> {
+        let ended = || {
+            Problem::fatal(state::IDLE_SESSION, "terminating connection due to idle-session timeout")
+                .with_hint(format!("nothing was asked for {} s: connect again", idle.as_secs_f64()))
+        };
+        timeout(idle, self.fill(1)).await.map_err(|_| Stop::from(ended()))??;
         let too_slow = || Problem::fatal(state::PROTOCOL_VIOLATION, "the rest of the message did not come in time");
         timeout(limit, self.rest_of_frame(max_bytes)).await.map_err(|_| Stop::from(too_slow()))?
     }

@@ -38,7 +38,7 @@ mod tls;
 mod types;
 
 pub use error::PgWireError;
-pub use gate::{AskedPlan, Gate, GateError, Notes, Watched};
+pub use gate::{AskedPlan, Counted, Gate, GateError, Notes, Told, Watched};
 pub use scram::Verifier;
 pub use server::{bind, serve};
 pub use settings::PgSettings;

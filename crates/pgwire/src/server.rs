@@ -9,7 +9,7 @@ use holdfast_engine::LakeReader;
 use holdfast_types::TableName;
 use ring::hmac;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::catalog::DATABASE;
 use crate::connection::{CancelSlot, Connection, Surroundings};
 use crate::error::{Problem, state};
-use crate::gate::{Gate, Notes, NotesByTable};
+use crate::gate::{Counted, Gate, GateError, Notes, NotesByTable};
 use crate::io::{Io, Stop};
 use crate::message::{Fields, Frames};
 use crate::scram::{self, Exchange, Refused};
@@ -85,8 +85,7 @@ pub async fn serve(
         tls,
         notes: Arc::new(notes),
         admission: Arc::new(Admission::new(&settings)),
-        connections: Arc::new(Semaphore::new(settings.max_connections)),
-        refusals: Arc::new(Semaphore::new(REFUSALS_AT_ONCE)),
+        refusals: Semaphore::new(REFUSALS_AT_ONCE),
         settings: Arc::new(settings),
         nobody: scram::secret_for_nobody(),
         running: Mutex::new(HashMap::new()),
@@ -176,8 +175,7 @@ struct Service {
     notes: NotesByTable,
     settings: Arc<PgSettings>,
     admission: Arc<Admission>,
-    connections: Arc<Semaphore>,
-    refusals: Arc<Semaphore>,
+    refusals: Semaphore,
     nobody: hmac::Key,
     /// What cancels the statement of each connection, with the key that its client was told.
     running: Mutex<HashMap<i32, (u32, CancelSlot)>>,
@@ -201,14 +199,14 @@ impl Drop for Registered<'_> {
 
 impl Service {
     async fn connection(&self, stream: TcpStream, peer: SocketAddr) {
-        let Ok(place) = Arc::clone(&self.connections).try_acquire_owned() else {
-            return self.refuse(stream).await;
+        let counted = match self.gate.connects() {
+            Ok(counted) => counted,
+            Err(full) => return self.refuse(stream, &full).await,
         };
-        let _place: OwnedSemaphorePermit = place;
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "small packets may be late");
         }
-        let began = timeout(self.settings.startup_timeout, self.start(stream, peer.ip()));
+        let began = timeout(self.settings.startup_timeout, self.start(stream, peer.ip(), counted.as_ref()));
         // A client that is slow to say who it is, is nobody's client.
         let Ok(Some((io, session, _registered, cancel))) = began.await else { return };
         tracing::info!(
@@ -227,28 +225,40 @@ impl Service {
         Box::pin(Connection::new(io, session, around).run()).await;
     }
 
-    async fn refuse(&self, stream: TcpStream) {
+    async fn refuse(&self, stream: TcpStream, full: &GateError) {
+        tracing::info!(monotonic_counter.holdfast_connections_refused = 1_u64, %full, "a connection is refused");
         let Ok(_place) = self.refusals.try_acquire() else { return };
         let mut io = Io::new(Box::new(stream));
         let told = async {
             // Its first message is read first: closing before would take the answer with it.
-            while let Ok(TLS_REQUEST | GSS_REQUEST) = code_of(&mut Fields(io.startup_frame().await?)) {
-                io.output.push(b'N');
-                io.flush().await?;
+            loop {
+                let mut body = Fields(io.startup_frame().await?);
+                match code_of(&mut body) {
+                    Ok(TLS_REQUEST | GSS_REQUEST) => {
+                        io.output.push(b'N');
+                        io.flush().await?;
+                    }
+                    // Who cancels makes room.
+                    Ok(CANCEL_REQUEST) => {
+                        self.cancel(&mut body);
+                        return Ok(());
+                    }
+                    _ => break,
+                }
             }
-            let limit = self.settings.max_connections;
-            let problem = Problem::fatal(
-                state::TOO_MANY_CONNECTIONS,
-                format!("{limit} connections are open, which is the limit"),
-            );
-            io.output.problem("FATAL", &problem.with_hint("try again later"), None);
+            io.output.problem("FATAL", &no_room(full), None);
             io.flush().await
         };
         let _ = timeout(REFUSAL_TIMEOUT, told).await;
     }
 
     /// Everything until the session is ready, or nothing when there is to be none.
-    async fn start(&self, stream: TcpStream, peer: IpAddr) -> Option<(Io, Session, Registered<'_>, CancelSlot)> {
+    async fn start(
+        &self,
+        stream: TcpStream,
+        peer: IpAddr,
+        counted: &dyn Counted,
+    ) -> Option<(Io, Session, Registered<'_>, CancelSlot)> {
         let (mut io, parameters) = match self.negotiate(stream).await {
             Ok(Some(started)) => started,
             Ok(None) => return None,
@@ -259,7 +269,7 @@ impl Service {
                 return None;
             }
         };
-        match self.log_in(&mut io, &parameters, peer).await {
+        match self.log_in(&mut io, &parameters, (peer, counted)).await {
             Ok((session, registered, cancel)) => Some((io, session, registered, cancel)),
             Err(Stop::Told(problem)) => {
                 tracing::info!(
@@ -321,9 +331,7 @@ impl Service {
                     }
                 }
                 (CANCEL_REQUEST, _) => {
-                    if let (Ok(pid), Ok(key)) = (body.u32(), body.u32()) {
-                        self.cancel(pid.cast_signed(), key);
-                    }
+                    self.cancel(&mut body);
                     return Ok(None);
                 }
                 (version, tls) => {
@@ -354,7 +362,7 @@ impl Service {
         &'a self,
         io: &mut Io,
         parameters: &HashMap<String, String>,
-        peer: IpAddr,
+        (peer, counted): (IpAddr, &dyn Counted),
     ) -> Result<(Session, Registered<'a>, CancelSlot), Stop> {
         let user = parameters.get("user").filter(|user| !user.is_empty()).ok_or_else(|| {
             Problem::fatal(state::INVALID_AUTHORIZATION, "no PostgreSQL user name specified in startup packet")
@@ -362,6 +370,7 @@ impl Service {
         if !self.gate.is_open() {
             self.authenticate(io, user, peer).await?;
         }
+        counted.is_of(user).map_err(|full| no_room(&full))?;
         // Who may come in is told what there is; nobody else is.
         let database = parameters.get("database").map_or(user.as_str(), String::as_str);
         if ![DATABASE, "postgres", user.as_str()].contains(&database) {
@@ -466,7 +475,8 @@ impl Service {
     }
 
     async fn password_message(&self, io: &mut Io) -> Result<bytes::Bytes, Stop> {
-        let frame = io.frame(LOGIN_BYTES, self.settings.startup_timeout).await?;
+        let limit = self.settings.startup_timeout;
+        let frame = io.frame(LOGIN_BYTES, limit, limit).await?;
         match frame.kind {
             b'p' if !frame.is_too_long => Ok(frame.body),
             b'X' => Err(Stop::Gone),
@@ -475,7 +485,9 @@ impl Service {
     }
 
     /// Whoever knows the key may: it is told to nobody but the connection's own client.
-    fn cancel(&self, pid: i32, key: u32) {
+    fn cancel(&self, request: &mut Fields) {
+        let (Ok(pid), Ok(key)) = (request.u32(), request.u32()) else { return };
+        let pid = pid.cast_signed();
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((secret, slot)) = running.get(&pid)
             && *secret == key
@@ -488,6 +500,10 @@ impl Service {
 async fn farewell(mut io: Io, problem: &Problem) {
     io.output.problem("FATAL", problem, None);
     io.close().await;
+}
+
+fn no_room(full: &GateError) -> Problem {
+    Problem::fatal(state::TOO_MANY_CONNECTIONS, full.message.clone()).with_hint("try again later")
 }
 
 fn fatal(problem: Problem) -> Stop {

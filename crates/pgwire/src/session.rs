@@ -12,7 +12,7 @@ use holdfast_engine::{LakeReader, Published, WhichRun, written_moment};
 
 use crate::catalog;
 use crate::error::{Problem, state};
-use crate::gate::{AskedPlan, Gate, NotesByTable, Watched};
+use crate::gate::{AskedPlan, Gate, NotesByTable, Told, Watched};
 
 /// The version of PostgreSQL whose system tables and behaviour clients may expect.
 pub(crate) const SERVER_VERSION: &str = "15.0";
@@ -40,6 +40,7 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("client_encoding", "UTF8"),
     ("datestyle", "ISO, MDY"),
     ("default_transaction_read_only", "on"),
+    ("idle_session_timeout", "0"),
     ("in_hot_standby", "off"),
     ("integer_datetimes", "on"),
     ("intervalstyle", "postgres"),
@@ -68,7 +69,6 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("extra_float_digits", "1"),
     ("geqo", "on"),
     ("idle_in_transaction_session_timeout", "0"),
-    ("idle_session_timeout", "0"),
     ("jit", "off"),
     ("lc_collate", "C.UTF-8"),
     ("lc_ctype", "C.UTF-8"),
@@ -162,7 +162,16 @@ impl Shared {
 
     /// The session's own limit of a statement; none is none.
     pub(crate) fn statement_timeout(&self) -> Option<Duration> {
-        let milliseconds = milliseconds(&self.get("statement_timeout")?)?;
+        self.timeout("statement_timeout")
+    }
+
+    /// The session's own limit of silence; none is none.
+    pub(crate) fn idle_timeout(&self) -> Option<Duration> {
+        self.timeout("idle_session_timeout")
+    }
+
+    fn timeout(&self, name: &str) -> Option<Duration> {
+        let milliseconds = milliseconds(&self.get(name)?)?;
         (milliseconds > 0).then(|| Duration::from_millis(milliseconds))
     }
 
@@ -198,7 +207,7 @@ impl Shared {
                 return refused("on");
             }
             "standard_conforming_strings" | "default_transaction_read_only" | "transaction_read_only" => "on",
-            "statement_timeout" if milliseconds(&lower).is_none() => {
+            "statement_timeout" | "idle_session_timeout" if milliseconds(&lower).is_none() => {
                 return refused("a number of milliseconds, or a text such as '5s' or '2min'");
             }
             "server_version"
@@ -342,6 +351,13 @@ impl Session {
     pub(crate) async fn begins(&self, statement: &Statement, plan: &LogicalPlan) -> Result<Box<dyn Watched>, Problem> {
         let asked = AskedPlan { user: self.shared.user(), run: self.run.sequence(), statement, plan };
         self.gate.begins(asked).await.map_err(|error| Problem::of_gate(&error))
+    }
+
+    /// The columns of a statement are about to be told, or without one a setting.
+    pub(crate) async fn tells(&self, statement: Option<&Statement>) -> Result<(), Problem> {
+        let statement = statement.map(|statement| statement as &(dyn std::fmt::Display + Sync));
+        let told = Told { user: self.shared.user(), run: self.run.sequence(), statement };
+        self.gate.tells(told).await.map_err(|error| Problem::of_gate(&error))
     }
 
     /// At the beginning of a transaction: a session that follows takes the newest run, and whoever may see something else by now sees that.

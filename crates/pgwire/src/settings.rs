@@ -5,12 +5,12 @@ use crate::{PgWireError, Result};
 /// Limits of the service. [`PgSettings::check`] says what each may be.
 #[derive(Debug, Clone)]
 pub struct PgSettings {
-    /// Connections at once, those that have not said who they are yet included; one more is told to come back. 1 to 100,000.
-    pub max_connections: usize,
     /// From the connection to the end of its log-in, the negotiation of TLS included. 100 ms to 5 minutes.
     pub startup_timeout: Duration,
     /// From the first byte of a message to its last. 100 ms to 1 hour.
     pub message_timeout: Duration,
+    /// A session that asks nothing for so long ends; its `idle_session_timeout` may say less. 100 ms to 24 hours.
+    pub idle_timeout: Duration,
     /// The longest a statement may take, until its last byte is read, whatever the session's `statement_timeout` says. 100 ms to 24 hours.
     pub query_timeout: Duration,
     /// Bytes of one message; a longer one is skipped and refused. 64 KiB to 1 GiB.
@@ -32,9 +32,9 @@ pub struct PgSettings {
 impl Default for PgSettings {
     fn default() -> Self {
         Self {
-            max_connections: 500,
             startup_timeout: Duration::from_secs(20),
             message_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(3_600),
             query_timeout: Duration::from_secs(600),
             max_message_bytes: 16 << 20,
             max_statement_bytes: 1 << 20,
@@ -55,9 +55,9 @@ impl PgSettings {
     pub fn check(&self) -> Result<()> {
         const HOUR: Duration = Duration::from_secs(3600);
         const LEAST: Duration = Duration::from_millis(100);
-        within("max_connections", self.max_connections, 1, 100_000)?;
         within("startup_timeout", self.startup_timeout, LEAST, HOUR / 12)?;
         within("message_timeout", self.message_timeout, LEAST, HOUR)?;
+        within("idle_timeout", self.idle_timeout, LEAST, 24 * HOUR)?;
         within("query_timeout", self.query_timeout, LEAST, 24 * HOUR)?;
         within("max_message_bytes", self.max_message_bytes, 64 << 10, 1 << 30)?;
         within("max_statement_bytes", self.max_statement_bytes, 1 << 10, 64 << 20)?;
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn defaults_are_within_their_limits_and_a_wrong_one_is_named() {
         PgSettings::default().check().unwrap();
-        let error = PgSettings { max_connections: 0, ..PgSettings::default() }.check().unwrap_err();
-        assert_eq!(error.to_string(), "setting `max_connections`: it is 0, and may be 1 to 100000");
+        let error = PgSettings { max_held_per_connection: 0, ..PgSettings::default() }.check().unwrap_err();
+        assert_eq!(error.to_string(), "setting `max_held_per_connection`: it is 0, and may be 1 to 100000");
     }
 }

@@ -7,10 +7,12 @@ use arrow_flight::sql::{
 };
 use arrow_flight::{Action, ActionType, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightInfo};
 use bytes::Bytes;
+use holdfast_access::query_hash;
 use prost::Message;
 use tracing::Span;
 
 use crate::answer::prepare;
+use crate::audited::Audited;
 use crate::feature_calls;
 use crate::feature_rights::FeatureNames;
 use crate::generated::v1::{PreparedStatement, Session, Transaction};
@@ -72,8 +74,17 @@ impl HoldfastFlight {
                 let request: ActionCreatePreparedStatementRequest = unpack(&action.body)?;
                 Span::current().record("command", PREPARE);
                 let run = run_of(request.transaction_id.as_deref(), &self.key)?;
-                let view = self.view(caller, run.or(session.run()), session.schema).await?;
-                let prepared = prepare(&request.query, &view, &self.settings).await?;
+                let mut listed = Audited::list(&self.access, &caller.principal, "statement");
+                listed.entry.query_hash = Some(query_hash(&request.query));
+                let told = async {
+                    let view = self.view(caller, run.or(session.run()), session.schema).await?;
+                    listed.entry.run = view.run.sequence();
+                    let prepared = prepare(&request.query, &view, &self.settings).await?;
+                    listed.entry.touched.clone_from(&prepared.tables);
+                    Ok::<_, ServeError>(prepared)
+                };
+                let told = told.await;
+                let prepared = listed.told(told).await?;
                 let statement = PreparedStatement {
                     query: request.query,
                     run_sequence: run.unwrap_or_default(),
@@ -128,18 +139,7 @@ impl HoldfastFlight {
                 let result = GetSessionOptionsResult { session_options: session.options(&view.run, &default) };
                 Ok(Some(result.encode_to_vec().into()))
             }
-            LIST_FEATURES => {
-                let body = feature_calls::list(self.runs.lake(), self.runs.online()).await?;
-                self.feature_names(caller).await?.of_list(body).map(Some)
-            }
-            DESCRIBE_FEATURES => {
-                let body = feature_calls::describe(self.runs.lake(), &action.body).await?;
-                self.feature_names(caller).await?.of_description(body).map(Some)
-            }
-            DATASETS => {
-                let body = feature_calls::datasets(self.runs.lake(), &action.body).await?;
-                self.feature_names(caller).await?.of_datasets(body).map(Some)
-            }
+            LIST_FEATURES | DESCRIBE_FEATURES | DATASETS => self.features_told(caller, &action).await.map(Some),
             HEALTH => Ok(Some(self.health(caller, None)?)),
             REFRESH => {
                 let swapped = self.runs.refresh().await?;
@@ -150,6 +150,36 @@ impl HoldfastFlight {
                 other.chars().take(120).collect::<String>()
             ))),
         }
+    }
+
+    /// Feature views, services and training sets, those that the caller may know of.
+    async fn features_told(&self, caller: &Caller, action: &Action) -> Result<Bytes> {
+        let what = match action.r#type.as_str() {
+            LIST_FEATURES => "features",
+            DESCRIBE_FEATURES => "feature",
+            _ => "datasets",
+        };
+        let mut listed = Audited::list(&self.access, &caller.principal, what);
+        listed.entry.run = self.runs.newest().sequence();
+        let told = async {
+            let lake = self.runs.lake();
+            match what {
+                "features" => {
+                    let body = feature_calls::list(lake, self.runs.online()).await?;
+                    self.feature_names(caller).await?.of_list(body)
+                }
+                "feature" => {
+                    let body = feature_calls::describe(lake, &action.body).await?;
+                    self.feature_names(caller).await?.of_description(body)
+                }
+                _ => {
+                    let body = feature_calls::datasets(lake, &action.body).await?;
+                    self.feature_names(caller).await?.of_datasets(body)
+                }
+            }
+        };
+        let told = told.await;
+        listed.told(told).await
     }
 
     async fn set_options(&self, caller: &Caller, mut session: Session, body: &[u8]) -> Result<Done> {

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Schema, SchemaRef};
 use datafusion::common::TableReference;
 use datafusion::dataframe::DataFrame;
 use datafusion::logical_expr::{LogicalPlan, col, lit};
@@ -63,7 +63,8 @@ pub(crate) struct Answer {
 }
 
 enum Body {
-    Query(Box<DataFrame>),
+    /// One plan, or the same with other values, one after the other.
+    Queries(Vec<DataFrame>),
     Features(Box<FeatureLookup>),
     Ready(RecordBatch),
     Batches(BoxStream<'static, Result<RecordBatch>>),
@@ -97,7 +98,7 @@ impl Answer {
             // Answered from memory, of whatever run is there.
             Question::Online(_) => Err(ServeError::Unsupported("online features are no part of a run".to_owned())),
             Question::Scores(command) => scores_above(&command, run).await.map(Self::query),
-            Question::Statement(asked) => statement(&asked, view, settings).await.map(Self::query),
+            Question::Statement(asked) => Self::queries(statement(&asked, view, settings).await?),
             Question::Catalogs(command) => Self::ready(metadata::catalogs(command)),
             Question::Schemas(command) => Self::ready(metadata::schemas(command, run)),
             Question::Tables(command) => Self::ready(metadata::tables(command, run)),
@@ -113,7 +114,7 @@ impl Answer {
         let (max_rows, max_bytes) = (settings.max_rows_per_batch, settings.max_bytes_per_batch);
         let schema = self.schema;
         let batches = match self.body {
-            Body::Query(query) => query.execute_stream().await?.map_err(ServeError::from).boxed(),
+            Body::Queries(queries) => one_by_one(queries),
             Body::Features(lookup) => once(lookup.run().await?),
             Body::Ready(batch) => once(batch),
             Body::Batches(batches) => batches,
@@ -135,7 +136,28 @@ impl Answer {
 
     fn query(query: DataFrame) -> Self {
         let schema = wire_schema(query.schema().as_arrow());
-        Self { schema, rows: None, bytes: None, reads: Touched::default(), body: Body::Query(Box::new(query)) }
+        Self { schema, rows: None, bytes: None, reads: Touched::default(), body: Body::Queries(vec![query]) }
+    }
+
+    /// The rows of all queries, in their order.
+    fn queries(queries: Vec<DataFrame>) -> Result<Self> {
+        let mut schemas = queries.iter().map(|query| wire_schema(query.schema().as_arrow()));
+        let schema = schemas.next().unwrap_or_else(|| Arc::new(Schema::empty()));
+        // What may be null is so in the rows of one of them alone.
+        let types = |schema: &SchemaRef| -> Vec<DataType> {
+            schema.fields().iter().map(|field| field.data_type().clone()).collect()
+        };
+        if schemas.any(|other| types(&other) != types(&schema)) {
+            return Err(ServeError::Request(
+                "the columns of the statement have other types for another row of values: cast them".to_owned(),
+            ));
+        }
+        let fields = schema.fields().iter().map(|field| field.as_ref().clone().with_nullable(true));
+        let schema = match queries.len() {
+            1 => schema,
+            _ => Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone())),
+        };
+        Ok(Self { schema, rows: None, bytes: None, reads: Touched::default(), body: Body::Queries(queries) })
     }
 
     fn ready(batch: Result<RecordBatch>) -> Result<Self> {
@@ -152,13 +174,26 @@ impl Answer {
         Self { reads, ..self }
     }
 
+    /// The tables that it reads, without looking for which columns.
+    pub(crate) fn tables(&self) -> Touched {
+        let read = match &self.body {
+            Body::Queries(queries) => all_of(queries.iter().map(|query| touched(query.logical_plan()))),
+            Body::Features(lookup) => touched(lookup.query().logical_plan()),
+            Body::Ready(_) | Body::Batches(_) => self.reads.clone(),
+        };
+        read.tables_alone()
+    }
+
     /// The tables and columns that it reads.
     ///
     /// # Errors
     /// When its plan cannot be made ready to run.
     pub(crate) fn touched(&self) -> Result<Touched> {
         match &self.body {
-            Body::Query(query) => Ok(touched(&query.clone().into_optimized_plan()?)),
+            Body::Queries(queries) => {
+                let optimized = |query: &DataFrame| Ok(touched(&query.clone().into_optimized_plan()?));
+                Ok(all_of(queries.iter().map(optimized).collect::<Result<Vec<_>>>()?))
+            }
             Body::Features(lookup) => Ok(touched(&lookup.query().clone().into_optimized_plan()?)),
             Body::Ready(_) | Body::Batches(_) => Ok(self.reads.clone()),
         }
@@ -199,24 +234,29 @@ pub(crate) async fn scan(session: &SessionContext, name: &TableName) -> Result<D
 pub(crate) struct Prepared {
     pub(crate) schema: SchemaRef,
     pub(crate) parameters: SchemaRef,
+    /// The tables that it reads.
+    pub(crate) tables: Touched,
 }
 
 /// Finds out what a statement gives and asks for.
 pub(crate) async fn prepare(sql: &str, view: &View, settings: &ServeSettings) -> Result<Prepared> {
     let (_, plan) = planned(sql, view, settings).await?;
-    let parameters = Parameters::of(&plan)?;
+    let (parameters, tables) = (Parameters::of(&plan)?, touched(&plan).tables_alone());
     // Of a parameter that could be of any type the planner may not take what a client is told: then its own guess holds.
     let bound = plan.clone().with_param_values(parameters.nulls()?).unwrap_or(plan);
-    Ok(Prepared { schema: wire_schema(bound.schema().as_arrow()), parameters: parameters.schema() })
+    Ok(Prepared { schema: wire_schema(bound.schema().as_arrow()), parameters: parameters.schema(), tables })
 }
 
-/// Plans a statement that came as text, with the values of its parameters.
-async fn statement(asked: &Statement, view: &View, settings: &ServeSettings) -> Result<DataFrame> {
+/// Plans a statement that came as text, once for each row of values of its parameters.
+async fn statement(asked: &Statement, view: &View, settings: &ServeSettings) -> Result<Vec<DataFrame>> {
     let (session, plan) = planned(&asked.sql, view, settings).await?;
     let parameters = Parameters::of(&plan)?;
-    let plan = match &asked.values {
-        Some(values) => plan.with_param_values(parameters.bound(values)?)?,
-        None if parameters.count() == 0 => plan,
+    let plans = match &asked.values {
+        Some(values) => {
+            let bound = |row| Ok(plan.clone().with_param_values(parameters.bound(values, row)?)?);
+            (0..values.rows()).map(bound).collect::<Result<Vec<_>>>()?
+        }
+        None if parameters.count() == 0 => vec![plan],
         None => {
             return Err(ServeError::Request(format!(
                 "{} parameters of the statement have no values: prepare it and bind a row of values to it, as drivers do, or \
@@ -225,7 +265,7 @@ async fn statement(asked: &Statement, view: &View, settings: &ServeSettings) -> 
             )));
         }
     };
-    Ok(DataFrame::new(session.state(), plan))
+    Ok(plans.into_iter().map(|plan| DataFrame::new(session.state(), plan)).collect())
 }
 
 async fn planned(sql: &str, view: &View, settings: &ServeSettings) -> Result<(SessionContext, LogicalPlan)> {
@@ -258,6 +298,22 @@ async fn scores_above(command: &ScoresAbove, run: &Published) -> Result<DataFram
         Ok(0) | Err(_) => Ok(scores),
         Ok(limit) => Ok(scores.limit(0, Some(limit))?),
     }
+}
+
+/// Runs one when the one before it has ended.
+fn one_by_one(queries: Vec<DataFrame>) -> BoxStream<'static, Result<RecordBatch>> {
+    let begun = futures::stream::iter(queries)
+        .then(async |query: DataFrame| Ok::<_, ServeError>(query.execute_stream().await?.map_err(ServeError::from)));
+    begun.try_flatten().boxed()
+}
+
+fn all_of(read: impl IntoIterator<Item = Touched>) -> Touched {
+    let mut all = Touched::default();
+    for Touched { tables, columns } in read {
+        all.tables.extend(tables);
+        all.columns.extend(columns);
+    }
+    all
 }
 
 fn once(batch: RecordBatch) -> BoxStream<'static, Result<RecordBatch>> {

@@ -4,6 +4,7 @@ use std::time::Instant;
 use holdfast_access::{Access, AuditEntry, Principal};
 
 use crate::answer::Answer;
+use crate::telemetry::OK;
 use crate::{Result, ServeError};
 
 /// The protocols, as the audit log calls them.
@@ -20,6 +21,8 @@ pub(crate) struct Audited {
     pub(crate) command: &'static str,
     began: Instant,
     is_open: bool,
+    /// It tells what there is, and no rows of it.
+    is_list: bool,
 }
 
 impl Audited {
@@ -30,7 +33,21 @@ impl Audited {
         command: &'static str,
     ) -> Self {
         let entry = access.entry(principal, protocol, command, 0);
-        Self { access: Arc::clone(access), entry, command, began: Instant::now(), is_open: true }
+        Self { access: Arc::clone(access), entry, command, began: Instant::now(), is_open: true, is_list: false }
+    }
+
+    /// The same of a call that tells what there is, and no rows of it.
+    pub(crate) fn list(access: &Arc<Access>, principal: &Principal, command: &'static str) -> Self {
+        let mut listed = Self::new(access, principal, FLIGHT, command);
+        listed.becomes_list();
+        listed
+    }
+
+    fn becomes_list(&mut self) {
+        if !self.is_list {
+            self.is_list = true;
+            self.entry.action = format!("list:{}", self.command);
+        }
     }
 
     /// Notes what the answer reads.
@@ -40,16 +57,43 @@ impl Audited {
     pub(crate) fn reads(&mut self, answer: &Answer) -> Result<()> {
         if self.access.audit().is_some() {
             self.entry.touched = answer.touched()?;
+            if self.entry.touched.is_of_system_tables() {
+                self.becomes_list();
+            }
         }
         Ok(())
+    }
+
+    /// Notes of which tables what is told is.
+    pub(crate) fn tells_of(&mut self, answer: &Answer) {
+        if self.access.audit().is_some() {
+            self.entry.touched = answer.tables();
+        }
     }
 
     /// Where answers wait for the audit log, returns when it is written there that this begins.
     ///
     /// # Errors
     /// [`holdfast_access::AccessError::NotAudited`].
-    pub(crate) async fn begin(&self) -> Result<()> {
+    pub(crate) async fn begin(&mut self) -> Result<()> {
+        if self.is_list {
+            // It is known already, and one row says all of it.
+            self.is_open = false;
+            let duration = self.began.elapsed();
+            return Ok(self.access.tell(AuditEntry { outcome: OK, duration, ..self.entry.clone() }).await?);
+        }
         Ok(self.access.begin(&self.entry).await?)
+    }
+
+    /// A list that is answered at once.
+    ///
+    /// # Errors
+    /// As it ended; [`holdfast_access::AccessError::NotAudited`] where it cannot be written down and must be.
+    pub(crate) async fn told<T>(mut self, told: Result<T>) -> Result<T> {
+        match told {
+            Ok(told) => self.begin().await.map(|()| told),
+            Err(error) => Err(self.refused(error)),
+        }
     }
 
     /// It was not answered.
@@ -64,9 +108,14 @@ impl Audited {
     }
 
     fn write(&mut self, rows: u64, outcome: &'static str) {
-        self.is_open = false;
+        let was_open = std::mem::replace(&mut self.is_open, false);
         let duration = self.began.elapsed();
-        self.access.note(AuditEntry { rows, outcome, duration, ..self.entry.clone() });
+        let entry = AuditEntry { rows, outcome, duration, ..self.entry.clone() };
+        match self.is_list {
+            false => self.access.note(entry),
+            true if was_open => self.access.tell_failed(entry),
+            true => {}
+        }
     }
 }
 

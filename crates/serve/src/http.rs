@@ -12,18 +12,18 @@ use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use arrow::util::display::array_value_to_string;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use holdfast_feature_store::{OnlineColumns, ValueStatus};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::audited::{Audited, HTTP};
+use crate::connections::{Door, Peer};
 use crate::feature_calls::asked;
 use crate::feature_rights::FeatureGuard;
 use crate::generated::v1::KeyColumn;
@@ -45,12 +45,13 @@ pub(crate) struct Face {
 }
 
 /// Answers until told to stop; what is being answered then is answered.
-pub(crate) async fn answer_until(listener: TcpListener, face: Face, stop: CancellationToken) -> std::io::Result<()> {
+pub(crate) async fn answer_until(door: Door, face: Face, stop: CancellationToken) -> std::io::Result<()> {
     let router = Router::new()
         .route("/get-online-features", post(online_features))
         .route("/health", get(async || StatusCode::OK))
-        .with_state(Arc::new(face));
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+        .with_state(Arc::new(face))
+        .into_make_service_with_connect_info::<Peer>();
+    axum::serve(door, router).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 /// As Feast's server takes it.
@@ -94,13 +95,19 @@ struct Column {
     event_timestamps: Vec<String>,
 }
 
-async fn online_features(State(face): State<Arc<Face>>, request: Request) -> Response {
+async fn online_features(
+    State(face): State<Arc<Face>>,
+    ConnectInfo(Peer(line)): ConnectInfo<Peer>,
+    request: Request,
+) -> Response {
     let call = Call::begin("POST /get-online-features");
     let timeout = face.settings.query_timeout;
     let work = async {
         let (parts, body) = request.into_parts();
+        line.has_room()?;
         let caller = face.caller(&parts.headers).await?;
         let access = &face.guard.access;
+        let _open = line.call(access, &caller.principal)?;
         let mut audited = Audited::new(access, &caller.principal, HTTP, "get_online_features");
         match answer(&face, &caller, body, &mut audited).await {
             Ok((rows, body)) => {
@@ -267,5 +274,9 @@ fn refusal(error: &ServeError) -> Response {
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
     let body = serde_json::json!({ "detail": error.to_string() }).to_string();
-    (code, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+    let mut response = (code, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+    if code == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+    }
+    response
 }

@@ -22,6 +22,7 @@
 mod actions;
 mod answer;
 mod audited;
+mod connections;
 mod error;
 mod feature_calls;
 mod feature_rights;

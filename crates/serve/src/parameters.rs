@@ -1,10 +1,11 @@
-//! Parameters of prepared statements: which a statement has, and the row of values that a client binds to them. Values go into the plan as values, and never into
+//! Parameters of prepared statements: which a statement has, and the rows of values that a client binds to them. Values go into the plan as values, and never into
 //! the text.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
@@ -23,8 +24,10 @@ use crate::{Result, ServeError};
 
 /// A statement with more asks for them in another way, such as a join with a table.
 const PARAMETERS_MAX: usize = 1_000;
+/// The statement runs once for each.
+const ROWS_MAX: usize = 1_000;
 
-/// A row of values. Never shown: they are a customer's.
+/// Rows of values, one at least. Never shown: they are a customer's.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Values(RecordBatch);
 
@@ -35,31 +38,33 @@ impl std::fmt::Debug for Values {
 }
 
 impl Values {
-    /// The row that a client sends behind `first`.
+    /// The rows that a client sends behind `first`.
     ///
     /// # Errors
-    /// [`ServeError::Request`] when it is none, or more than one.
+    /// [`ServeError::Request`] when there is none, or there are too many; the size is for [`Values::encode`] to check.
     pub(crate) async fn sent(first: FlightData, messages: Streaming<FlightData>) -> Result<Self> {
         let (_, mut rows) = sent_rows(first, messages).await?;
-        let mut row = None;
+        let (mut batches, mut count): (Vec<RecordBatch>, usize) = (Vec::new(), 0);
         while let Some(batch) = rows.try_next().await.map_err(unsendable)? {
-            match batch.num_rows() {
-                0 => {}
-                1 if row.is_none() => row = Some(batch),
-                _ => {
-                    return Err(ServeError::Request(
-                        "a statement runs with one row of values, and several were bound: bind one, run it, and bind the \
-                         next"
-                            .to_owned(),
-                    ));
-                }
+            count += batch.num_rows();
+            if count > ROWS_MAX {
+                return Err(ServeError::Request(format!(
+                    "more than {ROWS_MAX} rows of values came, each of which the statement would run for: bind fewer at once"
+                )));
             }
+            batches.push(batch);
         }
-        row.map(Self).ok_or_else(|| {
-            ServeError::Request(
-                "no values came: bind a record batch with one row, a column for each parameter".to_owned(),
-            )
-        })
+        match batches.first() {
+            Some(first) if count > 0 => Ok(Self(concat_batches(&first.schema(), &batches)?)),
+            _ => Err(ServeError::Request(
+                "no values came: bind a record batch with a row, a column for each parameter".to_owned(),
+            )),
+        }
+    }
+
+    /// How often the statement runs.
+    pub(crate) fn rows(&self) -> usize {
+        self.0.num_rows()
     }
 
     /// What [`Values::decode`] reads.
@@ -79,13 +84,14 @@ impl Values {
         Ok(bytes)
     }
 
-    /// The row in bytes that were sealed.
+    /// The rows in bytes that were sealed.
     ///
     /// # Errors
     /// When they hold none, which is a mistake of ours.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
-        let row = StreamReader::try_new(bytes, None)?.next().transpose()?;
-        row.map(Self).ok_or_else(|| ServeError::Arrow(ArrowError::IpcError("a row of values is not there".to_owned())))
+        let rows = StreamReader::try_new(bytes, None)?.next().transpose()?;
+        rows.map(Self)
+            .ok_or_else(|| ServeError::Arrow(ArrowError::IpcError("the rows of values are not there".to_owned())))
     }
 }
 
@@ -169,23 +175,23 @@ impl Parameters {
         Ok(self.in_order(nulls))
     }
 
-    /// The values as they came, so that they mean what they would mean as literals: a fraction that is compared with an integer is not cut.
+    /// The values of a row as they came, so that they mean what they would mean as literals: a fraction that is compared with an integer is not cut.
     ///
     /// # Errors
     /// [`ServeError::Request`] when they are not one for each parameter.
-    pub(crate) fn bound(&self, values: &Values) -> Result<ParamValues> {
-        let (row, wanted) = (&values.0, self.schema());
-        if row.num_columns() != self.count() {
+    pub(crate) fn bound(&self, values: &Values, row: usize) -> Result<ParamValues> {
+        let (values, wanted) = (&values.0, self.schema());
+        if values.num_columns() != self.count() {
             return Err(ServeError::Request(format!(
                 "the statement has {} parameters, and {} values are bound to it",
                 self.count(),
-                row.num_columns()
+                values.num_columns()
             )));
         }
         let column_of = |place: usize, name: &str| {
             match self {
-            Self::Numbered(_) => Ok(row.column(place)),
-            Self::Named(_) => row.column_by_name(name).ok_or_else(|| {
+            Self::Numbered(_) => Ok(values.column(place)),
+            Self::Named(_) => values.column_by_name(name).ok_or_else(|| {
                 ServeError::Request(format!(
                     "no value is bound to the parameter ${name}: the columns of values are named as the parameters are, \
                      such as `{name}`"
@@ -198,7 +204,7 @@ impl Parameters {
             // A null of no type is one of the parameter's.
             Ok::<_, ServeError>(match column.data_type() {
                 DataType::Null => ScalarValue::try_from(parameter.data_type())?,
-                _ => ScalarValue::try_from_array(column, 0)?,
+                _ => ScalarValue::try_from_array(column, row)?,
             })
         };
         let values = wanted.fields().iter().enumerate().map(value).collect::<Result<Vec<_>>>()?;

@@ -6,7 +6,7 @@ use arrow_flight::sql::{
     CommandGetXdbcTypeInfo,
 };
 use bytes::Bytes;
-use holdfast_access::made_secret;
+use holdfast_access::{made_secret, query_hash};
 use holdfast_types::TableName;
 use prost::Message;
 
@@ -199,6 +199,28 @@ impl Question {
     }
 
     /// A word for spans and metrics; never what was asked for.
+    /// Whether its answer is what there is, and no rows of it.
+    pub(crate) fn is_list(&self) -> bool {
+        match self {
+            Self::Table(_) | Self::Features(_) | Self::Online(_) | Self::Scores(_) | Self::Statement(_) => false,
+            Self::Catalogs(_)
+            | Self::Schemas(_)
+            | Self::Tables(_)
+            | Self::TableTypes(_)
+            | Self::SqlInfo(_)
+            | Self::TypeInfo(_)
+            | Self::Keys(_) => true,
+        }
+    }
+
+    /// Of a statement, the hash that it is known by.
+    pub(crate) fn query_hash(&self) -> Option<String> {
+        match self {
+            Self::Statement(asked) => Some(query_hash(&asked.sql)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Table(_) => "table",

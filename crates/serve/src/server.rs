@@ -13,10 +13,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
-use tonic::transport::server::{TcpConnectInfo, TcpIncoming, TlsConnectInfo};
+use tonic::transport::server::TlsConnectInfo;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use crate::audited::FLIGHT;
+use crate::connections::{Door, Peer, arriving_within, holding};
 use crate::http::{Face, answer_until};
 use crate::put::Puts;
 use crate::rights::Guard;
@@ -34,6 +35,8 @@ const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
 /// A client that vanished without a word is noticed after both.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// The longest message of who has not said yet who it is.
+const HANDSHAKE_BYTES: usize = 16 << 10;
 /// How long clients get to read the error that ends their stream.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -117,7 +120,9 @@ pub async fn serve_with_http(
         key,
     );
     let (runs, streams) = (Arc::clone(&flight.runs), Arc::clone(&flight.streams));
-    let limited = FlightServiceServer::new(flight)
+    let flight = Arc::new(flight);
+    let handshakes = FlightServiceServer::from_arc(Arc::clone(&flight)).max_decoding_message_size(HANDSHAKE_BYTES);
+    let limited = FlightServiceServer::from_arc(flight)
         .max_decoding_message_size(settings.max_request_bytes)
         .max_encoding_message_size(usize::MAX);
     let put_token = puts.as_ref().and_then(|puts| puts.0.settings().token.clone());
@@ -143,13 +148,15 @@ pub async fn serve_with_http(
             let of = |source| ServeError::Bind { address: "a listener for HTTP".to_owned(), source };
             let address = listener.local_addr().map_err(of)?;
             check_exposure(address, is_protected)?;
+            let door = Door::new(listener, Arc::clone(&access), Arc::clone(&settings)).map_err(of)?;
             tracing::info!(%address, "serving features over HTTP");
-            Some(tokio::spawn(answer_until(listener, face, stop.clone())))
+            Some(tokio::spawn(answer_until(door, face, stop.clone())))
         }
         None => None,
     };
 
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
+    let of = |source| ServeError::Bind { address: "a listener".to_owned(), source };
+    let door = Door::new(listener, Arc::clone(&access), Arc::clone(&settings)).map_err(of)?;
     let mut server = Server::builder();
     if let Some(tls) = &settings.tls {
         let failed = |error: tonic::transport::Error| ServeError::Tls(with_causes(&error));
@@ -162,9 +169,10 @@ pub async fn serve_with_http(
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_connection_age(settings.connection_age)
         .add_service(health_service)
-        .add_service(Guarded { inner: limited, guard })
-        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        .add_service(Guarded { inner: limited, handshakes, guard, request_timeout: settings.request_timeout })
+        .serve_with_incoming_shutdown(door.connections(), stop.clone().cancelled_owned());
     tokio::pin!(server);
     tracing::info!(%address, token = settings.token.is_some(), users = access.has_users(), tls = settings.tls.is_some(), puts = puts.is_some(), "serving Arrow Flight");
 
@@ -291,12 +299,19 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Lets a call pass if its caller may do anything, and notes who it is.
+/// Lets a call pass if there is room for its connection and its caller may do anything, and notes who it is.
 #[derive(Debug, Clone)]
 struct Guarded<S> {
     inner: S,
+    /// The same, for those who are not known yet.
+    handshakes: S,
     guard: Guard,
+    /// Within which a request that is one message must have come.
+    request_timeout: Duration,
 }
+
+/// Calls whose client sends a stream: each message of it has a limit of its own where it is read.
+const STREAMED: [&str; 2] = ["DoPut", "DoExchange"];
 
 impl<S: NamedService> NamedService for Guarded<S> {
     const NAME: &'static str = S::NAME;
@@ -319,20 +334,34 @@ where
         // The one that is ready is used; its copy is made ready for the next call.
         let copy = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, copy);
-        // Who is there is what it asks for.
-        if request.uri().path().ends_with("/Handshake") {
-            return Box::pin(inner.call(request));
-        }
-        let guard = self.guard.clone();
+        let mut handshakes = self.handshakes.clone();
+        let (guard, request_timeout) = (self.guard.clone(), self.request_timeout);
         Box::pin(async move {
+            let Some(Peer(line)) = Peer::of(request.extensions()).cloned() else {
+                return Ok(ServeError::Unauthenticated.status().into_http());
+            };
+            if let Err(error) = line.has_room() {
+                return Ok(error.status().into_http());
+            }
+            let method = request.uri().path().rsplit('/').next().unwrap_or_default();
+            // Who is there is what it asks for.
+            if method == "Handshake" {
+                return handshakes.call(request).await;
+            }
+            if !STREAMED.contains(&method) {
+                request = request.map(|body| arriving_within(body, request_timeout));
+            }
             let certificate = peer_certificate(request.extensions());
             let sent = request.headers().get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
             let sent = sent.map(str::to_owned);
             match guard.caller(sent.as_deref(), certificate.as_deref()).await {
-                Ok(caller) => {
-                    request.extensions_mut().insert(caller);
-                    inner.call(request).await
-                }
+                Ok(caller) => match line.call(&guard.access, &caller.principal) {
+                    Ok(open) => {
+                        request.extensions_mut().insert(caller);
+                        Ok(inner.call(request).await?.map(|body| holding(body, open)))
+                    }
+                    Err(error) => Ok(error.status().into_http()),
+                },
                 Err(error) => {
                     Call::begin("authenticate").end("", Sent::default(), error.kind().as_str());
                     guard.access.note_refusal(FLIGHT);
@@ -345,7 +374,7 @@ where
 
 /// The certificate that a client showed and TLS accepted, in DER.
 fn peer_certificate(extensions: &http::Extensions) -> Option<Vec<u8>> {
-    let certificates = extensions.get::<TlsConnectInfo<TcpConnectInfo>>()?.peer_certs()?;
+    let certificates = extensions.get::<TlsConnectInfo<Peer>>()?.peer_certs()?;
     certificates.first().map(|certificate| certificate.as_ref().to_vec())
 }
 

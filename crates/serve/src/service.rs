@@ -12,7 +12,7 @@ use arrow_flight::{
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
-use holdfast_access::{Access, Limits, Running, SeenRuns, query_hash};
+use holdfast_access::{Access, Limits, Running, SeenRuns};
 use holdfast_engine::{LakeReader, Published, PublishedTable};
 use prost::Message;
 use tokio::sync::OwnedSemaphorePermit;
@@ -24,6 +24,7 @@ use tracing::{Instrument, Span};
 
 use crate::answer::{Answer, View, bytes_of};
 use crate::audited::{Audited, FLIGHT};
+use crate::connections::Peer;
 use crate::feature_calls::{self, Exchange};
 use crate::feature_rights::FeatureGuard;
 use crate::generated::v1::{PreparedStatement, Session};
@@ -137,19 +138,48 @@ impl HoldfastFlight {
 
     async fn flight_info(&self, caller: Caller, session: Session, descriptor: FlightDescriptor) -> Result<FlightInfo> {
         let question = understand(Question::from_descriptor(&descriptor, &self.key)?);
-        caller.rights.to_ask(&question)?;
-        let view = self.view(&caller, question.run().or(session.run()), session.schema).await?;
-        let answer = self.plan(&caller, question, &view).await?;
-        let ticket = Question::ticket(&descriptor, view.run.sequence(), &view.schema, &self.key)?;
-        info(descriptor, ticket, &answer.schema, (answer.rows, answer.bytes))
+        let mut listed = self.listed(&caller, &question);
+        let told = async {
+            caller.rights.to_ask(&question)?;
+            let (view, answer) = self.planned(&caller, session, question, &mut listed).await?;
+            let ticket = Question::ticket(&descriptor, view.run.sequence(), &view.schema, &self.key)?;
+            info(descriptor, ticket, &answer.schema, (answer.rows, answer.bytes))
+        };
+        let told = told.await;
+        listed.told(told).await
+    }
+
+    /// What is to be written down of a call that tells of a question's answer and does not give it.
+    fn listed(&self, caller: &Caller, question: &Question) -> Audited {
+        let mut listed = Audited::list(&self.access, &caller.principal, question.label());
+        listed.entry.query_hash = question.query_hash();
+        listed
+    }
+
+    async fn planned(
+        &self,
+        caller: &Caller,
+        session: Session,
+        question: Question,
+        listed: &mut Audited,
+    ) -> Result<(View, Answer)> {
+        let view = self.view(caller, question.run().or(session.run()), session.schema).await?;
+        listed.entry.run = view.run.sequence();
+        let answer = self.plan(caller, question, &view).await?;
+        listed.tells_of(&answer);
+        Ok((view, answer))
     }
 
     async fn schema(&self, caller: Caller, session: Session, descriptor: &FlightDescriptor) -> Result<SchemaResult> {
         let question = understand(Question::from_descriptor(descriptor, &self.key)?);
-        caller.rights.to_ask(&question)?;
-        let view = self.view(&caller, question.run().or(session.run()), session.schema).await?;
-        let answer = self.plan(&caller, question, &view).await?;
-        Ok(SchemaResult { schema: ipc_schema(&answer.schema)? })
+        let mut listed = self.listed(&caller, &question);
+        let told = async {
+            caller.rights.to_ask(&question)?;
+            let (_, answer) = self.planned(&caller, session, question, &mut listed).await?;
+            Ok::<_, ServeError>(SchemaResult { schema: ipc_schema(&answer.schema)? })
+        };
+        let told = told.await;
+        listed.told(told).await
     }
 
     /// A run as the caller sees it, the newest without a number.
@@ -174,11 +204,11 @@ impl HoldfastFlight {
         let command = question.label();
         let question = understand(question);
         caller.rights.to_ask(&question)?;
-        let mut audited = Audited::new(&self.access, &caller.principal, FLIGHT, command);
-        audited.entry.query_hash = match &question {
-            Question::Statement(asked) => Some(query_hash(&asked.sql)),
-            _ => None,
+        let mut audited = match question.is_list() {
+            true => Audited::list(&self.access, &caller.principal, command),
+            false => Audited::new(&self.access, &caller.principal, FLIGHT, command),
         };
+        audited.entry.query_hash = question.query_hash();
         let begin = async {
             let (running, limits) = self.access.admit(&caller.principal)?;
             let place = self.streams.admit().await?;
@@ -298,11 +328,18 @@ impl HoldfastFlight {
     }
 
     /// The published tables whose name is, or begins with, what the criteria say; all of them without criteria.
-    fn flights(&self, caller: &Caller, criteria: &Criteria) -> Result<Vec<FlightInfo>> {
+    async fn flights(&self, caller: &Caller, criteria: &Criteria) -> Result<Vec<FlightInfo>> {
         caller.rights.to_read()?;
+        let mut listed = Audited::list(&self.access, &caller.principal, "flights");
+        let told = self.flights_seen(caller, criteria, &mut listed);
+        listed.told(told).await
+    }
+
+    fn flights_seen(&self, caller: &Caller, criteria: &Criteria, listed: &mut Audited) -> Result<Vec<FlightInfo>> {
         let wanted = std::str::from_utf8(&criteria.expression)
             .map_err(|_| ServeError::Request("criteria are the beginning of a table's name, in UTF-8".to_owned()))?;
         let run = self.newest_run(caller)?;
+        listed.entry.run = run.sequence();
         let tables = run.tables().iter().filter(|table| table.name.to_string().starts_with(wanted));
         tables.map(|table| table_info(table, run.sequence(), &self.key)).collect()
     }
@@ -334,7 +371,7 @@ impl FlightService for HoldfastFlight {
         &self,
         request: Request<Streaming<HandshakeRequest>>,
     ) -> Result<Response<Self::HandshakeStream>, Status> {
-        let from = request.remote_addr().map(|address| address.ip());
+        let from = Peer::of(request.extensions()).and_then(|Peer(line)| line.address).map(|address| address.ip());
         let sent = request.metadata().get("authorization").and_then(|value| value.to_str().ok()).map(str::to_owned);
         let messages = request.into_inner();
         let token = self.call("Handshake", handshake::token(&self.access, sent, messages, from)).await?;
@@ -349,7 +386,7 @@ impl FlightService for HoldfastFlight {
     async fn list_flights(&self, request: Request<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {
         let caller = caller(request.extensions())?;
         let criteria = request.into_inner();
-        let flights = self.call("ListFlights", async { self.flights(&caller, &criteria) }).await?;
+        let flights = self.call("ListFlights", self.flights(&caller, &criteria)).await?;
         Ok(Response::new(all(flights)))
     }
 

@@ -53,6 +53,14 @@ pub struct ServeSettings {
     pub max_parameter_bytes: usize,
     /// Size of one request message. 4 MiB to 1 GiB.
     pub max_request_bytes: usize,
+    /// From a connection to the first call over it that is let in; a connection of which nobody is known by then is closed. 100 ms to 5 minutes.
+    pub log_in_timeout: Duration,
+    /// A connection over which no call was open for so long is closed. 100 ms to 24 hours.
+    pub idle_timeout: Duration,
+    /// After it a client is told to go on over another connection; calls that are open go on. 1 minute to 1 year.
+    pub connection_age: Duration,
+    /// From the beginning of a request that is one message to its end. 100 ms to 1 hour.
+    pub request_timeout: Duration,
     /// How long running streams may go on after shutdown was asked for. 0 to 1 hour.
     pub drain_timeout: Duration,
     /// Told how far online features are that are taken into memory.
@@ -98,6 +106,10 @@ impl Default for ServeSettings {
             max_statement_bytes: 1 << 20,
             max_parameter_bytes: 1 << 20,
             max_request_bytes: 64 << 20,
+            log_in_timeout: Duration::from_secs(20),
+            idle_timeout: Duration::from_secs(3_600),
+            connection_age: Duration::from_secs(24 * 3_600),
+            request_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
             progress: Arc::new(NoProgress),
         }
@@ -111,6 +123,7 @@ impl ServeSettings {
     /// [`ServeError::Setting`], naming the first one that is out of them.
     pub fn check(&self) -> Result<()> {
         const HOUR: Duration = Duration::from_secs(3600);
+        const LEAST: Duration = Duration::from_millis(100);
         within("reload_interval", self.reload_interval, Duration::from_millis(10), HOUR)?;
         within("kept_runs", self.kept_runs, 1, 100)?;
         within("max_rows_per_batch", self.max_rows_per_batch, 1, 1 << 20)?;
@@ -125,6 +138,10 @@ impl ServeSettings {
         within("max_statement_bytes", self.max_statement_bytes, 1 << 10, 64 << 20)?;
         within("max_parameter_bytes", self.max_parameter_bytes, 1 << 10, 16 << 20)?;
         within("max_request_bytes", self.max_request_bytes, 4 << 20, 1 << 30)?;
+        within("log_in_timeout", self.log_in_timeout, LEAST, HOUR / 12)?;
+        within("idle_timeout", self.idle_timeout, LEAST, 24 * HOUR)?;
+        within("connection_age", self.connection_age, HOUR / 60, 365 * 24 * HOUR)?;
+        within("request_timeout", self.request_timeout, LEAST, HOUR)?;
         within("drain_timeout", self.drain_timeout, Duration::ZERO, HOUR)
     }
 }

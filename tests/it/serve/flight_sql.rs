@@ -372,6 +372,31 @@ async fn parameters_have_types_and_take_values() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_statement_runs_once_for_each_row_of_values_in_their_order() {
+    let service = Service::start().await;
+    let mut sql = service.sql();
+    let query = "select customer_id, $2 as asked from features.churn_v1 where orders_90d >= $1 order by 1 desc limit 2";
+    let mut prepared = sql.prepare(query.to_owned(), None).await.unwrap();
+    let least: ArrayRef = Arc::new(Int64Array::from(vec![Some(18), Some(100), None, Some(3)]));
+    let asked: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), Some("b"), Some("c"), None]));
+    prepared.set_parameters(row(vec![least, asked])).unwrap();
+    let info = prepared.execute().await.unwrap();
+    let rows = service.fetch(&info).await.unwrap();
+    assert_eq!(rows.schema().fields(), info.clone().try_decode_schema().unwrap().fields());
+    assert_eq!(texts(&rows, "customer_id"), ["c19", "c18", "c19", "c18"]);
+    let asked: Vec<Option<&str>> = rows.column(1).as_string::<i32>().iter().collect();
+    assert_eq!(asked, [Some("a"), Some("a"), None, None]);
+
+    // A row that fails ends the answer where it is.
+    let mut prepared = sql.prepare("select 10 / $1 as share".to_owned(), None).await.unwrap();
+    prepared.set_parameters(row(vec![Arc::new(Int64Array::from(vec![5, 0]))])).unwrap();
+    let info = prepared.execute().await.unwrap();
+    let error = service.fetch(&info).await.unwrap_err();
+    assert!(error.message().to_lowercase().contains("divide by zero"), "{}", error.message());
+    service.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn values_that_do_not_fit_are_refused_with_what_to_do() {
     let settings = ServeSettings { max_parameter_bytes: 4 << 10, ..ServeSettings::default() };
     let service = Service::start_with(settings).await;
@@ -383,11 +408,11 @@ async fn values_that_do_not_fit_are_refused_with_what_to_do() {
     assert_eq!(error.code(), Code::InvalidArgument, "{}", error.message());
 
     let long = "x".repeat(8 << 10);
-    let two: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
+    let many: ArrayRef = Arc::new(Int64Array::from(vec![1; 1_001]));
     for (values, expected) in [
         (row(vec![number(1)]), "has 2 parameters, and 1 values are bound"),
         (row(vec![number(1), number(2), number(3)]), "has 2 parameters, and 3 values are bound"),
-        (row(vec![Arc::clone(&two), two]), "several were bound"),
+        (row(vec![Arc::clone(&many), many]), "more than 1000 rows of values came"),
         (row(vec![number(1), number(2)]).slice(0, 0), "no values came"),
         (row(vec![number(1), text(Some(&long))]), "may have 4096"),
     ] {

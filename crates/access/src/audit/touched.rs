@@ -11,8 +11,11 @@ use holdfast_types::TableName;
 /// Columns of one access that are written down; what reads more says so by `…`.
 const COLUMNS_MAX: usize = 500;
 
+/// Where tables are that describe others.
+const SYSTEM_SCHEMAS: [&str; 2] = ["information_schema", "pg_catalog"];
+
 /// Tables and columns that are read.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Touched {
     /// The tables.
     pub tables: BTreeSet<TableName>,
@@ -26,6 +29,17 @@ impl Touched {
         let mut touched = Self::default();
         touched.add(name, columns);
         touched
+    }
+
+    /// The same tables, without their columns.
+    pub fn tables_alone(self) -> Self {
+        Self { columns: BTreeSet::new(), ..self }
+    }
+
+    /// Whether they are system tables, which tell what there is, and no others.
+    pub fn is_of_system_tables(&self) -> bool {
+        let is_one = |table: &TableName| SYSTEM_SCHEMAS.contains(&table.schema());
+        !self.tables.is_empty() && self.tables.iter().all(is_one)
     }
 
     /// One more table.

@@ -130,6 +130,8 @@ pub struct Limits {
     pub memory_bytes: Option<usize>,
     /// Queries that run at once.
     pub concurrency: Option<usize>,
+    /// Connections that are open at once.
+    pub connections: Option<usize>,
     /// Questions a second, in the long run.
     pub rate_per_s: Option<f64>,
     /// Questions that may come at once before the rate counts.
@@ -256,6 +258,7 @@ impl Policy {
             larger(&mut most.bytes, limits.bytes);
             larger(&mut most.memory_bytes, limits.memory_bytes);
             larger(&mut most.concurrency, limits.concurrency);
+            larger(&mut most.connections, limits.connections);
             larger(&mut most.rate_per_s, limits.rate_per_s);
             larger(&mut most.burst, limits.burst);
         }

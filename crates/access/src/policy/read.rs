@@ -22,7 +22,8 @@ const TOP: [&str; 3] = ["roles", "without_user", "case"];
 const ROLE: [&str; 5] = ["description", "tables", "rows", "columns", "limits"];
 const ROWS: [&str; 2] = ["tables", "where"];
 const COLUMNS: [&str; 7] = ["tables", "tag", "columns", "mask", "keep_first", "keep_last", "width"];
-const LIMITS: [&str; 7] = ["deadline_s", "rows", "bytes_mb", "memory_mb", "concurrency", "rate_per_s", "burst"];
+const LIMITS: [&str; 8] =
+    ["deadline_s", "rows", "bytes_mb", "memory_mb", "concurrency", "connections", "rate_per_s", "burst"];
 const WITHOUT_USER: [&str; 2] = ["shared_token", "loopback"];
 const CASE: [&str; 7] = ["name", "principal", "roles", "attributes", "query", "given", "expect"];
 const EXPECT: [&str; 2] = ["rows", "refused"];
@@ -240,6 +241,7 @@ impl<'a> Reader<'a> {
         let (deadline, rows) = (whole("deadline_s", 1, 86_400), whole("rows", 0, u64::MAX >> 1));
         let (bytes, memory) = (whole("bytes_mb", 1, 1 << 30), whole("memory_mb", 1, 1 << 20));
         let concurrency = whole("concurrency", 1, 10_000);
+        let connections = whole("connections", 1, 100_000);
         let burst = whole("burst", 1, 1_000_000);
         let rate_per_s = said.get("rate_per_s").and_then(|value| {
             let rate = match value.get_ref() {
@@ -259,6 +261,7 @@ impl<'a> Reader<'a> {
             bytes: bytes.map(|megabytes| megabytes << 20),
             memory_bytes: memory.and_then(|megabytes| usize::try_from(megabytes << 20).ok()),
             concurrency: concurrency.and_then(|most| usize::try_from(most).ok()),
+            connections: connections.and_then(|most| usize::try_from(most).ok()),
             rate_per_s,
             #[expect(clippy::cast_precision_loss, reason = "a million at most")]
             burst: burst.map(|burst| burst as f64),

@@ -90,6 +90,13 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
+/// The flags of a command when none is given, so that defaults are in one place.
+pub(crate) fn unsaid<Args: clap::Args>() -> Args {
+    let command = Args::augment_args(clap::Command::new("up"));
+    let matches = command.get_matches_from(["up"]);
+    Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
 /// Completes on Ctrl-C and, where there are such signals, on SIGTERM; counted from the call, not from the first look.
 pub(crate) fn stop_signal() -> impl Future<Output = ()> + Send {
     #[cfg(unix)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_access::{Access, AccessSettings, Audit};
+use holdfast_access::{Access, AccessSettings, Audit, ConnectionLimits};
 use holdfast_engine::{LakeReader, Stage};
 use holdfast_feature_store::OnlineShare;
 use holdfast_lake::Lake;
@@ -15,7 +15,7 @@ use holdfast_types::{Progress, TableName};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::stop_signal;
+use super::{stop_signal, unsaid};
 use crate::clock::SystemClock;
 use crate::error::CliError;
 use crate::pg_gate::AccessGate;
@@ -76,6 +76,57 @@ pub(crate) struct ServeArgs {
     /// Speak the PostgreSQL protocol, too, on this address, such as 127.0.0.1:5432
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) pg_listen: Option<String>,
+    #[command(flatten)]
+    pub(crate) connections: ConnectionArgs,
+}
+
+/// How many connections may be open, over all protocols together, and for how long.
+#[derive(Debug, Clone, clap::Args, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ConnectionArgs {
+    /// How many connections may be open, over all protocols; one more is told to come back
+    #[arg(long, value_name = "COUNT", default_value_t = 1_000)]
+    #[serde(rename = "max")]
+    pub(crate) connections_max: usize,
+    /// How many connections of one user or token may be open, where the policy says nothing else of its roles
+    #[arg(long, value_name = "COUNT", default_value_t = 250)]
+    #[serde(rename = "of_user_max")]
+    pub(crate) connections_of_user_max: usize,
+    /// How many connections may be open that have not said yet whose they are
+    #[arg(long, value_name = "COUNT", default_value_t = 250)]
+    #[serde(rename = "unknown_max")]
+    pub(crate) connections_unknown_max: usize,
+    /// How long a connection may take to say whose it is, in seconds
+    #[arg(long, value_name = "S", default_value_t = 20.0)]
+    pub(crate) log_in_timeout_s: f64,
+    /// How long a connection may ask nothing before it is closed, in seconds
+    #[arg(long, value_name = "S", default_value_t = 3_600.0)]
+    pub(crate) idle_timeout_s: f64,
+}
+
+impl Default for ConnectionArgs {
+    fn default() -> Self {
+        unsaid()
+    }
+}
+
+impl ConnectionArgs {
+    fn limits(&self) -> ConnectionLimits {
+        ConnectionLimits {
+            open: self.connections_max,
+            of_principal: self.connections_of_user_max,
+            unknown: self.connections_unknown_max,
+        }
+    }
+
+    /// Of the log-in, and of idleness.
+    fn timeouts(&self) -> Result<(Duration, Duration), CliError> {
+        let of = |name: &str, seconds: f64| {
+            let wrong = || CliError::Argument(format!("{name} is {seconds}, and may be 0.1 to 86400 seconds"));
+            Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+        };
+        Ok((of("log_in_timeout_s", self.log_in_timeout_s)?, of("idle_timeout_s", self.idle_timeout_s)?))
+    }
 }
 
 /// When accesses are written down.
@@ -182,7 +233,10 @@ impl Door {
             Some(access) => access,
             None => open_access(project, args, lake).await?,
         };
+        let (log_in_timeout, idle_timeout) = args.connections.timeouts()?;
         let settings = ServeSettings {
+            log_in_timeout,
+            idle_timeout,
             token: self.token,
             log_served: args.log_served,
             online_share: args.online_share,
@@ -194,7 +248,12 @@ impl Door {
         let Some(postgres) = self.postgres else {
             return Ok(serve_with_http(reader, puts, settings, (self.listener, self.http), stop).await?);
         };
-        let drain = settings.drain_timeout;
+        let wire_settings = PgSettings {
+            startup_timeout: log_in_timeout,
+            idle_timeout,
+            drain_timeout: settings.drain_timeout,
+            ..PgSettings::default()
+        };
         let stopped = CancellationToken::new();
         // If one of the two fails, the other ends, too.
         let ending = stopped.clone();
@@ -211,7 +270,7 @@ impl Door {
             ended.map_err(CliError::from)
         };
         let wire = async {
-            let ended = postgres.serve(project, Arc::clone(&reader), access, drain, stopped.cancelled()).await;
+            let ended = postgres.serve(project, Arc::clone(&reader), access, wire_settings, stopped.cancelled()).await;
             stopped.cancel();
             ended
         };
@@ -244,11 +303,10 @@ impl PgDoor {
         project: &Project,
         reader: Arc<LakeReader>,
         access: Arc<Access>,
-        drain_timeout: Duration,
+        settings: PgSettings,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<(), CliError> {
         let gate = Arc::new(AccessGate::new(access, Arc::clone(&reader)));
-        let settings = PgSettings { drain_timeout, ..PgSettings::default() };
         let notes = notes(project);
         Ok(holdfast_pgwire::serve(reader, gate, self.tls, notes, settings, self.listener, stop).await?)
     }
@@ -284,7 +342,12 @@ pub(crate) async fn open_access(project: &Project, args: &ServeArgs, lake: &Lake
         }
     };
     let mask_key = if has_policy { Some(project.mask_key(lake).await?) } else { None };
-    let settings = AccessSettings { policy: Some(policy), users: args.users.clone(), mask_key };
+    let settings = AccessSettings {
+        policy: Some(policy),
+        users: args.users.clone(),
+        mask_key,
+        connections: args.connections.limits(),
+    };
     Ok(Arc::new(Access::open(settings, Arc::new(SystemClock), audit)?))
 }
 

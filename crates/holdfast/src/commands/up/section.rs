@@ -6,7 +6,8 @@ use serde::{Deserialize, Deserializer};
 
 use super::super::collect::CollectArgs;
 use super::super::ingest::pause_of;
-use super::super::serve::{AuditWhen, ServeArgs};
+use super::super::serve::{AuditWhen, ConnectionArgs, ServeArgs};
+use super::super::unsaid;
 
 /// `[up]` in holdfast.toml. Paths are relative to it.
 #[derive(Debug, Clone, Deserialize)]
@@ -54,6 +55,7 @@ struct ServeSection {
     tls_certificate: Option<PathBuf>,
     tls_key: Option<PathBuf>,
     tls_client_issuers: Option<PathBuf>,
+    connections: ConnectionArgs,
 }
 
 /// And those of `holdfast collect`.
@@ -86,6 +88,7 @@ impl UpSection {
         args.tls_certificate = below(&section.tls_certificate);
         args.tls_key = below(&section.tls_key);
         args.tls_client_issuers = below(&section.tls_client_issuers);
+        args.connections = section.connections.clone();
         args
     }
 
@@ -100,13 +103,6 @@ impl UpSection {
         args.keys_file = section.keys_file.as_ref().map(|file| folder.join(file));
         Some(args)
     }
-}
-
-/// The flags of a command when none is given, so that defaults are in one place.
-fn unsaid<Args: clap::Args>() -> Args {
-    let command = Args::augment_args(clap::Command::new("up"));
-    let matches = command.get_matches_from(["up"]);
-    Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
 fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OnlineShare, D::Error> {
