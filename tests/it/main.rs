@@ -49,6 +49,7 @@ mod real_data;
 mod replace;
 
 mod s3;
+mod sentiment;
 mod serve;
 mod stages;
 mod telemetry;

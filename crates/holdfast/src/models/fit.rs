@@ -396,7 +396,8 @@ fn filled(values: &[f64]) -> Vec<f64> {
     values.iter().map(|value| if value.is_finite() { *value } else { mean }).collect()
 }
 
-fn measure_rows(judged_on: &str, baseline: &str, report: &Report) -> Vec<MeasureRow> {
+/// The lines of a report as rows.
+pub(crate) fn measure_rows(judged_on: &str, baseline: &str, report: &Report) -> Vec<MeasureRow> {
     let count = |rows: usize| i64::try_from(rows).unwrap_or(i64::MAX);
     let parts = |estimate: Option<Estimate>| {
         (estimate.map(|of| of.value), estimate.map(|of| of.low), estimate.map(|of| of.high))

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! _holdfast/models/<model>/<hash>.ubj      trees, as XGBoost reads them   ─┐ written first, named by what they hold
+//! _holdfast/models/<model>/<hash>.ngrams   weights of a model of texts     │
 //! _holdfast/models/<model>/<hash>.json     rows with what was said of them, and what all of them looked like ─┘
 //! model.versions                           one row a version: all that is known of it, in one commit
 //! model.aliases                            one row a move of an alias; the last one counts
@@ -24,6 +25,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::fit::{Example, FeatureProfile, Judged, MeasureRow};
+use super::kind::{Kind, reads_texts};
 use super::spec::{Spec, SpecFile};
 use crate::error::CliError;
 
@@ -124,6 +126,22 @@ enum Beside {
     Examples(Vec<Example>),
 }
 
+/// What is kept beside trees, as a file.
+///
+/// # Errors
+/// None that is known.
+pub(crate) fn beside(examples: Vec<Example>, judged: Judged) -> Result<Vec<u8>, CliError> {
+    serde_json::to_vec(&Beside::Whole { examples, judged: Box::new(judged) }).map_err(unwritable)
+}
+
+/// A version that must not be used: what is wrong with it, and what to do.
+pub(crate) fn damaged(version: &Version, what: &str) -> CliError {
+    CliError::ModelDamaged(format!(
+        "version {} of `{}` cannot be used: {what}; restore the file, or train again",
+        version.version, version.model
+    ))
+}
+
 impl Loaded {
     /// Refuses stages that do not make the features that the version learnt from.
     ///
@@ -192,21 +210,18 @@ impl Registry {
         Ok(standing(&self.moves(Some(model)).await?, model, alias))
     }
 
-    /// Keeps a version under the next number: its files first, then its row, then the alias `challenger`.
+    /// Keeps a version under the next number: its files first, then its row, then the alias `challenger`. The `artefact` is told with the ending of its file.
     ///
     /// # Errors
     /// When somebody else took the number meanwhile; what the lake answers.
     pub(crate) async fn keep(
         &self,
         mut version: Version,
-        artefact: Vec<u8>,
-        examples: Vec<Example>,
-        judged: Judged,
+        (artefact, ending): (Vec<u8>, &str),
+        examples: Vec<u8>,
     ) -> Result<Version, CliError> {
-        let beside = Beside::Whole { examples, judged: Box::new(judged) };
-        let examples = serde_json::to_vec(&beside).map_err(unwritable)?;
         version.artefact_bytes = i64::try_from(artefact.len()).unwrap_or(i64::MAX);
-        (version.artefact, version.artefact_hash) = self.store(&version.model, artefact, "ubj").await?;
+        (version.artefact, version.artefact_hash) = self.store(&version.model, artefact, ending).await?;
         (version.examples, version.examples_hash) = self.store(&version.model, examples, "json").await?;
         let last = self.versions(Some(&version.model)).await?.last().map_or(0, |version| version.version);
         version.version = last + 1;
@@ -272,14 +287,12 @@ impl Registry {
     /// the model still says what it said.
     ///
     /// # Errors
-    /// [`CliError::ModelDamaged`] with what is wrong.
+    /// [`CliError::ModelDamaged`] with what is wrong; a model of texts.
     pub(crate) async fn load(&self, version: Version) -> Result<Loaded, CliError> {
-        let damaged = |what: String| {
-            CliError::ModelDamaged(format!(
-                "version {} of `{}` cannot be used: {what}; restore the file, or train again",
-                version.version, version.model
-            ))
-        };
+        if version.kind() == Kind::Sentiment {
+            return Err(reads_texts(&version.model));
+        }
+        let damaged = |what: String| damaged(&version, &what);
         let artefact = self.fetch(&version.artefact, &version.artefact_hash).await.map_err(damaged)?;
         let examples = self.fetch(&version.examples, &version.examples_hash).await.map_err(damaged)?;
         let signature = serde_json::from_str(&version.signature)
@@ -315,7 +328,7 @@ impl Registry {
         Ok((name, hash))
     }
 
-    async fn fetch(&self, name: &str, hash: &str) -> Result<Vec<u8>, String> {
+    pub(crate) async fn fetch(&self, name: &str, hash: &str) -> Result<Vec<u8>, String> {
         let folder = self.lake.system_folder();
         let path = name.split('/').fold(folder.path, |path, part| path.join(part));
         let found = match folder.store.get(&path).await {

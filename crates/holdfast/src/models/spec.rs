@@ -1,7 +1,8 @@
 //! What a model is about, as `pipelines/<pipeline>/models/<name>.toml` says it: features, label, moments, training, bands, words.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use arrow::datatypes::{DataType, SchemaRef};
 use chrono::TimeDelta;
@@ -11,6 +12,7 @@ use holdfast_types::{CUSTOMER_BUCKET, CUSTOMER_ID, TableName};
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::kind::{Kind, reads_texts};
 use crate::commands::maintain::duration;
 use crate::error::CliError;
 use crate::project::{Project, located, parse_toml, read_text};
@@ -31,6 +33,9 @@ pub(crate) struct Spec {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SpecFile {
+    /// `churn`, or left out.
+    #[serde(default, rename = "kind")]
+    _kind: Kind,
     #[serde(default)]
     pub(crate) description: String,
     pub(crate) features: FeatureSection,
@@ -58,7 +63,7 @@ pub(crate) struct SpecFile {
 }
 
 /// A section that the file leaves out.
-fn unsaid<T: Default>() -> Spanned<T> {
+pub(crate) fn unsaid<T: Default>() -> Spanned<T> {
     Spanned::new(0..0, T::default())
 }
 
@@ -242,19 +247,28 @@ impl Spec {
             return Err(CliError::NoModel(format!("there is no model `{name}` in {}{hint}", folder.display())));
         }
         let text = read_text(&path)?;
+        if Kind::of(&text) == Kind::Sentiment {
+            return Err(reads_texts(name));
+        }
         let file: SpecFile = parse_toml(&path, &text)?;
         let spec = Self { name: name.to_owned(), path, text, file };
         spec.check()?;
         Ok(spec)
     }
 
-    /// The models of a pipeline, sorted.
+    /// The models of a pipeline that are about customers, sorted.
     pub(crate) fn names(project: &Project) -> Result<Vec<String>, CliError> {
         let entries = std::fs::read_dir(project.model_folder()?).into_iter().flatten().filter_map(Result::ok);
         let mut names: Vec<String> =
             entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".toml")?.to_owned())).collect();
         names.sort();
-        Ok(names)
+        let mut of_customers = Vec::with_capacity(names.len());
+        for name in names {
+            if Kind::of_model(project, &name)? == Kind::Churn {
+                of_customers.push(name);
+            }
+        }
+        Ok(of_customers)
     }
 
     pub(crate) fn gap(&self) -> TimeDelta {
@@ -314,14 +328,7 @@ impl Spec {
 
     /// What the model's library says of a parameter, where the file sets it.
     pub(crate) fn of_parameter(&self, error: ModelError) -> CliError {
-        let ModelError::Parameter { name, .. } = &error else { return CliError::Model(error) };
-        let section = self.file.training.span();
-        let body = self.text.get(section.start..).unwrap_or_default();
-        let place = body.match_indices(*name).map(|(place, _)| place).find(|place| {
-            let before = body[..*place].rsplit('\n').next().unwrap_or_default();
-            before.trim().is_empty()
-        });
-        self.mistake(section.start + place.unwrap_or(0), format!("[training] {error}"))
+        of_parameter(&self.path, &self.text, self.file.training.span(), error)
     }
 
     fn check(&self) -> Result<(), CliError> {
@@ -409,7 +416,7 @@ impl Spec {
         let past = runner.past(&stages, std::slice::from_ref(label.table.get_ref())).await?;
         if let Some(model) = past.asked_by(self.stage()).first() {
             let message = format!(
-                "{} rests on what the champion of `{model}` says (predict), who has learnt from days after the moments that teach: a feature of it knows what nobody could know; take it into a stage of its own",
+                "{} rests on what the champion of `{model}` says, who has learnt from days after the moments that teach: a feature of it knows what nobody could know; take it into a stage of its own",
                 self.stage()
             );
             return Err(self.mistake(self.file.features.stage.span().start, message));
@@ -539,6 +546,17 @@ impl Spec {
             }
         }
     }
+}
+
+/// What a model's library says of a parameter, where the file's section `[training]` sets it.
+pub(crate) fn of_parameter(path: &Path, text: &str, section: Range<usize>, error: ModelError) -> CliError {
+    let ModelError::Parameter { name, .. } = &error else { return CliError::Model(error) };
+    let body = text.get(section.start..).unwrap_or_default();
+    let place = body.match_indices(*name).map(|(place, _)| place).find(|place| {
+        let before = body[..*place].rsplit('\n').next().unwrap_or_default();
+        before.trim().is_empty()
+    });
+    located(path, text, section.start + place.unwrap_or(0), format!("[training] {error}"))
 }
 
 fn is_number(kind: &DataType) -> bool {

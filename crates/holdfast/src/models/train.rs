@@ -10,7 +10,7 @@ use super::fit::{Counts, MeasureRow, Rival, Rows, fit, labels_end};
 use super::import::Imported;
 use super::leakage::{check_changed_later, check_future, check_single_features};
 use super::moments::Moments;
-use super::registry::{CHAMPION, Registry, Version, publish, tables, unwritable};
+use super::registry::{CHAMPION, Registry, Version, beside, publish, tables, unwritable};
 use super::snapshots::Asked;
 use super::spec::Spec;
 use crate::error::CliError;
@@ -158,7 +158,7 @@ pub(crate) async fn train(
         measures: fitted.measures.clone(),
     };
     let artefact = fitted.model.write(holdfast_models::Format::Ubjson)?;
-    let kept = registry.keep(version, artefact, fitted.examples, fitted.judged).await?;
+    let kept = registry.keep(version, (artefact, "ubj"), beside(fitted.examples, fitted.judged)?).await?;
     publish(&registry.lake, &tables()?).await?;
     Ok(Trained::Made(Box::new(Made {
         model: kept.model,
