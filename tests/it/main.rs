@@ -27,6 +27,7 @@ mod exchange;
 mod features;
 mod feeds;
 mod folder;
+mod hybrid;
 mod identity;
 mod inbox;
 mod increments;

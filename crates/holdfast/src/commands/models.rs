@@ -357,7 +357,7 @@ async fn promote(
             let loaded = registry.load(version).await?;
             let settings = project.session_settings(&lake).await?;
             let runner = project.runner(lake, project.stages()?, settings).await?;
-            let past = runner.past(std::slice::from_ref(loaded.spec.stage()), &[]).await?;
+            let past = runner.past(&loaded.stages(), &[]).await?;
             loaded.check_features(&past)?;
             format!("`holdfast score --model {model}` scores with it")
         }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use holdfast_types::Progress;
 
-use super::versions::measures_table;
+use super::versions::{ablation_table, measures_table};
 use super::{grouped, print, print_json};
 use crate::error::CliError;
 use crate::models::kind::Kind;
@@ -159,6 +159,9 @@ fn summary(made: &Made) -> String {
         ));
     }
     text.push_str(&measures_table(&made.measures, "churned"));
+    if let Some(ablation) = &made.ablation {
+        text.push_str(&ablation_table(&serde_json::json!(ablation)));
+    }
     text.push_str(&next_step(made.champion, &made.model, made.version, "Nobody is scored yet"));
     text
 }

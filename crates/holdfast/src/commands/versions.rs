@@ -97,7 +97,8 @@ pub(crate) async fn show(registry: &Registry, model: &str, version: Option<i32>,
     if json {
         return print_json(&shown(&version, &moves));
     }
-    let notes: Value = serde_json::from_str(&version.notes).unwrap_or_default();
+    let mut notes: Value = serde_json::from_str(&version.notes).unwrap_or_default();
+    let ablation = notes.pointer_mut("/sequence/ablation").map(Value::take);
     let aliases = aliases(&version, &moves);
     let (rounds, positives) = match version.kind() {
         Kind::Churn => ("trees ", "churned"),
@@ -120,6 +121,9 @@ pub(crate) async fn show(registry: &Registry, model: &str, version: Option<i32>,
         notes,
     );
     text.push_str(&measures_table(&version.measures, positives));
+    if let Some(ablation) = ablation.filter(|ablation| !ablation.is_null()) {
+        text.push_str(&ablation_table(&ablation));
+    }
     let profile = profile_of(&version);
     if !profile.is_empty() {
         text.push_str("\nFeatures when it learnt (missing, mean, deciles):\n");
@@ -207,6 +211,39 @@ pub(crate) async fn compare(
         "\nThey were judged by other rows: the figures may differ for that alone.\n"
     });
     print(&text)
+}
+
+/// Trees that are told what a sequence model says beside trees that are not, for people.
+pub(crate) fn ablation_table(ablation: &Value) -> String {
+    let wins = ablation["hybrid_wins"] == true;
+    let mut text = format!(
+        "\nTold of a sequence model, or not, out of time: {}\n  {:<20} {:>24} {:>24} {:>26}\n",
+        if wins {
+            "told they are better, and so they score"
+        } else {
+            "told they are not surely better, and so trees score that are not"
+        },
+        "",
+        "told",
+        "not told",
+        "difference"
+    );
+    for line in ablation["report"]["lines"].as_array().into_iter().flatten() {
+        let Some(measure) = line["measure"].as_str().filter(|measure| SHOWN.contains(measure)) else { continue };
+        let parts = |of: &str| ["value", "low", "high"].map(|part| line[of][part].as_f64());
+        let ([value, low, high], [plain, plain_low, plain_high]) = (parts("model"), parts("baseline"));
+        let [difference, from, to] = parts("difference");
+        text.push_str(&format!(
+            "  {measure:<20} {:>24} {:>24} {:>26}\n",
+            interval(value, low, high),
+            interval(plain, plain_low, plain_high),
+            signed(difference, from, to)
+        ));
+    }
+    if let Some(alone) = ablation["sequence_auc"].as_f64() {
+        text.push_str(&format!("  the sequence model alone: AUC {alone:.3}\n"));
+    }
+    text
 }
 
 /// Measures beside those of all baselines, for people; what the labels that are true are called is said by `positives`.

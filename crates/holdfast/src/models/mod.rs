@@ -14,6 +14,7 @@
 pub(crate) mod answer;
 pub(crate) mod cadence;
 pub(crate) mod fit;
+pub(crate) mod hybrid;
 pub(crate) mod import;
 pub(crate) mod kind;
 pub(crate) mod leakage;

@@ -396,6 +396,15 @@ impl ScalarUDFImpl for Predict {
         let row = arguments.arg_fields.get(1).map_or(&DataType::Null, |field| field.data_type());
         match (known, row) {
             (_, DataType::Null) | (Known::Silent(_), DataType::Struct(_)) => {}
+            (Known::Champion(champion), DataType::Struct(_)) if champion.loaded.sequence.is_some() => {
+                let Version { model, version, .. } = &champion.loaded.version;
+                return plan_err!(
+                    "version {version} of `{model}` is also told what customers did step by step ({}), which no row holds: {} cannot ask it; `holdfast score --model {model}` does, for {}, or promote a version without",
+                    champion.loaded.steps().map_or_else(String::new, |steps| steps.stage.to_string()),
+                    self.name(),
+                    champion.loaded.spec.file.scores.table.get_ref()
+                );
+            }
             (Known::Champion(champion), DataType::Struct(fields)) => {
                 let signature = champion.loaded.model.signature();
                 let problems = problems(signature.features(), fields);

@@ -12,6 +12,7 @@ use holdfast_types::{CUSTOMER_BUCKET, CUSTOMER_ID, TableName};
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::hybrid::spec::SequenceSection;
 use super::kind::{Kind, reads_texts};
 use crate::commands::maintain::duration;
 use crate::error::CliError;
@@ -46,6 +47,8 @@ pub(crate) struct SpecFile {
     pub(crate) split: SplitSection,
     #[serde(default = "unsaid")]
     pub(crate) training: Spanned<Parameters>,
+    /// What customers did, step by step, for a sequence model whose word the trees are told.
+    pub(crate) sequence: Option<SequenceSection>,
     #[serde(default)]
     pub(crate) baselines: BaselineSection,
     #[serde(default = "unsaid")]
@@ -381,6 +384,9 @@ impl Spec {
         }
         self.train_every()?;
         file.training.get_ref().check(true).map_err(|error| self.of_parameter(error))?;
+        if let Some(sequence) = &file.sequence {
+            sequence.check(self)?;
+        }
         let table = &file.scores.table;
         if table.get_ref().schema() != "risk" {
             let message = format!("scores stand in the schema risk: call it `risk.{}`", table.get_ref().table());
@@ -408,7 +414,10 @@ impl Spec {
         };
         known(&self.file.features.stage)?;
         known(&label.table)?;
-        let mut stages = vec![self.stage().clone()];
+        if let Some(sequence) = &self.file.sequence {
+            known(&sequence.stage)?;
+        }
+        let mut stages = self.stages();
         if let Some(scorecard) = &self.file.baselines.scorecard {
             known(&scorecard.stage)?;
             stages.push(scorecard.stage.get_ref().clone());
@@ -436,7 +445,6 @@ impl Spec {
         let stage = self.stage();
         self.check_customer(past, &section.stage)?;
         let schema = self.schema(past, &section.stage)?;
-        let is_time = |kind: &DataType| matches!(kind, DataType::Timestamp(_, _));
         if !schema.field_with_name(EVENT_TIMESTAMP).is_ok_and(|field| is_time(field.data_type())) {
             let message = format!(
                 "{stage} has no timestamp `{EVENT_TIMESTAMP}`, which says at what moment its values were known: add `now() as {EVENT_TIMESTAMP}`"
@@ -467,7 +475,7 @@ impl Spec {
             return Err(self.mistake(section.stage.span().start, format!("{stage} has no column that is a feature")));
         }
         for name in self.file.reasons.keys().chain(&self.file.baselines.recency) {
-            if !features.contains(name.get_ref()) {
+            if !(features.contains(name.get_ref()) || self.is_of_sequence(name.get_ref())) {
                 let hint = nearest(name.get_ref(), &features);
                 let message = format!("`{}` is no feature of {stage}{hint}", name.get_ref());
                 return Err(self.mistake(name.span().start, message));
@@ -476,7 +484,7 @@ impl Spec {
         Ok(features)
     }
 
-    fn check_customer(&self, past: &Past, stage: &Spanned<TableName>) -> Result<(), CliError> {
+    pub(crate) fn check_customer(&self, past: &Past, stage: &Spanned<TableName>) -> Result<(), CliError> {
         match self.schema(past, stage)?.field_with_name(CUSTOMER_ID) {
             Ok(field) if is_text(field.data_type()) => Ok(()),
             _ => {
@@ -519,7 +527,7 @@ impl Spec {
         })
     }
 
-    fn schema<'a>(&self, past: &'a Past, stage: &Spanned<TableName>) -> Result<&'a SchemaRef, CliError> {
+    pub(crate) fn schema<'a>(&self, past: &'a Past, stage: &Spanned<TableName>) -> Result<&'a SchemaRef, CliError> {
         let message = || format!("no stage is called `{}`", stage.get_ref());
         past.schema(stage.get_ref()).ok_or_else(|| self.mistake(stage.span().start, message()))
     }
@@ -559,7 +567,11 @@ pub(crate) fn of_parameter(path: &Path, text: &str, section: Range<usize>, error
     located(path, text, section.start + place.unwrap_or(0), format!("[training] {error}"))
 }
 
-fn is_number(kind: &DataType) -> bool {
+pub(crate) fn is_time(kind: &DataType) -> bool {
+    matches!(kind, DataType::Timestamp(_, _))
+}
+
+pub(crate) fn is_number(kind: &DataType) -> bool {
     kind.is_numeric() || matches!(kind, DataType::Boolean)
 }
 
