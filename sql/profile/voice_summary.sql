@@ -1,5 +1,5 @@
--- One row a customer who has ordered, reviewed or posted: what they say, from stars and reach (the words are left to the
--- sentiment models). Shops ask for a review of the first order; not giving one is a touchpoint of its own.
+-- One row a customer who has ordered, reviewed or posted: what they say, from stars and reach (the words are read
+-- in profile.text_sentiment). Shops ask for a review of the first order; not giving one is a touchpoint of its own.
 -- @stage      incremental key(customer_id)
 -- @owner      customer voice
 -- @expect     fail        has_customer:     customer_id is not null

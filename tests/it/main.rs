@@ -29,6 +29,7 @@ mod exchange;
 mod features;
 mod feeds;
 mod folder;
+mod hybrid;
 mod identity;
 mod inbox;
 mod increments;
@@ -53,6 +54,7 @@ mod real_data;
 mod replace;
 
 mod s3;
+mod sentiment;
 mod serve;
 mod served;
 mod stages;

@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use crate::train::{AS_OF, FEATURES, Process, Shop, orders_from};
 use crate::{commits, holdfast_binary, lines_of, succeed};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 const SCORES: &str = "select * from risk.churn_probability order by customer_id";
 
@@ -242,7 +242,7 @@ fn what_cannot_be_predicted_is_told_when_it_is_planned_with_what_to_do() {
         "select predict(f.customer_id, f) from features.f f",
         &["the first argument of predict is the name of a model"],
     );
-    refused("select predict('churn', g) from features.f f", &["No field named g"]);
+    refused("select predict('churn', g) from features.f f", &["line 1, column 25: No field named g"]);
     refused("select predict('churn', f.spend) from features.f f", &["the second argument of predict is a row"]);
     let columns = "select customer_id, days_since, orders, orders_90d as order_90d, spend, 1 as basket, nothing, always from features.f";
     refused(
@@ -298,6 +298,7 @@ fn a_stage_that_asks_the_champion_follows_it_and_goes_by_key() {
     let rescored = run();
     assert_eq!(rescored["outcome"], "built", "{rescored}");
     assert_ne!(rescored["refresh"]["kind"], "keys", "{rescored}");
+    assert_eq!(rescored["refresh"]["reason"], "model churn: version 2", "{rescored}");
     same();
 }
 
@@ -355,14 +356,14 @@ async fn predict_is_asked_over_flight_sql_and_the_wire_of_postgresql_and_follows
     }
 }
 
-async fn flight_sql(client: &mut FlightSqlServiceClient<Channel>, query: &str) -> Vec<RecordBatch> {
+pub(crate) async fn flight_sql(client: &mut FlightSqlServiceClient<Channel>, query: &str) -> Vec<RecordBatch> {
     let info = client.execute(query.to_owned(), None).await.unwrap();
     let ticket = info.endpoint[0].ticket.clone().unwrap();
     client.do_get(ticket).await.unwrap().try_collect().await.unwrap()
 }
 
 /// The rows of a query by PostgreSQL's simple protocol (its documentation, 54.2.3), as text.
-fn simple_query(address: &str, sql: &str) -> Vec<Vec<Option<String>>> {
+pub(crate) fn simple_query(address: &str, sql: &str) -> Vec<Vec<Option<String>>> {
     let mut stream = TcpStream::connect(address).unwrap();
     let startup = b"\0\x03\0\0user\0test\0database\0holdfast\0\0";
     stream.write_all(&u32::try_from(startup.len() + 4).unwrap().to_be_bytes()).unwrap();

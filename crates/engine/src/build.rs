@@ -55,9 +55,21 @@ pub(crate) struct StageNote {
     /// Changes with everything that was looked at when the stage was checked. Where it is the same, nothing has to be planned to know that the stage has no mistake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) checked: Option<String>,
+    /// Whom it asked, where its query asks subjects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) asked: Option<AskedSubjects>,
     /// The versions of its inputs up to which nothing concerned the version since. No commit notes them: a run remembers them in its manifest.
     #[serde(skip)]
     pub(crate) looked_at: Option<Inputs>,
+}
+
+/// Whom a version of a stage's table asked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct AskedSubjects {
+    /// The fingerprint without what they would say.
+    query: String,
+    /// Who answered, in words, by subject.
+    told: BTreeMap<String, String>,
 }
 
 /// Versions of inputs; `None` of a table that is not there.
@@ -129,14 +141,14 @@ impl StageNote {
     /// What a version made now, of these versions of inputs, would note.
     pub(crate) fn of(
         stage: &Stage,
-        salt: &str,
+        salt: &Salt,
         as_of: DateTime<Utc>,
         inputs: BTreeMap<TableName, Option<u64>>,
         checked: &str,
     ) -> Self {
         let moment = moment(stage, as_of);
         Self {
-            fingerprint: stage.fingerprint(salt),
+            fingerprint: stage.fingerprint(&salt.whole),
             inputs,
             moment: stage.depends_on_time.then(|| match stage.directives.kind {
                 StageKind::Incremental { .. } | StageKind::Append => moment,
@@ -144,6 +156,8 @@ impl StageNote {
             }),
             as_of: stage.depends_on_time.then_some(moment),
             checked: Some(checked.to_owned()),
+            asked: (!salt.told.is_empty())
+                .then(|| AskedSubjects { query: stage.fingerprint(&salt.own), told: salt.told.clone() }),
             looked_at: None,
         }
     }
@@ -169,16 +183,34 @@ impl StageNote {
     }
 
     /// What differs between the two besides the versions of inputs, in words.
-    pub(crate) fn what_else_differs(&self, other: &Self) -> Option<&'static str> {
+    pub(crate) fn what_else_differs(&self, other: &Self) -> Option<String> {
         if self.fingerprint != other.fingerprint {
-            Some("its query, its expectations or its contract changed")
+            let others = self.others_answer(other).map(|told| told.join(", "));
+            Some(others.unwrap_or_else(|| "its query, its expectations or its contract changed".to_owned()))
         } else if self.moment != other.moment {
-            Some("it depends on time, and a new day has begun")
+            Some("it depends on time, and a new day has begun".to_owned())
         } else if self.inputs.keys().ne(other.inputs.keys()) {
-            Some("it reads other tables")
+            Some("it reads other tables".to_owned())
         } else {
             None
         }
+    }
+
+    /// Of a version whose fingerprint differs for that alone: those who answer now and did not then, in words.
+    pub(crate) fn others_answer(&self, now: &Self) -> Option<Vec<String>> {
+        let (then, now) = (self.asked.as_ref()?, now.asked.as_ref()?);
+        if then.query != now.query {
+            return None;
+        }
+        let others: Vec<&String> = now
+            .told
+            .iter()
+            .filter(|(subject, told)| then.told.get(*subject) != Some(*told))
+            .map(|(_, told)| told)
+            .collect();
+        // The same version with other words for its features.
+        let others = if others.is_empty() { now.told.values().collect() } else { others };
+        Some(others.into_iter().cloned().collect())
     }
 
     pub(crate) fn in_commit(&self) -> Map<String, Value> {
@@ -576,7 +608,18 @@ pub(crate) fn key_is_unique(key: &[String], duplicates: u64) -> ExpectationResul
 }
 
 /// What decides, beside a stage's own text, whether its rows would be others.
-pub(crate) fn salt(lake: &Lake, settings: &SessionSettings, stage: &Stage) -> String {
+#[derive(Debug)]
+pub(crate) struct Salt {
+    /// All of it.
+    pub(crate) whole: String,
+    /// The same without what subjects would say that the query asks.
+    own: String,
+    /// Who these are, in words.
+    told: BTreeMap<String, String>,
+}
+
+/// The salt of a stage in a session over a lake.
+pub(crate) fn salt(lake: &Lake, settings: &SessionSettings, stage: &Stage) -> Salt {
     let mut salt = format!("{ENGINE_VERSION}/{}/{}", lake.settings().customer_buckets, settings.salt);
     if lake.environment_name().is_some() {
         // The versions of an environment's own tables are other ones than production's of the same number.
@@ -585,8 +628,8 @@ pub(crate) fn salt(lake: &Lake, settings: &SessionSettings, stage: &Stage) -> St
             salt.push_str(&own.to_string());
         }
     }
-    salt.push_str(&settings.row_functions.asked_versions(&stage.statement));
-    salt
+    let whole = format!("{salt}{}", settings.row_functions.asked_versions(&stage.statement));
+    Salt { whole, own: salt, told: settings.row_functions.told(&stage.statement) }
 }
 
 /// What `now()` is in a stage. Where rows are brought up to date by key it must be the same for all of them until the next full refresh: the end of the

@@ -65,6 +65,11 @@ pub enum Cause {
     Unknown,
     /// Its query, its expectations or its contract are not those that the table was made by; or the engine, or a function, makes other values now.
     Query,
+    /// Somebody else answers what its query asks.
+    Asks {
+        /// Who, in words: `model churn: version 2`.
+        now: String,
+    },
     /// It depends on time, and a new grain of `now()` has begun.
     Moment {
         /// The end of the grain that the table was made in.
@@ -162,7 +167,7 @@ impl StageWork {
             return full(planned, "it was asked for");
         }
         if let Some(differs) = stored.what_else_differs(note) {
-            return full(planned, differs);
+            return full(planned, &differs);
         }
         if self.is_reshaped(table) {
             return full(planned, "its columns or what is said of them changed");
@@ -220,7 +225,10 @@ impl StageWork {
             (Some(_), None) => causes.push(Cause::Unknown),
             (Some(_), Some(stored)) => {
                 if stored.fingerprint != note.fingerprint {
-                    causes.push(Cause::Query);
+                    match stored.others_answer(note) {
+                        Some(told) => causes.extend(told.into_iter().map(|now| Cause::Asks { now })),
+                        None => causes.push(Cause::Query),
+                    }
                 }
                 if stored.moment != note.moment {
                     causes.push(Cause::Moment { from: stored.moment, to: note.moment });

@@ -92,7 +92,7 @@ pub use project::{CheckedStage, DeclaredTable, Draft, Project, Selection};
 pub use read_only::RELATIONS_MAX;
 pub use reader::{LakeReader, Published, PublishedTable, WhichRun, written_moment};
 pub use record::{RecordOptions, Recorded};
-pub use row_functions::{RowFunctions, RunFunctions};
+pub use row_functions::{RowFunctions, RunFunctions, SubjectVersion};
 pub use run::{Refresh, RunOptions, RunReport, Runner, StageOutcome, StageReport, TimeRange};
 pub use session::{SessionSettings, plan_as_of, plan_read_only, plan_statement_read_only, session_with};
 pub use stage::Stage;

@@ -186,7 +186,7 @@ impl Past {
         let mut hasher = blake3::Hasher::new();
         for name in self.upstream(stage) {
             let Some(checked) = self.checked.get(&name) else { continue };
-            let salt = salt(&self.lake, &self.settings, &checked.stage);
+            let salt = salt(&self.lake, &self.settings, &checked.stage).whole;
             hasher.update(format!("{name} {}\n", checked.stage.fingerprint(&salt)).as_bytes());
         }
         hasher.finalize().to_hex().chars().take(32).collect()

@@ -84,7 +84,7 @@ impl Runner {
         };
         let note = table.commit_note(STAGE_NOTE, NOTE_COMMITS_MAX).await?.and_then(StageNote::read);
         let is_current = |note: &StageNote| {
-            note.fingerprint == stage.stage.fingerprint(&salt(&self.lake, &self.settings, &stage.stage))
+            note.fingerprint == stage.stage.fingerprint(&salt(&self.lake, &self.settings, &stage.stage).whole)
         };
         let Some(note) = note.filter(is_current) else {
             return Err(refused(format!(
@@ -142,7 +142,7 @@ impl Runner {
             return refused(format!("{name} has no column {CUSTOMER_ID}: write its cases by hand"));
         }
         let query = stage.stage.statement.to_string();
-        let mut own = self.settings.functions.iter().chain(&self.settings.row_functions.functions);
+        let mut own = self.settings.functions.iter().chain(self.settings.row_functions.all());
         if let Some(function) = own.find(|own| query.contains(&format!("{}(", own.name()))) {
             let function = function.name();
             return refused(format!(

@@ -1,7 +1,7 @@
 //! Functions of whole rows: `predict('churn', f)`, where `f` is a table of the `from`, or a struct.
 //!
-//! The first argument, a literal, names the *subject* that is asked. What a subject says may change from run to run without a change of the query; so it has a version, which is part of the fingerprint
-//! of each stage that asks it.
+//! The first argument, a literal, names the *subject* that is asked. Functions of values, such as `sentiment(text)`, ask one subject that the call does not name. What a subject says may change from run
+//! to run without a change of the query; so it has a version, which is part of the fingerprint of each stage that asks it.
 //!
 //! DataFusion knows no row of a table as a value. Before planning [`wrap`] puts a name that stands for one into a dictionary with a key of our own, and [`RowPlanner`], which is shown the columns in
 //! scope, makes a struct of all columns of that table. The function leaves out of it what it does not read, in its `simplify`. So plans hold nothing that DataFusion does not know, and increments, lineage and
@@ -13,7 +13,10 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::common::{Column, DFSchema, Result, TableReference, field_not_found, plan_err};
+use datafusion::common::{
+    Column, DFSchema, Diagnostic, Location, Result, Span, TableReference, field_not_found, plan_err,
+};
+use datafusion::error::DataFusionError;
 use datafusion::functions::core::named_struct;
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawDictionaryExpr};
@@ -27,16 +30,28 @@ use datafusion::sql::sqlparser::ast::{
 
 use crate::reader::Published;
 
-/// The key of the dictionary that stands for a row. Not one that somebody writes.
+/// The keys of the dictionary that stands for a row: its name, and where in the query that is. Not ones that somebody writes.
 const ROW: &str = "\u{1}row";
+const PLACE: &str = "\u{1}place";
 
-/// Functions whose first argument names a subject and whose second is a row.
+/// Functions that ask subjects.
 #[derive(Debug, Clone, Default)]
 pub struct RowFunctions {
-    /// The functions.
+    /// Those whose first argument names a subject and whose second is a row.
     pub functions: Vec<Arc<ScalarUDF>>,
-    /// Of each subject that can be asked, what changes when it would say something else of the same row.
-    pub versions: BTreeMap<String, String>,
+    /// Those of values, each with the subject that it asks.
+    pub of_values: Vec<(Arc<ScalarUDF>, String)>,
+    /// Of each subject that can be asked, who answers.
+    pub versions: BTreeMap<String, SubjectVersion>,
+}
+
+/// Who answers for a subject.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SubjectVersion {
+    /// In words, for people: `model churn: version 2`.
+    pub told: String,
+    /// Changes when it would say something else of the same row.
+    pub exact: String,
 }
 
 /// Brings the sessions of a published run the functions that belong to what the run holds.
@@ -50,14 +65,29 @@ impl RowFunctions {
     /// The subjects that a statement asks.
     pub(crate) fn asked_by(&self, statement: &Statement) -> BTreeSet<String> {
         let Statement::Statement(sql) = statement else { return BTreeSet::new() };
-        let mut asked = Asked { names: self.names(), subjects: BTreeSet::new() };
+        let of_values = self.of_values.iter().map(|(function, subject)| (function.name(), subject.as_str())).collect();
+        let mut asked = Asked { names: self.names(), of_values, subjects: BTreeSet::new() };
         let _: ControlFlow<()> = sql.visit(&mut asked);
         asked.subjects
     }
 
+    /// All of the functions.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<ScalarUDF>> {
+        self.functions.iter().chain(self.of_values.iter().map(|(function, _)| function))
+    }
+
+    /// Who answers a statement, in words, by subject.
+    pub(crate) fn told(&self, statement: &Statement) -> BTreeMap<String, String> {
+        let told = |subject: String| {
+            let told = self.versions.get(&subject).map_or_else(String::new, |version| version.told.clone());
+            (subject, told)
+        };
+        self.asked_by(statement).into_iter().map(told).collect()
+    }
+
     /// What a statement's subjects would say, as text that changes with it; empty where it asks none.
     pub(crate) fn asked_versions(&self, statement: &Statement) -> String {
-        let version = |subject: &String| self.versions.get(subject).map_or("", String::as_str);
+        let version = |subject: &String| self.versions.get(subject).map_or("", |version| version.exact.as_str());
         self.asked_by(statement).iter().map(|subject| format!("/{subject}={}", version(subject))).collect()
     }
 
@@ -86,12 +116,13 @@ impl Names {
     }
 }
 
-struct Asked {
+struct Asked<'a> {
     names: Names,
+    of_values: BTreeMap<&'a str, &'a str>,
     subjects: BTreeSet<String>,
 }
 
-impl Visitor for Asked {
+impl Visitor for Asked<'_> {
     type Break = ();
 
     fn pre_visit_expr(&mut self, expr: &SqlExpr) -> ControlFlow<()> {
@@ -101,6 +132,12 @@ impl Visitor for Asked {
             && let Value::SingleQuotedString(subject) = &subject.value
         {
             self.subjects.insert(subject.clone());
+        }
+        if let SqlExpr::Function(function) = expr
+            && let [ObjectNamePart::Identifier(name)] = function.name.0.as_slice()
+            && let Some(subject) = self.of_values.get(normal(name).as_str())
+        {
+            self.subjects.insert((*subject).to_owned());
         }
         ControlFlow::Continue(())
     }
@@ -143,8 +180,13 @@ impl VisitorMut for Wrapper<'_> {
             && let Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(row))) = list.args.last_mut()
             && let SqlExpr::Identifier(name) = &*row
         {
-            let name = SqlExpr::Value(Value::SingleQuotedString(normal(name)).into());
-            *row = SqlExpr::Dictionary(vec![DictionaryField { key: Ident::new(ROW), value: Box::new(name) }]);
+            let field = |key, text| DictionaryField {
+                key: Ident::new(key),
+                value: Box::new(SqlExpr::Value(Value::SingleQuotedString(text).into())),
+            };
+            let (start, end) = (name.span.start, name.span.end);
+            let place = format!("{} {} {} {}", start.line, start.column, end.line, end.column);
+            *row = SqlExpr::Dictionary(vec![field(ROW, normal(name)), field(PLACE, place)]);
         }
         ControlFlow::Continue(())
     }
@@ -166,9 +208,10 @@ impl ExprPlanner for RowPlanner {
         schema: &DFSchema,
     ) -> Result<PlannerResult<RawDictionaryExpr>> {
         match (expr.keys.as_slice(), expr.values.as_slice()) {
-            ([key], [name]) if text(key) == Some(ROW) => {
-                let name = text(name).unwrap_or_default();
-                Ok(PlannerResult::Planned(row(name, schema)?))
+            ([key, _], [name, place]) if text(key) == Some(ROW) => {
+                let row = row(text(name).unwrap_or_default(), schema);
+                let row = row.map_err(|error| with_place(error, span_of(text(place).unwrap_or_default())));
+                Ok(PlannerResult::Planned(row?))
             }
             _ => Ok(PlannerResult::Original(expr)),
         }
@@ -180,6 +223,24 @@ fn text(expr: &Expr) -> Option<&str> {
         Expr::Literal(value, _) => value.try_as_str().flatten(),
         _ => None,
     }
+}
+
+/// Where a name is, as [`Wrapper`] wrote it; nothing where the parser did not know.
+fn span_of(place: &str) -> Option<Span> {
+    let numbers: Vec<u64> = place.split(' ').filter_map(|number| number.parse().ok()).collect();
+    match numbers.as_slice() {
+        [line, column, end_line, end_column] if *line > 0 => Some(Span {
+            start: Location { line: *line, column: *column },
+            end: Location { line: *end_line, column: *end_column },
+        }),
+        _ => None,
+    }
+}
+
+/// The error with its place, as mistakes in names of columns have it.
+fn with_place(error: DataFusionError, span: Option<Span>) -> DataFusionError {
+    let message = error.message().into_owned();
+    error.with_diagnostic(Diagnostic::new_error(message, span))
 }
 
 /// What a name stands for: a column, which comes first, else the row of a table.
@@ -221,7 +282,8 @@ mod tests {
         let width = Width(Signature::any(2, Volatility::Immutable));
         let functions = RowFunctions {
             functions: vec![Arc::new(ScalarUDF::from(width))],
-            versions: [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "7".to_owned())].into(),
+            of_values: vec![(Arc::new(said()), "b".to_owned())],
+            versions: [("a".to_owned(), exactly("1")), ("b".to_owned(), exactly("7"))].into(),
         };
         let plain = create_udf(
             "plain",
@@ -236,6 +298,16 @@ mod tests {
             ..SessionSettings::default()
         };
         (session_with(&settings, &Arc::new(RuntimeEnv::default()), 4, []).unwrap(), functions)
+    }
+
+    fn exactly(version: &str) -> SubjectVersion {
+        SubjectVersion { told: format!("version {version}"), exact: version.to_owned() }
+    }
+
+    /// A function of a value.
+    fn said() -> ScalarUDF {
+        let said = |arguments: &[ColumnarValue]| Ok(arguments[0].clone());
+        create_udf("said", vec![DataType::Int64], DataType::Int64, Volatility::Immutable, Arc::new(said))
     }
 
     #[derive(Debug, PartialEq, Eq, Hash)]
@@ -288,7 +360,9 @@ mod tests {
             assert_eq!(answer(&sql).await, Ok(("width".to_owned(), width)), "{sql}");
         }
         let wrong = answer(&format!("{cte} width('a', g) from f")).await.unwrap_err();
-        assert!(wrong.contains("No field named g"), "{wrong}");
+        assert!(wrong.starts_with("line 1, column 61: No field named g"), "{wrong}");
+        // A function of values takes columns as they are.
+        assert_eq!(answer(&format!("{cte} said(z) as said from f")).await, Ok(("said".to_owned(), 3)));
         // Of other functions names are columns, as ever.
         let wrong = answer(&format!("{cte} plain(f) from f")).await.unwrap_err();
         assert!(wrong.contains("column 'f' not found"), "{wrong}");
@@ -302,8 +376,11 @@ mod tests {
         let asks = parsed("select width('b', f) from f where exists (select 1 from g where width('a', g) > 1)");
         assert_eq!(functions.asked_by(&asks), ["a".to_owned(), "b".to_owned()].into());
         assert_eq!(functions.asked_versions(&asks), "/a=1/b=7");
-        let other = RowFunctions { versions: [("b".to_owned(), "8".to_owned())].into(), ..functions.clone() };
+        let other = RowFunctions { versions: [("b".to_owned(), exactly("8"))].into(), ..functions.clone() };
         assert_eq!(other.asked_versions(&asks), "/a=/b=8");
         assert_eq!(functions.asked_versions(&parsed("select other('b', f) from f")), "");
+        let by_value = parsed("select f.x from f where SAID(f.x) > 1");
+        assert_eq!(functions.asked_versions(&by_value), "/b=7");
+        assert_eq!(functions.told(&by_value), [("b".to_owned(), "version 7".to_owned())].into());
     }
 }

@@ -46,7 +46,7 @@ pub struct SessionSettings {
     pub functions: Vec<Arc<ScalarUDF>>,
     /// Changes whenever one of the functions would give other values, so that stages are refreshed.
     pub salt: String,
-    /// Functions of whole rows; executors elsewhere do not have them.
+    /// Functions that ask subjects, of whole rows and of values; executors elsewhere do not have them.
     pub row_functions: RowFunctions,
     /// Who has the row functions of published runs, for sessions over these.
     pub run_functions: Option<Arc<dyn RunFunctions>>,
@@ -163,7 +163,7 @@ pub fn session_with(
     context.register_relation_planner(Arc::new(AsOfPlanner)).map_err(EngineError::execution("preparing the engine"))?;
     context.register_udf(customer_bucket_function(buckets));
     context.register_udf(json_field_function());
-    for function in settings.functions.iter().chain(&settings.row_functions.functions) {
+    for function in settings.functions.iter().chain(settings.row_functions.all()) {
         context.register_udf(function.as_ref().clone());
     }
     Ok(context)

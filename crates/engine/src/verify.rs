@@ -173,9 +173,10 @@ impl Runner {
         let Some(table) = table else { return skipped("it was never made: use `holdfast run`") };
         let note = table.commit_note(STAGE_NOTE, NOTE_COMMITS_MAX).await?.and_then(StageNote::read);
         let Some(note) = note else { return skipped("its commits do not say what it was made from") };
-        if note.fingerprint != checked.stage.fingerprint(&salt(&self.lake, &self.settings, &checked.stage)) {
+        let salt = salt(&self.lake, &self.settings, &checked.stage);
+        if note.fingerprint != checked.stage.fingerprint(&salt.whole) {
             return skipped(
-                "its query, its expectations or its contract changed since it was made: use `holdfast run`",
+                "its query, its expectations or its contract changed, or who answers what it asks, since it was made: use `holdfast run`",
             );
         }
         if checked.stage.depends_on_time && note.as_of.is_none() {

@@ -194,7 +194,7 @@ impl Behind<'_> {
         let note = table.commit_note(STAGE_NOTE, NOTE_COMMITS_MAX).await?.and_then(StageNote::read);
         let Some(note) = note else { return Ok(Vec::new()) };
         let is_other_query =
-            note.fingerprint != stage.fingerprint(&salt(&self.runner.lake, &self.runner.settings, stage));
+            note.fingerprint != stage.fingerprint(&salt(&self.runner.lake, &self.runner.settings, stage).whole);
         let work =
             self.runner.work_as_made(self.stage.clone(), table.clone(), &note, self.schemas, self.runtime).await?;
         let planned = work.plan(&BTreeSet::new()).await?;

@@ -86,23 +86,44 @@ pub fn hybrid(
     let of_sequence = sequence.model.probabilities(test.sequences)?;
     let of_hybrid = hybrid.model.probabilities(&test.features.with_column(&of_sequence)?)?;
     let of_plain = plain.model.probabilities(test.features)?;
-    let of_hybrid = Scores::probabilities(&of_hybrid, test.labels)?;
-    let of_plain = Scores::probabilities(&of_plain, test.labels)?;
     let bootstrap = Bootstrap { customers: test.groups.or(bootstrap.customers), ..bootstrap.clone() };
-    let difference = |measure| {
-        compare(&of_hybrid, &of_plain, measure, &bootstrap)?
-            .ok_or(ModelError::Signature(format!("{} is not defined on the test rows", measure.name())))
-    };
-    let (auc, log_loss) = (difference(Measure::Auc)?, difference(Measure::LogLoss)?);
-    let ablation = Ablation {
-        rows_trained: train.labels.len(),
-        report: report(&of_hybrid, &of_plain, &Measure::USUAL, &bootstrap)?,
-        auc,
-        log_loss,
-        sequence_auc: auc_of(&of_sequence, test.labels)?,
-        hybrid_wins: auc.difference.low > 0.0 && log_loss.difference.value <= 0.0,
-    };
+    let said = Said { hybrid: &of_hybrid, plain: &of_plain, sequence: &of_sequence };
+    let ablation = Ablation::of(&said, test.labels, train.labels.len(), &bootstrap)?;
     Ok(Hybrid { plain, hybrid, sequence, out_of_fold: scored, ablation })
+}
+
+/// Probabilities of the same rows, which none of the three has seen.
+#[derive(Debug, Clone, Copy)]
+pub struct Said<'a> {
+    pub hybrid: &'a [f64],
+    pub plain: &'a [f64],
+    /// `None` for a row without a step.
+    pub sequence: &'a [Option<f64>],
+}
+
+impl Ablation {
+    /// What the sequence model adds to the trees, of which all learnt from `rows_trained` rows.
+    ///
+    /// # Errors
+    ///
+    /// Labels of one class; as for [`report`].
+    pub fn of(said: &Said<'_>, labels: &[bool], rows_trained: usize, bootstrap: &Bootstrap<'_>) -> Result<Self> {
+        let hybrid = Scores::probabilities(said.hybrid, labels)?;
+        let plain = Scores::probabilities(said.plain, labels)?;
+        let difference = |measure| {
+            compare(&hybrid, &plain, measure, bootstrap)?
+                .ok_or(ModelError::Signature(format!("{} is not defined on the test rows", measure.name())))
+        };
+        let (auc, log_loss) = (difference(Measure::Auc)?, difference(Measure::LogLoss)?);
+        Ok(Self {
+            rows_trained,
+            report: report(&hybrid, &plain, &Measure::USUAL, bootstrap)?,
+            auc,
+            log_loss,
+            sequence_auc: auc_of(said.sequence, labels)?,
+            hybrid_wins: auc.difference.low > 0.0 && log_loss.difference.value <= 0.0,
+        })
+    }
 }
 
 /// The signature of a hybrid: the features, and [`SEQUENCE_FEATURE`] last.

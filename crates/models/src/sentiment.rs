@@ -52,6 +52,16 @@ pub enum Tone {
     Positive,
 }
 
+impl Tone {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Negative => "negative",
+            Self::Neutral => "neutral",
+            Self::Positive => "positive",
+        }
+    }
+}
+
 /// The answer for one text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Sentiment<'a> {
@@ -122,12 +132,13 @@ impl SentimentModel {
         Ok(Self { bits: settings.bits, bias, weights, neutral_below: settings.neutral_below, version })
     }
 
-    /// What a text says; neutral with confidence 0.5 where it has no letter, hanzi or emoji in it. Of a text longer than 20,000 characters the
-    /// beginning is read.
+    /// What a text says; neutral with confidence 0.5 where it has no letter, hanzi or emoji in it, and where nothing in it was in a text that taught.
+    /// Of a text longer than 20,000 characters the beginning is read.
     pub fn read(&self, text: &str) -> Sentiment<'_> {
         let places = ngrams::places(text, self.bits);
         let language = Language::of(text);
-        if places.is_empty() {
+        // Without this all texts in a language that nobody taught would be what most texts that taught are.
+        if places.iter().all(|&place| self.weights[place as usize].abs() < f32::MIN_POSITIVE) {
             return Sentiment { score: 0.0, confidence: 0.5, tone: Tone::Neutral, language, version: &self.version };
         }
         let sum: f32 = places.iter().map(|&place| self.weights[place as usize]).sum();
@@ -143,7 +154,12 @@ impl SentimentModel {
 }
 
 impl SentimentSettings {
-    fn check(&self) -> Result<()> {
+    /// Refuses settings out of range.
+    ///
+    /// # Errors
+    ///
+    /// The first of them.
+    pub fn check(&self) -> Result<()> {
         let wrong = |name, value, range| Err(ModelError::Parameter { name, value, range });
         if !(8..=24).contains(&self.bits) {
             return wrong("bits", f64::from(self.bits), "from 8 to 24");

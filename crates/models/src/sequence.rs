@@ -75,7 +75,12 @@ impl Default for SequenceParameters {
 }
 
 impl SequenceParameters {
-    fn check(&self) -> Result<()> {
+    /// Refuses parameters out of range.
+    ///
+    /// # Errors
+    ///
+    /// The first of them.
+    pub fn check(&self) -> Result<()> {
         let wrong = |name, value, range| Err(ModelError::Parameter { name, value, range });
         if !(1..=1024).contains(&self.hidden) {
             return wrong("hidden", self.hidden as f64, "from 1 to 1024");

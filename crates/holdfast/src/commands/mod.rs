@@ -34,6 +34,7 @@ pub(crate) mod unify;
 pub(crate) mod up;
 pub(crate) mod upkeep;
 pub(crate) mod verify;
+pub(crate) mod versions;
 pub(crate) mod why;
 
 use std::io::{BufRead, IsTerminal, Write};

@@ -1,38 +1,24 @@
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use holdfast_engine::Runner;
 use holdfast_models::Arm;
 use holdfast_types::Progress;
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::versions::{compare, list, show};
 use super::{grouped, print, print_json};
 use crate::error::CliError;
-use crate::models::fit::MeasureRow;
 use crate::models::import::Imported;
-use crate::models::registry::{CHALLENGER, CHAMPION, Move, Registry, Version, profile_of, publish, standing, tables};
+use crate::models::kind::Kind;
+use crate::models::registry::{CHAMPION, Registry, publish, standing, tables};
 use crate::models::score::{Scored, beside, shadow};
 use crate::models::spec::Spec;
-use crate::models::train::{TrainOptions, method};
+use crate::models::train::TrainOptions;
 use crate::models::trial::{Shown, Trial, Wanted};
 use crate::models::watch::{Watched, watch};
 use crate::progress::Terminal;
 use crate::project::{Project, user_name};
-
-/// The measures that are shown without being asked for.
-const SHOWN: [&str; 9] = [
-    "auc",
-    "pr_auc",
-    "brier",
-    "brier_skill",
-    "ece_10_bins",
-    "accuracy_at_0.50",
-    "lift_at_10_percent",
-    "precision_at_0.70",
-    "flagged_at_0.70",
-];
 
 /// List, show, compare and promote versions of trained models
 #[derive(Debug, clap::Args)]
@@ -176,177 +162,6 @@ pub(crate) async fn run(project: &Project, args: &ModelsArgs, terminal: &Arc<Ter
 
 async fn reading(project: &Project) -> Result<Registry, CliError> {
     Ok(Registry { lake: project.open_lake().await?, settings: project.reader_settings() })
-}
-
-#[derive(Debug, Serialize)]
-struct Listed {
-    model: String,
-    version: i32,
-    aliases: Vec<String>,
-    trained_at: chrono::DateTime<chrono::Utc>,
-    rounds: i32,
-    dataset_id: String,
-    auc: Option<f64>,
-    auc_low: Option<f64>,
-    auc_high: Option<f64>,
-}
-
-async fn list(registry: &Registry, model: Option<&str>, json: bool) -> Result<(), CliError> {
-    let (versions, moves) = (registry.versions(model).await?, registry.moves(model).await?);
-    let listed: Vec<Listed> = versions.iter().map(|version| listed(version, &moves)).collect();
-    if json {
-        return print_json(&listed);
-    }
-    if listed.is_empty() {
-        return print("No version yet: `holdfast train --model NAME` makes one.\n");
-    }
-    let mut text = format!(
-        "{:<16} {:>7}  {:<22} {:<17} {:>6}  {}\n",
-        "model", "version", "alias", "trained", "trees", "AUC out of time"
-    );
-    for row in listed {
-        let auc = row.auc.zip(row.auc_low).zip(row.auc_high);
-        let auc = auc
-            .map_or_else(|| "not defined".to_owned(), |((auc, low), high)| format!("{auc:.3} ({low:.3} to {high:.3})"));
-        text.push_str(&format!(
-            "{:<16} {:>7}  {:<22} {:<17} {:>6}  {auc}\n",
-            row.model,
-            row.version,
-            row.aliases.join(", "),
-            row.trained_at.format("%Y-%m-%d %H:%M"),
-            row.rounds
-        ));
-    }
-    print(&text)
-}
-
-fn listed(version: &Version, moves: &[Move]) -> Listed {
-    let auc = version.measures.iter().find(|row| row.judged_on == "out_of_time" && row.measure == "auc");
-    Listed {
-        model: version.model.clone(),
-        version: version.version,
-        aliases: aliases(version, moves),
-        trained_at: version.trained_at,
-        rounds: version.rounds,
-        dataset_id: version.dataset_id.clone(),
-        auc: auc.and_then(|row| row.value),
-        auc_low: auc.and_then(|row| row.low),
-        auc_high: auc.and_then(|row| row.high),
-    }
-}
-
-fn aliases(version: &Version, moves: &[Move]) -> Vec<String> {
-    let stands = |alias: &&str| standing(moves, &version.model, alias) == Some(version.version);
-    [CHAMPION, CHALLENGER].into_iter().filter(stands).map(str::to_owned).collect()
-}
-
-async fn show(registry: &Registry, model: &str, version: Option<i32>, json: bool) -> Result<(), CliError> {
-    let number = match version {
-        Some(number) => number,
-        None => registry.versions(Some(model)).await?.last().map_or(1, |version| version.version),
-    };
-    let version = registry.version(model, number).await?;
-    let moves = registry.moves(Some(model)).await?;
-    if json {
-        return print_json(&shown(&version, &moves));
-    }
-    let notes: Value = serde_json::from_str(&version.notes).unwrap_or_default();
-    let aliases = aliases(&version, &moves);
-    let mut text = format!(
-        "{model} version {number}{}\n\n  trained at    {} by {}\n  learnt from   {} at version-pinned tables\n  dataset id    {}\n  rows          {}\n  moments       {}\n  trees         {} ({}, {} bytes, blake3 {})\n  calibration   {}\n  notes         {}\n",
-        if aliases.is_empty() { String::new() } else { format!(" ({})", aliases.join(", ")) },
-        version.trained_at.to_rfc3339(),
-        if version.trained_by.is_empty() { "nobody known" } else { &version.trained_by },
-        version.feature_stage,
-        version.dataset_id,
-        version.rows,
-        version.moments,
-        version.rounds,
-        version.engine,
-        version.artefact_bytes,
-        version.artefact_hash,
-        method(&version.calibrator),
-        notes,
-    );
-    text.push_str(&measures_table(&version.measures));
-    text.push_str("\nFeatures when it learnt (missing, mean, deciles):\n");
-    for feature in profile_of(&version) {
-        let mean = feature.mean.map_or_else(|| "text".to_owned(), |mean| format!("{mean:.2}"));
-        let deciles: Vec<String> = feature.deciles.iter().map(|value| format!("{value:.1}")).collect();
-        text.push_str(&format!(
-            "  {:<32} {:>5.1} %  {mean:>10}  {}\n",
-            feature.feature,
-            feature.missing_share * 100.0,
-            deciles.join(" ")
-        ));
-    }
-    text.push_str("\nMoves of aliases:\n");
-    for moved in &moves {
-        text.push_str(&format!(
-            "  {}  {} → version {} ({}){}\n",
-            moved.moved_at.format("%Y-%m-%d %H:%M"),
-            moved.alias,
-            moved.version,
-            moved.why,
-            if moved.moved_by.is_empty() { String::new() } else { format!(" by {}", moved.moved_by) },
-        ));
-    }
-    print(&text)
-}
-
-/// A version with what is JSON in it as JSON.
-fn shown(version: &Version, moves: &[Move]) -> Value {
-    let mut row = serde_json::to_value(version).unwrap_or_default();
-    for name in ["tables", "moments", "signature", "calibrator", "profile", "notes", "rows"] {
-        if let Some(text) = row[name].as_str().map(str::to_owned) {
-            row[name] = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        }
-    }
-    row["aliases"] = json!(aliases(version, moves));
-    row["moves"] = json!(moves);
-    row
-}
-
-async fn compare(registry: &Registry, model: &str, first: i32, second: i32, json: bool) -> Result<(), CliError> {
-    let (left, right) = (registry.version(model, first).await?, registry.version(model, second).await?);
-    let tests = |version: &Version| serde_json::from_str::<Value>(&version.moments).unwrap_or_default()["test"].clone();
-    let same = tests(&left) == tests(&right) && left.tables == right.tables;
-    let by_measure = |version: &Version| -> BTreeMap<String, MeasureRow> {
-        let rows = version.measures.iter().filter(|row| row.judged_on == "out_of_time");
-        rows.map(|row| (row.measure.clone(), row.clone())).collect()
-    };
-    let (left_rows, right_rows) = (by_measure(&left), by_measure(&right));
-    if json {
-        return print_json(&json!({
-            "model": model,
-            "same_rows_judge": same,
-            "versions": [first, second],
-            "measures": left_rows.iter().map(|(name, row)| json!({
-                "measure": name,
-                "first": row,
-                "second": right_rows.get(name),
-            })).collect::<Vec<_>>(),
-        }));
-    }
-    let mut text =
-        format!("{:<22} {:>28} {:>28}\n", "out of time", format!("version {first}"), format!("version {second}"));
-    for name in SHOWN {
-        let cell = |rows: &BTreeMap<String, MeasureRow>| {
-            rows.get(name).map_or_else(|| "-".to_owned(), |row| interval(row.value, row.low, row.high))
-        };
-        text.push_str(&format!("{name:<22} {:>28} {:>28}\n", cell(&left_rows), cell(&right_rows)));
-    }
-    let differs = |what: &str, left: &str, right: &str| {
-        if left == right { String::new() } else { format!("  {what} differ\n") }
-    };
-    text.push_str(&differs("the files", &left.spec, &right.spec));
-    text.push_str(&differs("the queries of features", &left.feature_fingerprint, &right.feature_fingerprint));
-    text.push_str(if same {
-        "\nBoth were judged by the same rows. Whether one is better than the other, `holdfast models show` tells of a version that was trained beside a champion (baseline champion).\n"
-    } else {
-        "\nThey were judged by other rows: the figures may differ for that alone.\n"
-    });
-    print(&text)
 }
 
 /// The models of the lake, to change them, and who works out their features.
@@ -536,11 +351,21 @@ async fn promote(
     let lake = project.open_lake_to_write().await?;
     let registry = Registry { lake: lake.clone(), settings: project.reader_settings() };
     Trial::refuse_moves(&registry, model).await?;
-    let loaded = registry.load(registry.version(model, number).await?).await?;
-    let settings = project.session_settings(&lake).await?;
-    let runner = project.runner(lake, project.stages()?, settings).await?;
-    let past = runner.past(std::slice::from_ref(loaded.spec.stage()), &[]).await?;
-    loaded.check_features(&past)?;
+    let version = registry.version(model, number).await?;
+    let next = match version.kind() {
+        Kind::Churn => {
+            let loaded = registry.load(version).await?;
+            let settings = project.session_settings(&lake).await?;
+            let runner = project.runner(lake, project.stages()?, settings).await?;
+            let past = runner.past(&loaded.stages(), &[]).await?;
+            loaded.check_features(&past)?;
+            format!("`holdfast score --model {model}` scores with it")
+        }
+        Kind::Sentiment => {
+            registry.load_texts(version).await?;
+            "sentiment(text) asks it, and the next run makes the stages anew that do".to_owned()
+        }
+    };
     if registry.alias(model, CHAMPION).await? == Some(number) {
         terminal.note(&format!("Unchanged {model}  version {number} is the champion already"));
         return Ok(());
@@ -549,61 +374,7 @@ async fn promote(
     publish(&registry.lake, &tables()?).await?;
     let before = moved.previous.map_or_else(String::new, |before| format!(", in the place of version {before}"));
     terminal.note(&format!(
-        " Promoted {model}  version {number} is the champion{before}; it answered its examples as it did when it was trained. `holdfast score --model {model}` scores with it"
+        " Promoted {model}  version {number} is the champion{before}; it answered its examples as it did when it was trained. {next}"
     ));
     Ok(())
-}
-
-/// Measures beside those of all baselines, for people.
-pub(crate) fn measures_table(measures: &[MeasureRow]) -> String {
-    let mut text = String::new();
-    for judged_on in ["out_of_time", "unseen_customers"] {
-        let rows: Vec<&MeasureRow> = measures.iter().filter(|row| row.judged_on == judged_on).collect();
-        let Some(first) = rows.first() else { continue };
-        let mut baselines: Vec<&str> = Vec::new();
-        for row in &rows {
-            if !baselines.contains(&row.baseline.as_str()) {
-                baselines.push(&row.baseline);
-            }
-        }
-        text.push_str(&format!(
-            "\n{}: {} rows, {:.1} % churned; saying the same of everybody is right for {:.1} %\n",
-            if judged_on == "out_of_time" { "Out of time" } else { "Out of time, customers not seen before" },
-            first.rows,
-            first.base_rate * 100.0,
-            first.majority_accuracy * 100.0
-        ));
-        text.push_str(&format!("  {:<20} {:>24}", "", "model"));
-        for baseline in &baselines {
-            text.push_str(&format!(" {baseline:>10} {:>26}", "model − baseline"));
-        }
-        text.push('\n');
-        for measure in SHOWN {
-            let of: Vec<&&MeasureRow> = rows.iter().filter(|row| row.measure == measure).collect();
-            let Some(model) = of.first() else { continue };
-            text.push_str(&format!("  {measure:<20} {:>24}", interval(model.value, model.low, model.high)));
-            for row in of {
-                let alone = row.baseline_value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
-                let difference =
-                    row.difference.map(|_| signed(row.difference, row.difference_low, row.difference_high));
-                text.push_str(&format!(" {alone:>10} {:>26}", difference.unwrap_or_else(|| "-".to_owned())));
-            }
-            text.push('\n');
-        }
-    }
-    text
-}
-
-fn interval(value: Option<f64>, low: Option<f64>, high: Option<f64>) -> String {
-    match (value, low, high) {
-        (Some(value), Some(low), Some(high)) => format!("{value:.3} ({low:.3} to {high:.3})"),
-        _ => "-".to_owned(),
-    }
-}
-
-fn signed(value: Option<f64>, low: Option<f64>, high: Option<f64>) -> String {
-    match (value, low, high) {
-        (Some(value), Some(low), Some(high)) => format!("{value:+.3} ({low:+.3} to {high:+.3})"),
-        _ => "-".to_owned(),
-    }
 }

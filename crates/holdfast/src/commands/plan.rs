@@ -103,6 +103,7 @@ fn because(cause: &Cause) -> String {
         Cause::NeverMade => "it was never made".to_owned(),
         Cause::Unknown => "its commits do not say what it was made from".to_owned(),
         Cause::Query => "its query, its expectations or its contract changed".to_owned(),
+        Cause::Asks { now } => now.clone(),
         Cause::Moment { from, to } => match (from, to) {
             (Some(from), Some(to)) => format!("it depends on time: made for {from}, now for {to}"),
             _ => "it depends on time".to_owned(),

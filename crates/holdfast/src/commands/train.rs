@@ -3,18 +3,21 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use holdfast_types::Progress;
 
-use super::models::measures_table;
+use super::versions::{ablation_table, measures_table};
 use super::{grouped, print, print_json};
 use crate::error::CliError;
+use crate::models::kind::Kind;
 use crate::models::registry::Registry;
+use crate::models::sentiment::spec::TextSpec;
+use crate::models::sentiment::train::{MadeTexts, TrainedTexts, train as train_on_texts};
 use crate::models::spec::Spec;
 use crate::models::train::{Made, TrainOptions, Trained, train};
 use crate::progress::Terminal;
 use crate::project::{Project, user_name};
 
-/// Train a model of churn on customers as they were, and keep it as a version
+/// Train a model on customers as they were, or on labelled texts, and keep it as a version
 ///
-/// The model's file is models/NAME.toml in the pipeline. Where nothing has changed since a version was trained, nothing is done. The new version is the challenger until
+/// The model's file is models/NAME.toml in the pipeline; `kind = "sentiment"` in it makes it one of texts. Where nothing has changed since a version was trained, nothing is done. The new version is the challenger until
 /// `holdfast models promote`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct TrainArgs {
@@ -33,9 +36,19 @@ pub(crate) struct TrainArgs {
 }
 
 pub(crate) async fn run(project: &Project, args: &TrainArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
-    let spec = Spec::read(project, &args.model)?;
     let options = TrainOptions { as_of: args.as_of, again: args.again, by: user_name(), imported: None };
-    train_and_tell(project, &spec, &options, args.json, terminal).await
+    match Kind::of_model(project, &args.model)? {
+        Kind::Churn => {
+            let spec = Spec::read(project, &args.model)?;
+            train_and_tell(project, &spec, &options, args.json, terminal).await
+        }
+        Kind::Sentiment => {
+            let spec = TextSpec::read(project, &args.model)?;
+            let registry = Registry { lake: project.open_lake_to_write().await?, settings: project.reader_settings() };
+            let trained = train_on_texts(&spec, &registry, &options, terminal.as_ref()).await?;
+            tell_trained_on_texts(&trained, args.json, terminal)
+        }
+    }
 }
 
 /// Makes a version of a model, and tells what became of it.
@@ -56,12 +69,57 @@ pub(crate) async fn train_and_tell(
         return print_json(&trained);
     }
     match &trained {
-        Trained::Unchanged { model, version, .. } => terminal.note(&format!(
-            "Unchanged {model}  version {version} was made from the same rows by the same file: nothing to do; `holdfast train --again` trains all the same"
-        )),
+        Trained::Unchanged { model, version, .. } => terminal.note(&unchanged(model, *version)),
         Trained::Made(made) => print(&summary(made))?,
     }
     Ok(())
+}
+
+fn tell_trained_on_texts(trained: &TrainedTexts, json: bool, terminal: &Terminal) -> Result<(), CliError> {
+    if json {
+        return print_json(trained);
+    }
+    match trained {
+        TrainedTexts::Unchanged { model, version, .. } => terminal.note(&unchanged(model, *version)),
+        TrainedTexts::Made(made) => print(&summary_of_texts(made))?,
+    }
+    Ok(())
+}
+
+fn unchanged(model: &str, version: i32) -> String {
+    format!(
+        "Unchanged {model}  version {version} was made from the same rows by the same file: nothing to do; `holdfast train --again` trains all the same"
+    )
+}
+
+fn summary_of_texts(made: &MadeTexts) -> String {
+    let days = |[from, to]: [DateTime<Utc>; 2]| format!("{} to {}", from.date_naive(), to.date_naive());
+    let mut text = format!(
+        "{} version {}: {}\n\n  learnt from   {}, {}  ({} texts)\n  judged by     {}  ({} texts, {:.1} % of which are called neutral)\n  left out      {} copies of texts\n",
+        made.model,
+        made.version,
+        made.description,
+        made.table,
+        days(made.taught),
+        grouped(made.rows.learning),
+        days(made.judged),
+        grouped(made.rows.test),
+        made.neutral_share * 100.0,
+        grouped(made.rows.copies),
+    );
+    text.push_str(&measures_table(&made.measures, "positive"));
+    text.push_str(&next_step(made.champion, &made.model, made.version, "No text is read yet"));
+    text
+}
+
+/// What is there to be done about a new version.
+fn next_step(champion: Option<i32>, model: &str, version: i32, without: &str) -> String {
+    match champion {
+        Some(champion) => format!(
+            "\nVersion {champion} is the champion and stays it. To put the new one in its place: holdfast models promote {model} {version}\n"
+        ),
+        None => format!("\n{without}: holdfast models promote {model} {version}\n"),
+    }
 }
 
 fn summary(made: &Made) -> String {
@@ -100,13 +158,10 @@ fn summary(made: &Made) -> String {
             "  accepted      {column} changes later without a date: a moment in the past is shown what it became\n"
         ));
     }
-    text.push_str(&measures_table(&made.measures));
-    text.push_str(&match made.champion {
-        Some(champion) => format!(
-            "\nVersion {champion} is the champion and stays it. To put the new one in its place: holdfast models promote {} {}\n",
-            made.model, made.version
-        ),
-        None => format!("\nNobody is scored yet: holdfast models promote {} {}\n", made.model, made.version),
-    });
+    text.push_str(&measures_table(&made.measures, "churned"));
+    if let Some(ablation) = &made.ablation {
+        text.push_str(&ablation_table(&serde_json::json!(ablation)));
+    }
+    text.push_str(&next_step(made.champion, &made.model, made.version, "Nobody is scored yet"));
     text
 }

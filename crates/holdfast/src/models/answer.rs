@@ -1,8 +1,11 @@
 //! What a version says of customers: for the table of scores and for `predict` in SQL by the same code, so that both say the same.
 
+use std::collections::BTreeMap;
+
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use holdfast_models::Matrix;
+use holdfast_models::hybrid::SEQUENCE_FEATURE;
 use holdfast_types::COMMENT_KEY;
 
 use super::fit::widened;
@@ -54,7 +57,11 @@ impl Loaded {
         let fields = features.into_iter().flat_map(|schema| schema.fields());
         let comments =
             fields.filter_map(|field| Some((field.name().clone(), field.metadata().get(COMMENT_KEY)?.clone())));
-        Words::of(self.model.signature(), &said.collect(), &comments.collect())
+        let mut comments: BTreeMap<String, String> = comments.collect();
+        if self.sequence.is_some() {
+            comments.insert(SEQUENCE_FEATURE.to_owned(), "Probability by the order of what happened".to_owned());
+        }
+        Words::of(self.model.signature(), &said.collect(), &comments)
     }
 
     /// The reasons for each row, strongest first.

@@ -6,12 +6,16 @@ use arrow::array::{Array, AsArray, RecordBatch, UInt64Array};
 use arrow::compute::{concat_batches, take_record_batch};
 use arrow::datatypes::Float32Type;
 use chrono::{DateTime, Utc};
+use holdfast_models::hybrid::Ablation;
+use holdfast_models::sequence::{SequenceModel, Sequences};
 use holdfast_models::{
     Bootstrap, Calibrator, Estimate, Hessboost, Matrix, Measure, Model, Profile, Report, Scores, Signature, Trained,
     TrainingSet, Useless, UselessBecause, report,
 };
 use serde::{Deserialize, Serialize};
 
+use super::hybrid::history::{Steps, said, with_probabilities};
+use super::hybrid::tried::Told;
 use super::import::Imported;
 use super::moments::Moments;
 use super::snapshots::Snapshot;
@@ -29,6 +33,10 @@ const REPLICATES: u32 = 1000;
 pub(crate) struct Fitted {
     pub(crate) model: Model,
     pub(crate) calibrator: Calibrator,
+    /// The sequence model that the trees are told of, where that is better than without, with sequences to be replayed.
+    pub(crate) sequence: Option<(SequenceModel, Sequences)>,
+    /// What the sequence model adds, where one was tried.
+    pub(crate) ablation: Option<Ablation>,
     pub(crate) examples: Vec<Example>,
     pub(crate) judged: Judged,
     pub(crate) measures: Vec<MeasureRow>,
@@ -114,6 +122,7 @@ pub(crate) struct FeatureProfile {
 pub(crate) struct Rival {
     pub(crate) model: Model,
     pub(crate) calibrator: Calibrator,
+    pub(crate) sequence: Option<SequenceModel>,
 }
 
 /// Rows by what they are used for.
@@ -130,13 +139,20 @@ pub(crate) struct Part {
     pub(crate) features: RecordBatch,
     pub(crate) labels: Vec<bool>,
     pub(crate) customers: Vec<u64>,
+    /// What the customers did, step by step; nothing where it was not asked, or of nobody.
+    pub(crate) sequences: Option<Sequences>,
     /// Empty where it was not asked.
     scorecard: Vec<f64>,
 }
 
 impl Rows {
     /// Divides the snapshots: the moments that judge by time, those before them by customer, so that no customer is in two parts.
-    pub(crate) fn of(spec: &Spec, moments: &Moments, snapshots: &[Snapshot]) -> Result<Self, CliError> {
+    pub(crate) fn of(
+        spec: &Spec,
+        moments: &Moments,
+        snapshots: &[Snapshot],
+        steps: Option<&Steps>,
+    ) -> Result<Self, CliError> {
         let stopping = *spec.file.split.stopping_share.get_ref();
         let calibration = stopping + *spec.file.split.calibration_share.get_ref();
         let seed = spec.file.training.get_ref().seed;
@@ -144,10 +160,10 @@ impl Rows {
         let train: Vec<&Snapshot> = snapshots.iter().filter(|snapshot| moments.train.contains(&snapshot.at)).collect();
         let test: Vec<&Snapshot> = snapshots.iter().filter(|snapshot| moments.test.contains(&snapshot.at)).collect();
         Ok(Self {
-            learning: Part::of(&train, |customer| share(customer) >= calibration)?,
-            stopping: Part::of(&train, |customer| share(customer) < stopping)?,
-            calibration: Part::of(&train, |customer| (stopping..calibration).contains(&share(customer)))?,
-            test: Part::of(&test, |_| true)?,
+            learning: Part::of(&train, steps, |customer| share(customer) >= calibration)?,
+            stopping: Part::of(&train, steps, |customer| share(customer) < stopping)?,
+            calibration: Part::of(&train, steps, |customer| (stopping..calibration).contains(&share(customer)))?,
+            test: Part::of(&test, steps, |_| true)?,
         })
     }
 
@@ -161,13 +177,15 @@ impl Rows {
 }
 
 impl Part {
-    fn of(snapshots: &[&Snapshot], is_in: impl Fn(u64) -> bool) -> Result<Self, CliError> {
+    fn of(snapshots: &[&Snapshot], steps: Option<&Steps>, is_in: impl Fn(u64) -> bool) -> Result<Self, CliError> {
+        let mut wanted = Vec::new();
         let (mut labels, mut customers, mut scorecard, mut batches) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for snapshot in snapshots {
             let places: Vec<usize> =
                 (0..snapshot.customers.len()).filter(|place| is_in(snapshot.customers[*place])).collect();
             labels.extend(places.iter().map(|place| snapshot.labels[*place]));
             customers.extend(places.iter().map(|place| snapshot.customers[*place]));
+            wanted.extend(places.iter().map(|place| (snapshot.customers[*place], snapshot.at.timestamp_micros())));
             scorecard.extend(places.iter().filter_map(|place| snapshot.scorecard.get(*place)));
             let places = UInt64Array::from_iter_values(places.iter().map(|place| *place as u64));
             batches.push(take_record_batch(&snapshot.features, &places)?);
@@ -176,12 +194,20 @@ impl Part {
             Some(first) => first.schema(),
             None => return Err(CliError::Training("there is no moment to look at".to_owned())),
         };
-        Ok(Self { features: concat_batches(&schema, &batches)?, labels, customers, scorecard })
+        let sequences = match steps {
+            Some(steps) => {
+                let histories: Vec<RecordBatch> =
+                    snapshots.iter().flat_map(|snapshot| &snapshot.history).cloned().collect();
+                steps.sequences(wanted.into_iter(), &histories)?
+            }
+            None => None,
+        };
+        Ok(Self { features: concat_batches(&schema, &batches)?, labels, customers, sequences, scorecard })
     }
 
     /// All rows of a snapshot.
     pub(crate) fn of_snapshot(snapshot: &Snapshot) -> Result<Self, CliError> {
-        Self::of(&[snapshot], |_| true)
+        Self::of(&[snapshot], None, |_| true)
     }
 
     /// Refuses a part of one class.
@@ -211,7 +237,8 @@ fn share_of(customer: u64, seed: u64) -> f64 {
     (mixed >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// Trains (or takes what was `imported`), calibrates and judges by rows of so many `moments`. The same rows and the same spec give the same bytes, on any number of threads.
+/// Trains (or takes what was `imported`), calibrates and judges by rows of so many `moments`. Where the spec asks for sequences, trees that are told of them are tried beside trees that are not,
+/// and taken where they win. The same rows and the same spec give the same bytes, on any number of threads.
 ///
 /// # Errors
 /// Parameters out of range with their line, features of which none varies, and what the model's library refuses.
@@ -225,18 +252,28 @@ pub(crate) fn fit(
     let (model, useless) = match imported {
         Some(imported) => (imported.model()?, Vec::new()),
         None => {
-            let trained = trees(spec, rows)?;
+            let trained = trees(spec, rows, &rows.learning.features, &rows.stopping.features)?;
             (trained.model, trained.useless)
         }
     };
+    let mut chosen = Candidate::of(model, useless, rows, &rows.calibration.features, &rows.test.features)?;
+    let (mut sequence, mut ablation, mut learning) = (None, None, rows.learning.features.clone());
+    let tried = if imported.is_some() { None } else { Told::of(spec, rows)? };
+    if let Some(tried) = tried {
+        let trained = trees(spec, rows, &tried.learning, &tried.stopping)?;
+        let hybrid = Candidate::of(trained.model, trained.useless, rows, &tried.calibration, &tried.test)?;
+        let seed = spec.file.training.get_ref().seed;
+        let bootstrap = Bootstrap { replicates: REPLICATES, seed, ..Bootstrap::default() };
+        let found = tried.ablation(rows, &hybrid.probabilities, &chosen.probabilities, &bootstrap)?;
+        if found.hybrid_wins {
+            chosen = hybrid;
+            learning = tried.learning;
+            sequence = rows.test.sequences.clone().map(|sequences| (tried.model, sequences));
+        }
+        ablation = Some(found);
+    }
+    let Candidate { model, useless, calibrator, test, margins, probabilities } = chosen;
     let signature = model.signature().clone();
-
-    let calibration = signature.matrix(&rows.calibration.features)?;
-    let calibrator = Calibrator::fit(&widened(model.margins(&calibration)?), &rows.calibration.labels)?;
-
-    let test = signature.matrix(&rows.test.features)?;
-    let margins = model.margins(&test)?;
-    let probabilities = calibrator.probabilities(&widened(margins.clone()));
     let known: HashSet<u64> = [&rows.learning, &rows.stopping, &rows.calibration]
         .into_iter()
         .flat_map(|part| &part.customers)
@@ -269,7 +306,9 @@ pub(crate) fn fit(
     Ok(Fitted {
         examples: examples.collect(),
         judged,
-        profile: rows.learning.profile()?,
+        sequence,
+        ablation,
+        profile: profile(&learning),
         useless: useless.into_iter().map(told).collect(),
         counts: Counts {
             learning: rows.learning.labels.len() as u64,
@@ -284,9 +323,40 @@ pub(crate) fn fit(
     })
 }
 
-fn trees(spec: &Spec, rows: &Rows) -> Result<Trained, CliError> {
-    let signature = Signature::of(&rows.learning.features)?;
-    let (learning, stopping) = (signature.matrix(&rows.learning.features)?, signature.matrix(&rows.stopping.features)?);
+/// Trees with what they say of the rows that judge.
+struct Candidate {
+    model: Model,
+    useless: Vec<Useless>,
+    calibrator: Calibrator,
+    test: Matrix,
+    margins: Vec<f32>,
+    /// Calibrated.
+    probabilities: Vec<f64>,
+}
+
+impl Candidate {
+    /// Calibrates trees by rows as they are told of them, and asks them of the rows that judge.
+    fn of(
+        model: Model,
+        useless: Vec<Useless>,
+        rows: &Rows,
+        calibration: &RecordBatch,
+        test: &RecordBatch,
+    ) -> Result<Self, CliError> {
+        let signature = model.signature();
+        let calibration = signature.matrix(calibration)?;
+        let calibrator = Calibrator::fit(&widened(model.margins(&calibration)?), &rows.calibration.labels)?;
+        let test = signature.matrix(test)?;
+        let margins = model.margins(&test)?;
+        let probabilities = calibrator.probabilities(&widened(margins.clone()));
+        Ok(Self { model, useless, calibrator, test, margins, probabilities })
+    }
+}
+
+/// Trees of these rows to learn from, and of these that tell when to stop.
+fn trees(spec: &Spec, rows: &Rows, learning: &RecordBatch, stopping: &RecordBatch) -> Result<Trained, CliError> {
+    let signature = Signature::of(learning)?;
+    let (learning, stopping) = (signature.matrix(learning)?, signature.matrix(stopping)?);
     let train = TrainingSet { features: &learning, labels: &rows.learning.labels, weights: None };
     let stop = TrainingSet { features: &stopping, labels: &rows.stopping.labels, weights: None };
     let trained = Model::fit(&Hessboost, &signature, &train, Some(&stop), spec.file.training.get_ref());
@@ -367,8 +437,9 @@ impl Judge<'_> {
                 if is_probability { Scores::probabilities(&values, labels) } else { Scores::ranking(&values, labels) };
             baselines.push(("scorecard", scores?));
         }
-        if let Some(Rival { model, calibrator }) = self.rival
-            && let Ok(matrix) = model.signature().matrix(&self.test.features)
+        if let Some(Rival { model, calibrator, sequence }) = self.rival
+            && let Ok(features) = self.told_by(sequence.as_ref())
+            && let Ok(matrix) = model.signature().matrix(&features)
         {
             let probabilities = calibrator.probabilities(&widened(model.margins(&matrix)?));
             baselines.push(("champion", Scores::probabilities(&picked(&probabilities, rows), labels)?));
@@ -379,6 +450,15 @@ impl Judge<'_> {
             baselines.push(("base_rate", Scores::probabilities(&vec![rate; labels.len()], labels)?));
         }
         Ok(baselines)
+    }
+}
+
+impl Judge<'_> {
+    /// The rows that judge as another model is told of them: it must know these steps of these channels.
+    fn told_by(&self, sequence: Option<&SequenceModel>) -> Result<RecordBatch, CliError> {
+        let Some(model) = sequence else { return Ok(self.test.features.clone()) };
+        let said = said(model, self.test.sequences.as_ref(), self.test.labels.len())?;
+        with_probabilities(&self.test.features, &said)
     }
 }
 
@@ -396,7 +476,8 @@ fn filled(values: &[f64]) -> Vec<f64> {
     values.iter().map(|value| if value.is_finite() { *value } else { mean }).collect()
 }
 
-fn measure_rows(judged_on: &str, baseline: &str, report: &Report) -> Vec<MeasureRow> {
+/// The lines of a report as rows.
+pub(crate) fn measure_rows(judged_on: &str, baseline: &str, report: &Report) -> Vec<MeasureRow> {
     let count = |rows: usize| i64::try_from(rows).unwrap_or(i64::MAX);
     let parts = |estimate: Option<Estimate>| {
         (estimate.map(|of| of.value), estimate.map(|of| of.low), estimate.map(|of| of.high))
@@ -437,38 +518,39 @@ impl Part {
             |value: Option<f32>| value.filter(|value| value.is_finite()).map_or(f64::from(f32::MIN), f64::from);
         values.iter().map(number).collect()
     }
+}
 
-    fn profile(&self) -> Result<Vec<FeatureProfile>, CliError> {
-        let schema = self.features.schema();
-        let profiles = schema.fields().iter().zip(self.features.columns()).map(|(field, column)| {
-            let rows = column.len();
-            let share = |count: usize| count as f64 / rows.max(1) as f64;
-            let mut profile = FeatureProfile {
-                feature: field.name().clone(),
-                rows: rows as u64,
-                missing_share: share(column.null_count()),
-                mean: None,
-                deciles: Vec::new(),
-                shares: Vec::new(),
-            };
-            if let Some(values) = column.as_primitive_opt::<Float32Type>() {
-                let mut values: Vec<f32> = values.iter().flatten().filter(|value| value.is_finite()).collect();
-                values.sort_unstable_by(f32::total_cmp);
-                profile.missing_share = share(rows - values.len());
-                if let Some(last) = values.len().checked_sub(1) {
-                    let sum: f64 = values.iter().copied().map(f64::from).sum();
-                    profile.mean = Some(sum / values.len() as f64);
-                    profile.deciles = (0..=10).map(|decile| values[last * decile / 10]).collect();
-                }
-            } else if let Some(texts) = column.as_string_opt::<i32>() {
-                let mut counts = std::collections::BTreeMap::new();
-                texts.iter().flatten().for_each(|text| *counts.entry(text.to_owned()).or_insert(0_usize) += 1);
-                profile.shares = counts.into_iter().map(|(text, count)| (text, share(count))).collect();
+/// What each feature looked like.
+fn profile(features: &RecordBatch) -> Vec<FeatureProfile> {
+    let schema = features.schema();
+    let profiles = schema.fields().iter().zip(features.columns()).map(|(field, column)| {
+        let rows = column.len();
+        let share = |count: usize| count as f64 / rows.max(1) as f64;
+        let mut profile = FeatureProfile {
+            feature: field.name().clone(),
+            rows: rows as u64,
+            missing_share: share(column.null_count()),
+            mean: None,
+            deciles: Vec::new(),
+            shares: Vec::new(),
+        };
+        if let Some(values) = column.as_primitive_opt::<Float32Type>() {
+            let mut values: Vec<f32> = values.iter().flatten().filter(|value| value.is_finite()).collect();
+            values.sort_unstable_by(f32::total_cmp);
+            profile.missing_share = share(rows - values.len());
+            if let Some(last) = values.len().checked_sub(1) {
+                let sum: f64 = values.iter().copied().map(f64::from).sum();
+                profile.mean = Some(sum / values.len() as f64);
+                profile.deciles = (0..=10).map(|decile| values[last * decile / 10]).collect();
             }
-            profile
-        });
-        Ok(profiles.collect())
-    }
+        } else if let Some(texts) = column.as_string_opt::<i32>() {
+            let mut counts = std::collections::BTreeMap::new();
+            texts.iter().flatten().for_each(|text| *counts.entry(text.to_owned()).or_insert(0_usize) += 1);
+            profile.shares = counts.into_iter().map(|(text, count)| (text, share(count))).collect();
+        }
+        profile
+    });
+    profiles.collect()
 }
 
 /// When all that the labels of a version looked at had happened: what was trained later may have seen it.

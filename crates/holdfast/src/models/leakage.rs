@@ -10,17 +10,21 @@ use arrow::datatypes::{DataType, Float32Type};
 use holdfast_engine::Sees;
 use holdfast_models::{Measure, Scores};
 
+use super::hybrid::history::differing;
 use super::snapshots::{Asked, Snapshot};
 use crate::error::CliError;
 
 /// Sums of the same numbers in another order differ by less than this share.
-const TOLERANCE: f32 = 1e-4;
+pub(crate) const TOLERANCE: f32 = 1e-4;
 
 /// Refuses features that rest on columns whose value at a moment nobody knows, unless the spec accepts them by name. Answers the columns that it accepts.
 pub(crate) fn check_changed_later(asked: &Asked<'_>) -> Result<Vec<String>, CliError> {
     let section = &asked.spec.file.features;
-    let found: Vec<String> =
-        asked.past.changed_later(asked.spec.stage(), asked.features).iter().map(ToString::to_string).collect();
+    let mut origins = asked.past.changed_later(asked.spec.stage(), asked.features);
+    if let Some(steps) = asked.steps {
+        origins.extend(asked.past.changed_later(&steps.stage, steps.channels()));
+    }
+    let found: Vec<String> = origins.iter().map(ToString::to_string).collect();
     for accepted in &section.accept_changed_later {
         if !found.contains(accepted.get_ref()) {
             let message = format!(
@@ -65,6 +69,10 @@ pub(crate) async fn check_future(asked: &Asked<'_>, known: &Snapshot) -> Result<
     }
     if pairs.len() != known.customers.len() || pairs.len() != later.customers.len() {
         seeing.push("which customers there are".to_owned());
+    }
+    let others = differing(&known.history, &later.history);
+    if let Some(steps) = asked.steps.filter(|_| others > 0) {
+        seeing.push(format!("the steps of {} ({others} customers)", steps.stage));
     }
     if seeing.is_empty() {
         return Ok(());

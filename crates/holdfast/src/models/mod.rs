@@ -6,6 +6,7 @@
 //!                                                                  ├─────► predict, in SQL
 //!                                                                  └─────► watch ──► metric.model_quality
 //! thresholds.toml ──► model.thresholds, of which risk.churn_alerts makes alerts
+//! models/sentiment.toml, about texts ──► the same registry ──► sentiment(text), in SQL (`sentiment`)
 //! ```
 //!
 //! What a model is, how it is trained and measured is in `holdfast-models`, which knows no tables; here are the tables.
@@ -13,13 +14,16 @@
 pub(crate) mod answer;
 pub(crate) mod cadence;
 pub(crate) mod fit;
+pub(crate) mod hybrid;
 pub(crate) mod import;
+pub(crate) mod kind;
 pub(crate) mod leakage;
 pub(crate) mod moments;
 pub(crate) mod predict;
 pub(crate) mod reasons;
 pub(crate) mod registry;
 pub(crate) mod score;
+pub(crate) mod sentiment;
 pub(crate) mod snapshots;
 pub(crate) mod spec;
 pub(crate) mod thresholds;

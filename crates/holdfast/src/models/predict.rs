@@ -24,15 +24,19 @@ use datafusion::logical_expr::simplify::{ExprSimplifyResult, SimplifyContext};
 use datafusion::logical_expr::{
     ColumnarValue, Expr, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
-use holdfast_engine::{Project as Stages, Published, RowFunctions, RunFunctions};
+use holdfast_engine::{Project as Stages, Published, RowFunctions, RunFunctions, SubjectVersion};
 use holdfast_lake::Lake;
 use holdfast_lake::grammar::suggest;
 use holdfast_models::{Feature, FeatureKind};
 use holdfast_types::TableName;
 use tokio::sync::Mutex;
 
+use super::kind::{Kind, reads_texts};
 use super::reasons::Words;
 use super::registry::{CHAMPION, Loaded, Move, Registry, Version, standing};
+use super::sentiment::SENTIMENT;
+use super::sentiment::function::Reader;
+use super::sentiment::stored::LoadedTexts;
 use super::spec::{Spec, nearest};
 use crate::error::CliError;
 use crate::project::Project;
@@ -61,7 +65,7 @@ pub(crate) fn planned(project: &Project) -> Result<RowFunctions, CliError> {
         let why = format!("`{name}` is not asked here: cases and plans have no models");
         (name, Known::Silent(why))
     };
-    Ok(Models(Spec::names(project)?.into_iter().map(silent).collect()).functions())
+    Ok(Models(Spec::names(project)?.into_iter().map(silent).collect()).functions(Reader::Nobody))
 }
 
 /// The functions for a run of these stages: with the champions of now, of the models that stages ask. Nothing is read where none asks.
@@ -87,7 +91,12 @@ pub(crate) async fn for_stages(project: &Project, lake: &Lake, stages: &Stages) 
     }
     let found = Found { versions, moves, schemas };
     let models = found.models(&registry, Spec::names(project)?, Some(&asked), &Mutex::default()).await;
-    Ok(models.functions())
+    let reader = match found.standing(SENTIMENT) {
+        Some(_) if asked.contains(SENTIMENT) => found.reader(&registry, &Mutex::default()).await,
+        // A stage that reads texts is made before anybody can read, and anew when somebody can.
+        _ => Reader::Nobody,
+    };
+    Ok(models.functions(reader))
 }
 
 /// The functions for those who read published runs: with the champions of the run.
@@ -97,7 +106,12 @@ pub(crate) struct Champions {
     /// The models of the pipeline.
     names: Vec<String>,
     loaded: LoadedVersions,
+    /// The version that reads texts, once it was read.
+    texts: LoadedReader,
 }
+
+/// The version of the model of texts that was read last.
+type LoadedReader = Mutex<Option<Arc<LoadedTexts>>>;
 
 /// Versions that were read, by their artefacts: a run with the champion of the one before reads nothing.
 type LoadedVersions = Mutex<BTreeMap<(String, i32, String), Arc<Loaded>>>;
@@ -107,12 +121,18 @@ impl Champions {
     pub(crate) fn new(project: &Project, lake: &Lake) -> Self {
         let registry = Registry { lake: lake.production().clone(), settings: project.reader_settings() };
         // Who reads a lake need not have its pipeline: models that were trained are known without.
-        Self { registry, names: Spec::names(project).unwrap_or_default(), loaded: Mutex::default() }
+        Self {
+            registry,
+            names: Spec::names(project).unwrap_or_default(),
+            loaded: Mutex::default(),
+            texts: Mutex::default(),
+        }
     }
 
     /// Whether a query has a call of one of the functions in it, or may have: what is not asked need not be read.
     pub(crate) fn may_be_asked_by(query: &str) -> bool {
-        query.to_lowercase().contains(What::Probability.name())
+        let query = query.to_lowercase();
+        query.contains(What::Probability.name()) || query.contains(SENTIMENT)
     }
 }
 
@@ -120,12 +140,16 @@ impl Champions {
 impl RunFunctions for Champions {
     async fn of(&self, run: &Published) -> RowFunctions {
         match Found::of_run(run).await {
-            Ok(found) => found.models(&self.registry, self.names.clone(), None, &self.loaded).await.functions(),
+            Ok(found) => {
+                let models = found.models(&self.registry, self.names.clone(), None, &self.loaded).await;
+                models.functions(found.reader(&self.registry, &self.texts).await)
+            }
             Err(error) => {
                 tracing::warn!(%error, "models cannot be read: queries that ask them are told");
                 let silent =
                     |name: &String| (name.clone(), Known::Silent(format!("`{name}` cannot be asked: {error}")));
-                Models(self.names.iter().map(silent).collect()).functions()
+                let reader = Reader::Silent(format!("`{SENTIMENT}` cannot be asked: {error}"));
+                Models(self.names.iter().map(silent).collect()).functions(reader)
             }
         }
     }
@@ -157,8 +181,10 @@ impl Found {
         wanted: Option<&BTreeSet<String>>,
         loaded: &LoadedVersions,
     ) -> Models {
-        let trained = self.versions.iter().map(|version| version.model.clone());
-        let names: BTreeSet<String> = names.into_iter().chain(trained).collect();
+        let (of_texts, of_customers): (Vec<&Version>, Vec<&Version>) =
+            self.versions.iter().partition(|version| version.kind() == Kind::Sentiment);
+        let of_customers = of_customers.into_iter().map(|version| version.model.clone());
+        let names: BTreeSet<String> = names.into_iter().chain(of_customers).collect();
         let mut models = BTreeMap::new();
         for name in names {
             if wanted.is_some_and(|wanted| !wanted.contains(&name)) {
@@ -172,14 +198,42 @@ impl Found {
             };
             models.insert(name, known);
         }
+        for name in of_texts.into_iter().map(|version| version.model.clone()) {
+            models.entry(name).or_insert_with_key(|name| Known::Silent(reads_texts(name).to_string()));
+        }
         Models(models)
     }
 
-    async fn champion(&self, registry: &Registry, model: &str, loaded: &LoadedVersions) -> Result<Champion, CliError> {
+    /// The version that is a model's champion.
+    fn standing(&self, model: &str) -> Option<&Version> {
         let number = standing(&self.moves, model, CHAMPION);
-        let of_model = || self.versions.iter().filter(|version| version.model == model);
-        let Some(version) = of_model().find(|version| Some(version.version) == number) else {
-            return Err(super::score::without_champion(model, of_model().next_back()));
+        self.versions.iter().find(|version| version.model == model && Some(version.version) == number)
+    }
+
+    /// Who reads texts: the champion, or why nobody does.
+    async fn reader(&self, registry: &Registry, loaded: &LoadedReader) -> Reader {
+        let Some(version) = self.standing(SENTIMENT) else {
+            let newest = self.versions.iter().rfind(|version| version.model == SENTIMENT);
+            return Reader::Silent(super::score::without_champion(SENTIMENT, newest).to_string());
+        };
+        let known = loaded.lock().await.clone().filter(|known| known.version == *version);
+        if let Some(known) = known {
+            return Reader::Champion(known);
+        }
+        match registry.load_texts(version.clone()).await {
+            Ok(read) => {
+                let read = Arc::new(read);
+                *loaded.lock().await = Some(Arc::clone(&read));
+                Reader::Champion(read)
+            }
+            Err(error) => Reader::Silent(error.to_string()),
+        }
+    }
+
+    async fn champion(&self, registry: &Registry, model: &str, loaded: &LoadedVersions) -> Result<Champion, CliError> {
+        let Some(version) = self.standing(model) else {
+            let newest = self.versions.iter().rfind(|version| version.model == model);
+            return Err(super::score::without_champion(model, newest));
         };
         let key = (model.to_owned(), version.version, version.artefact_hash.clone());
         let known = loaded.lock().await.get(&key).cloned();
@@ -200,11 +254,15 @@ impl Found {
 }
 
 impl Models {
-    fn functions(self) -> RowFunctions {
-        let versions = self.0.iter().map(|(name, known)| (name.clone(), known.version())).collect();
+    /// All functions of a session: those that ask these models, and the one that asks the reader of texts.
+    fn functions(self, reader: Reader) -> RowFunctions {
+        let versions = self.0.iter().map(|(name, known)| (name.clone(), known.version(name))).collect();
         let models = Arc::new(self);
         let function = |what| Arc::new(ScalarUDF::from(Predict::new(what, Arc::clone(&models))));
-        RowFunctions { functions: vec![function(What::Probability), function(What::Reasons)], versions }
+        let functions = vec![function(What::Probability), function(What::Reasons)];
+        let mut functions = RowFunctions { functions, of_values: Vec::new(), versions };
+        reader.add_to(&mut functions);
+        functions
     }
 
     fn named(&self, name: &str) -> Result<&Known, String> {
@@ -216,15 +274,18 @@ impl Models {
 }
 
 impl Known {
-    /// Changes when the model would say something else of the same row, or in other words.
-    fn version(&self) -> String {
+    /// Who answers: it changes when the model would say something else of the same row, or in other words.
+    fn version(&self, model: &str) -> SubjectVersion {
         match self {
             Self::Champion(champion) => {
                 let version = &champion.loaded.version;
                 let words = blake3::hash(format!("{:?}", champion.words).as_bytes());
-                format!("{} {} {}", version.version, version.artefact_hash, words.to_hex())
+                SubjectVersion {
+                    told: format!("model {model}: version {}", version.version),
+                    exact: format!("{} {} {}", version.version, version.artefact_hash, words.to_hex()),
+                }
             }
-            Self::Silent(_) => "nobody".to_owned(),
+            Self::Silent(_) => SubjectVersion { told: format!("model {model}: nobody"), exact: "nobody".to_owned() },
         }
     }
 }
@@ -335,6 +396,15 @@ impl ScalarUDFImpl for Predict {
         let row = arguments.arg_fields.get(1).map_or(&DataType::Null, |field| field.data_type());
         match (known, row) {
             (_, DataType::Null) | (Known::Silent(_), DataType::Struct(_)) => {}
+            (Known::Champion(champion), DataType::Struct(_)) if champion.loaded.sequence.is_some() => {
+                let Version { model, version, .. } = &champion.loaded.version;
+                return plan_err!(
+                    "version {version} of `{model}` is also told what customers did step by step ({}), which no row holds: {} cannot ask it; `holdfast score --model {model}` does, for {}, or promote a version without",
+                    champion.loaded.steps().map_or_else(String::new, |steps| steps.stage.to_string()),
+                    self.name(),
+                    champion.loaded.spec.file.scores.table.get_ref()
+                );
+            }
             (Known::Champion(champion), DataType::Struct(fields)) => {
                 let signature = champion.loaded.model.signature();
                 let problems = problems(signature.features(), fields);

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! _holdfast/models/<model>/<hash>.ubj      trees, as XGBoost reads them   ─┐ written first, named by what they hold
+//! _holdfast/models/<model>/<hash>.safetensors  weights of a hybrid's LSTM │
+//! _holdfast/models/<model>/<hash>.ngrams   weights of a model of texts     │
 //! _holdfast/models/<model>/<hash>.json     rows with what was said of them, and what all of them looked like ─┘
 //! model.versions                           one row a version: all that is known of it, in one commit
 //! model.aliases                            one row a move of an alias; the last one counts
@@ -17,6 +19,8 @@ use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use holdfast_engine::{DeclaredTable, LakeReader, Past, Published, SessionSettings, TableRows, write_table};
 use holdfast_lake::{CommitOutcome, Lake, Manifest, ManifestEntry, Position, TableSpec};
+use holdfast_models::hybrid::SEQUENCE_FEATURE;
+use holdfast_models::sequence::SequenceModel;
 use holdfast_models::{Calibrator, Hessboost, Model};
 use holdfast_types::{COMMENT_KEY, ErrorKind, TableName};
 use object_store::ObjectStoreExt;
@@ -24,6 +28,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::fit::{Example, FeatureProfile, Judged, MeasureRow};
+use super::hybrid::history::Steps;
+use super::hybrid::stored::KeptSequence;
+use super::kind::{Kind, reads_texts};
 use super::spec::{Spec, SpecFile};
 use crate::error::CliError;
 
@@ -110,6 +117,8 @@ pub(crate) struct Loaded {
     pub(crate) spec: Spec,
     /// What later customers and scores are held against; not of versions from before this was kept.
     pub(crate) judged: Option<Judged>,
+    /// The sequence model whose word the trees are told.
+    pub(crate) sequence: Option<SequenceModel>,
 }
 
 /// What is kept beside the trees, to be replayed and compared with.
@@ -119,9 +128,33 @@ enum Beside {
     Whole {
         examples: Vec<Example>,
         judged: Box<Judged>,
+        /// Of a hybrid.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sequence: Option<Box<KeptSequence>>,
     },
     /// Of versions from before `judged` was kept.
     Examples(Vec<Example>),
+}
+
+/// What is kept beside trees, as a file.
+///
+/// # Errors
+/// None that is known.
+pub(crate) fn beside(
+    examples: Vec<Example>,
+    judged: Judged,
+    sequence: Option<KeptSequence>,
+) -> Result<Vec<u8>, CliError> {
+    let whole = Beside::Whole { examples, judged: Box::new(judged), sequence: sequence.map(Box::new) };
+    serde_json::to_vec(&whole).map_err(unwritable)
+}
+
+/// A version that must not be used: what is wrong with it, and what to do.
+pub(crate) fn damaged(version: &Version, what: &str) -> CliError {
+    CliError::ModelDamaged(format!(
+        "version {} of `{}` cannot be used: {what}; restore the file, or train again",
+        version.version, version.model
+    ))
 }
 
 impl Loaded {
@@ -131,19 +164,41 @@ impl Loaded {
     /// The features that are gone.
     pub(crate) fn check_features(&self, past: &Past) -> Result<(), CliError> {
         let stage = self.spec.stage();
-        let schema = past.schema(stage);
-        let names = self.model.signature().features().iter().map(|feature| feature.name.as_str());
-        let gone: Vec<&str> =
-            names.filter(|name| schema.is_none_or(|schema| schema.field_with_name(name).is_err())).collect();
+        let is_gone = |stage: &TableName, name: &str| {
+            past.schema(stage).is_none_or(|schema| schema.field_with_name(name).is_err())
+        };
+        let mut gone: Vec<String> = self.features().filter(|name| is_gone(stage, name)).map(str::to_owned).collect();
+        if let Some(steps) = self.steps() {
+            gone.extend(steps.columns().filter(|name| is_gone(&steps.stage, name)).map(str::to_owned));
+        }
         if gone.is_empty() {
             return Ok(());
         }
         Err(CliError::Training(format!(
-            "version {} of `{}` needs features that {stage} does not make any more: {}; bring the columns back, or train again",
+            "version {} of `{}` needs features that {} does not make any more: {}; bring the columns back, or train again",
             self.version.version,
             self.version.model,
+            self.stages().iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "),
             gone.join(", ")
         )))
+    }
+
+    /// The stages that it reads: features, and the steps of a hybrid.
+    pub(crate) fn stages(&self) -> Vec<TableName> {
+        let steps = self.steps().map(|steps| steps.stage);
+        [self.spec.stage().clone()].into_iter().chain(steps).collect()
+    }
+
+    /// The features that are columns of the stage; of a hybrid without what its sequence model says.
+    pub(crate) fn features(&self) -> impl Iterator<Item = &str> {
+        let features = self.model.signature().features().iter().map(|feature| feature.name.as_str());
+        features.filter(|name| self.sequence.is_none() || *name != SEQUENCE_FEATURE)
+    }
+
+    /// The steps that a hybrid is told of.
+    pub(crate) fn steps(&self) -> Option<Steps> {
+        let (section, model) = (self.spec.file.sequence.as_ref()?, self.sequence.as_ref()?);
+        Some(Steps::new(section, model.channels().to_vec()))
     }
 }
 
@@ -192,21 +247,18 @@ impl Registry {
         Ok(standing(&self.moves(Some(model)).await?, model, alias))
     }
 
-    /// Keeps a version under the next number: its files first, then its row, then the alias `challenger`.
+    /// Keeps a version under the next number: its files first, then its row, then the alias `challenger`. The `artefact` is told with the ending of its file.
     ///
     /// # Errors
     /// When somebody else took the number meanwhile; what the lake answers.
     pub(crate) async fn keep(
         &self,
         mut version: Version,
-        artefact: Vec<u8>,
-        examples: Vec<Example>,
-        judged: Judged,
+        (artefact, ending): (Vec<u8>, &str),
+        examples: Vec<u8>,
     ) -> Result<Version, CliError> {
-        let beside = Beside::Whole { examples, judged: Box::new(judged) };
-        let examples = serde_json::to_vec(&beside).map_err(unwritable)?;
         version.artefact_bytes = i64::try_from(artefact.len()).unwrap_or(i64::MAX);
-        (version.artefact, version.artefact_hash) = self.store(&version.model, artefact, "ubj").await?;
+        (version.artefact, version.artefact_hash) = self.store(&version.model, artefact, ending).await?;
         (version.examples, version.examples_hash) = self.store(&version.model, examples, "json").await?;
         let last = self.versions(Some(&version.model)).await?.last().map_or(0, |version| version.version);
         version.version = last + 1;
@@ -272,14 +324,12 @@ impl Registry {
     /// the model still says what it said.
     ///
     /// # Errors
-    /// [`CliError::ModelDamaged`] with what is wrong.
+    /// [`CliError::ModelDamaged`] with what is wrong; a model of texts.
     pub(crate) async fn load(&self, version: Version) -> Result<Loaded, CliError> {
-        let damaged = |what: String| {
-            CliError::ModelDamaged(format!(
-                "version {} of `{}` cannot be used: {what}; restore the file, or train again",
-                version.version, version.model
-            ))
-        };
+        if version.kind() == Kind::Sentiment {
+            return Err(reads_texts(&version.model));
+        }
+        let damaged = |what: String| damaged(&version, &what);
         let artefact = self.fetch(&version.artefact, &version.artefact_hash).await.map_err(damaged)?;
         let examples = self.fetch(&version.examples, &version.examples_hash).await.map_err(damaged)?;
         let signature = serde_json::from_str(&version.signature)
@@ -287,12 +337,16 @@ impl Registry {
         let model = Model::read_for(&Hessboost, &artefact, &signature).map_err(|error| damaged(error.to_string()))?;
         let calibrator: Calibrator = serde_json::from_str(&version.calibrator)
             .map_err(|error| damaged(format!("its calibrator cannot be read ({error})")))?;
-        let (examples, judged) = match serde_json::from_slice(&examples) {
-            Ok(Beside::Whole { examples, judged }) => (examples, Some(*judged)),
-            Ok(Beside::Examples(examples)) => (examples, None),
+        let (examples, judged, kept) = match serde_json::from_slice(&examples) {
+            Ok(Beside::Whole { examples, judged, sequence }) => (examples, Some(*judged), sequence),
+            Ok(Beside::Examples(examples)) => (examples, None, None),
             Err(error) => return Err(damaged(format!("its examples cannot be read ({error})"))),
         };
         replay(&model, &calibrator, &examples).map_err(damaged)?;
+        let sequence = match &kept {
+            Some(kept) => Some(self.load_sequence(kept).await.map_err(damaged)?),
+            None => None,
+        };
         let file: SpecFile = toml::from_str(&version.spec)
             .map_err(|error| damaged(format!("its spec cannot be read ({})", error.message())))?;
         let spec = Spec {
@@ -301,11 +355,11 @@ impl Registry {
             text: version.spec.clone(),
             file,
         };
-        Ok(Loaded { version, model, calibrator, spec, judged })
+        Ok(Loaded { version, model, calibrator, spec, judged, sequence })
     }
 
     /// Puts a file in its place; one of the same name holds the same.
-    async fn store(&self, model: &str, bytes: Vec<u8>, ending: &str) -> Result<(String, String), CliError> {
+    pub(crate) async fn store(&self, model: &str, bytes: Vec<u8>, ending: &str) -> Result<(String, String), CliError> {
         let hash = blake3::hash(&bytes).to_hex().to_string();
         let name = format!("models/{model}/{hash}.{ending}");
         let folder = self.lake.system_folder();
@@ -315,7 +369,7 @@ impl Registry {
         Ok((name, hash))
     }
 
-    async fn fetch(&self, name: &str, hash: &str) -> Result<Vec<u8>, String> {
+    pub(crate) async fn fetch(&self, name: &str, hash: &str) -> Result<Vec<u8>, String> {
         let folder = self.lake.system_folder();
         let path = name.split('/').fold(folder.path, |path, part| path.join(part));
         let found = match folder.store.get(&path).await {

@@ -18,6 +18,9 @@ use holdfast_types::{CUSTOMER_BUCKET, CUSTOMER_ID, Progress, TableName};
 use serde::{Deserialize, Serialize};
 
 use super::answer::Probabilities;
+use super::hybrid::history::Steps;
+use super::hybrid::scored::Histories;
+use super::hybrid::spec::fingerprint;
 use super::reasons::{LOWERS, RAISES, Reasons, Words};
 use super::registry::{CHAMPION, Loaded, Registry, Version, commented, json_rows, publish, tables, time};
 use super::snapshots::{feature_column, literal, moment_of};
@@ -46,6 +49,9 @@ struct ScoreNote {
     /// The test that divides customers, and the artefact that scores its second arm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     test: Option<(i32, String)>,
+    /// The versions of the tables that hybrids are told of.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    steps: BTreeMap<String, u64>,
 }
 
 /// Raised when the same model would make other rows of the same features.
@@ -253,6 +259,8 @@ struct Scoring<'a> {
     features: Table,
     events: Table,
     read: Published,
+    /// What customers did step by step, of hybrids.
+    sequences: Histories,
     note: ScoreNote,
     counts: Counts,
     as_of: DateTime<Utc>,
@@ -295,7 +303,18 @@ impl<'a> Scoring<'a> {
             }
             None => None,
         };
-        let names = [features.name().clone(), events.name().clone()];
+        let hybrids = [Some(&loaded), tested.as_ref().map(|(_, by)| &by.loaded)].into_iter().flatten();
+        let steps: BTreeMap<i32, Steps> =
+            hybrids.filter_map(|loaded| Some((loaded.version.version, loaded.steps()?))).collect();
+        let (mut names, mut told) = (vec![features.name().clone(), events.name().clone()], BTreeMap::new());
+        for steps in steps.values() {
+            let table = there(&steps.stage).await?;
+            check_steps(steps, &table)?;
+            told.insert(steps.stage.to_string(), table.data_version().await?);
+            if !names.contains(&steps.stage) {
+                names.push(steps.stage.clone());
+            }
+        }
         let note = ScoreNote {
             model: loaded.version.model.clone(),
             version: loaded.version.version,
@@ -304,6 +323,7 @@ impl<'a> Scoring<'a> {
             events: Some(events.data_version().await?),
             schema: SCORE_VERSION,
             test: tested.as_ref().map(|(trial, by)| (trial.test, by.loaded.version.artefact_hash.clone())),
+            steps: told,
         };
         Ok(Self {
             tested,
@@ -313,6 +333,7 @@ impl<'a> Scoring<'a> {
             registry,
             features,
             events,
+            sequences: Histories::new(steps),
             note,
             counts: Counts::default(),
             as_of: DateTime::UNIX_EPOCH,
@@ -323,11 +344,12 @@ impl<'a> Scoring<'a> {
     /// Tells of features whose query is another than the one that the model learnt from.
     async fn warn(&self, runner: &Runner, progress: &dyn Progress) -> Result<(), CliError> {
         let stage = self.loaded.spec.stage();
-        if runner.project().stage(stage).is_none() {
+        let stages = self.loaded.stages();
+        if stages.iter().any(|stage| runner.project().stage(stage).is_none()) {
             return Ok(());
         }
-        let past = runner.past(std::slice::from_ref(stage), &[]).await?;
-        if past.fingerprint(stage) != self.loaded.version.feature_fingerprint {
+        let past = runner.past(&stages, &[]).await?;
+        if fingerprint(&past, &stages) != self.loaded.version.feature_fingerprint {
             progress.problem(&format!(
                 "   Warned {stage}  its query, or one that it reads, changed since version {} learnt from it: what a feature means may be another; train again with `holdfast train --model {}`",
                 self.loaded.version.version, self.loaded.version.model
@@ -346,6 +368,7 @@ impl<'a> Scoring<'a> {
     /// Scores all customers into files that nobody sees yet.
     async fn stage(&mut self, progress: &dyn Progress) -> Result<(Vec<holdfast_lake::StagedFile>, Table), CliError> {
         self.as_of = self.moment().await?;
+        self.sequences.check_moment(&self.read, self.as_of).await?;
         let mut rows = self.ask(&self.customers()).await?;
         // Before anything is written: a table of scores is never replaced by none.
         let first = loop {
@@ -382,6 +405,7 @@ impl<'a> Scoring<'a> {
         let mut next = Some(first);
         while let Some(batch) = next {
             if batch.num_rows() > 0 {
+                self.sequences.bring(&self.read, &batch).await?;
                 let scored = self.scored(&batch, &words, scored_at)?;
                 self.count(&scored);
                 writer.write(&scored).await?;
@@ -439,10 +463,7 @@ impl<'a> Scoring<'a> {
         let time = moment_of(spec.file.label.time.get_ref());
         let schema = self.features.schema();
         let versions = [Some(&self.loaded), self.tested.as_ref().map(|(_, by)| &by.loaded)].into_iter().flatten();
-        let features: BTreeSet<&str> = versions
-            .flat_map(|loaded| loaded.model.signature().features())
-            .map(|feature| feature.name.as_str())
-            .collect();
+        let features: BTreeSet<&str> = versions.flat_map(Loaded::features).collect();
         let columns: Vec<String> =
             features.into_iter().map(|feature| feature_column("f", feature, Some(schema))).collect();
         format!(
@@ -512,9 +533,13 @@ impl<'a> Scoring<'a> {
     ) -> Result<RecordBatch, CliError> {
         let Loaded { spec, version, .. } = loaded;
         let schema = batch.schema();
-        let features = loaded.model.signature().features().iter();
-        let places: Vec<usize> = features.map(|feature| schema.index_of(&feature.name)).collect::<Result<_, _>>()?;
-        let matrix = loaded.rows(&batch.project(&places)?)?;
+        let places: Vec<usize> = loaded.features().map(|name| schema.index_of(name)).collect::<Result<_, _>>()?;
+        let features = batch.project(&places)?;
+        let features = match &loaded.sequence {
+            Some(model) => self.sequences.told(model, version.version, batch, &features)?,
+            None => features,
+        };
+        let matrix = loaded.rows(&features)?;
         let Probabilities { raw, calibrated: probabilities } = loaded.probabilities(&matrix)?;
         let reasons = loaded.reasons(&matrix, words)?;
         let bands = spec.bands();
@@ -604,10 +629,26 @@ impl<'a> Scoring<'a> {
     }
 }
 
+/// Refuses a table of steps that has not those that the model learnt from.
+fn check_steps(steps: &Steps, table: &Table) -> Result<(), CliError> {
+    let schema = table.schema();
+    let needed = steps.columns().chain([CUSTOMER_ID, CUSTOMER_BUCKET, EVENT_TIMESTAMP]);
+    let missing: Vec<&str> = needed.filter(|name| schema.field_with_name(name).is_err()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::Training(format!(
+        "{} has not what the model is told of: {} is gone; bring the columns back, roll back to a version that fits, or train again and promote",
+        steps.stage,
+        missing.join(", ")
+    )))
+}
+
 /// Refuses a table of features that has not those that the model learnt from.
 fn check_columns(loaded: &Loaded, schema: &SchemaRef, stage: &TableName) -> Result<(), CliError> {
     let mut missing = Vec::new();
-    for feature in loaded.model.signature().features() {
+    let is_column = |feature: &&holdfast_models::Feature| loaded.features().any(|name| name == feature.name);
+    for feature in loaded.model.signature().features().iter().filter(is_column) {
         let is_text = matches!(feature.kind, holdfast_models::FeatureKind::Category(_));
         match schema.field_with_name(&feature.name) {
             Ok(field) if is_text == matches!(field.data_type(), DataType::Utf8) => {}

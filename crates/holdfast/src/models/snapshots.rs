@@ -1,6 +1,6 @@
 //! Customers as they were at moments in the past: features, what became of them, and what the baselines said.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
 use arrow::compute::{concat_batches, filter_record_batch};
@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use holdfast_engine::{Past, Question, Sees};
 use holdfast_types::{CUSTOMER_ID, Progress, TableName};
 
+use super::hybrid::history::Steps;
 use super::moments::{Moments, Span, end_of_day};
 use super::spec::Spec;
 use crate::error::CliError;
@@ -29,6 +30,8 @@ pub(crate) struct Snapshot {
     pub(crate) labels: Vec<bool>,
     /// What the scorecard said, not a number where it said nothing; empty where it was not asked.
     pub(crate) scorecard: Vec<f64>,
+    /// What the customers did, step by step up to the moment; empty where it was not asked.
+    pub(crate) history: Vec<RecordBatch>,
 }
 
 /// What a training asks of the past.
@@ -37,6 +40,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) spec: &'a Spec,
     pub(crate) past: &'a Past,
     pub(crate) features: &'a [String],
+    /// The steps of customers, where the model is told of them.
+    pub(crate) steps: Option<&'a Steps>,
 }
 
 impl Asked<'_> {
@@ -152,7 +157,25 @@ impl Asked<'_> {
             )));
         };
         let features = concat_batches(&first.schema(), &kept)?;
-        Ok(Snapshot { at, customers, features, labels, scorecard: Vec::new() })
+        let history = match self.steps {
+            Some(steps) => self.history(steps, at, &customers, sees).await?,
+            None => Vec::new(),
+        };
+        Ok(Snapshot { at, customers, features, labels, scorecard: Vec::new(), history })
+    }
+
+    /// What these customers did up to a moment, step by step.
+    async fn history(
+        &self,
+        steps: &Steps,
+        at: DateTime<Utc>,
+        customers: &[u64],
+        sees: Sees,
+    ) -> Result<Vec<RecordBatch>, CliError> {
+        let wanted: HashSet<u64> = customers.iter().copied().collect();
+        let batches = self.ask(steps.sql(), at, sees).await?;
+        let moment = at.timestamp_micros();
+        batches.iter().map(|batch| steps.history(batch, moment, |customer| wanted.contains(&customer))).collect()
     }
 
     /// Adds what the scorecard said of the customers then, where the spec has one.

@@ -1,7 +1,8 @@
 //! What a model is about, as `pipelines/<pipeline>/models/<name>.toml` says it: features, label, moments, training, bands, words.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use arrow::datatypes::{DataType, SchemaRef};
 use chrono::TimeDelta;
@@ -11,6 +12,8 @@ use holdfast_types::{CUSTOMER_BUCKET, CUSTOMER_ID, TableName};
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::hybrid::spec::SequenceSection;
+use super::kind::{Kind, reads_texts};
 use crate::commands::maintain::duration;
 use crate::error::CliError;
 use crate::project::{Project, located, parse_toml, read_text};
@@ -31,6 +34,9 @@ pub(crate) struct Spec {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SpecFile {
+    /// `churn`, or left out.
+    #[serde(default, rename = "kind")]
+    _kind: Kind,
     #[serde(default)]
     pub(crate) description: String,
     pub(crate) features: FeatureSection,
@@ -41,6 +47,8 @@ pub(crate) struct SpecFile {
     pub(crate) split: SplitSection,
     #[serde(default = "unsaid")]
     pub(crate) training: Spanned<Parameters>,
+    /// What customers did, step by step, for a sequence model whose word the trees are told.
+    pub(crate) sequence: Option<SequenceSection>,
     #[serde(default)]
     pub(crate) baselines: BaselineSection,
     #[serde(default = "unsaid")]
@@ -58,7 +66,7 @@ pub(crate) struct SpecFile {
 }
 
 /// A section that the file leaves out.
-fn unsaid<T: Default>() -> Spanned<T> {
+pub(crate) fn unsaid<T: Default>() -> Spanned<T> {
     Spanned::new(0..0, T::default())
 }
 
@@ -242,19 +250,28 @@ impl Spec {
             return Err(CliError::NoModel(format!("there is no model `{name}` in {}{hint}", folder.display())));
         }
         let text = read_text(&path)?;
+        if Kind::of(&text) == Kind::Sentiment {
+            return Err(reads_texts(name));
+        }
         let file: SpecFile = parse_toml(&path, &text)?;
         let spec = Self { name: name.to_owned(), path, text, file };
         spec.check()?;
         Ok(spec)
     }
 
-    /// The models of a pipeline, sorted.
+    /// The models of a pipeline that are about customers, sorted.
     pub(crate) fn names(project: &Project) -> Result<Vec<String>, CliError> {
         let entries = std::fs::read_dir(project.model_folder()?).into_iter().flatten().filter_map(Result::ok);
         let mut names: Vec<String> =
             entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".toml")?.to_owned())).collect();
         names.sort();
-        Ok(names)
+        let mut of_customers = Vec::with_capacity(names.len());
+        for name in names {
+            if Kind::of_model(project, &name)? == Kind::Churn {
+                of_customers.push(name);
+            }
+        }
+        Ok(of_customers)
     }
 
     pub(crate) fn gap(&self) -> TimeDelta {
@@ -314,14 +331,7 @@ impl Spec {
 
     /// What the model's library says of a parameter, where the file sets it.
     pub(crate) fn of_parameter(&self, error: ModelError) -> CliError {
-        let ModelError::Parameter { name, .. } = &error else { return CliError::Model(error) };
-        let section = self.file.training.span();
-        let body = self.text.get(section.start..).unwrap_or_default();
-        let place = body.match_indices(*name).map(|(place, _)| place).find(|place| {
-            let before = body[..*place].rsplit('\n').next().unwrap_or_default();
-            before.trim().is_empty()
-        });
-        self.mistake(section.start + place.unwrap_or(0), format!("[training] {error}"))
+        of_parameter(&self.path, &self.text, self.file.training.span(), error)
     }
 
     fn check(&self) -> Result<(), CliError> {
@@ -374,6 +384,9 @@ impl Spec {
         }
         self.train_every()?;
         file.training.get_ref().check(true).map_err(|error| self.of_parameter(error))?;
+        if let Some(sequence) = &file.sequence {
+            sequence.check(self)?;
+        }
         let table = &file.scores.table;
         if table.get_ref().schema() != "risk" {
             let message = format!("scores stand in the schema risk: call it `risk.{}`", table.get_ref().table());
@@ -401,7 +414,10 @@ impl Spec {
         };
         known(&self.file.features.stage)?;
         known(&label.table)?;
-        let mut stages = vec![self.stage().clone()];
+        if let Some(sequence) = &self.file.sequence {
+            known(&sequence.stage)?;
+        }
+        let mut stages = self.stages();
         if let Some(scorecard) = &self.file.baselines.scorecard {
             known(&scorecard.stage)?;
             stages.push(scorecard.stage.get_ref().clone());
@@ -409,7 +425,7 @@ impl Spec {
         let past = runner.past(&stages, std::slice::from_ref(label.table.get_ref())).await?;
         if let Some(model) = past.asked_by(self.stage()).first() {
             let message = format!(
-                "{} rests on what the champion of `{model}` says (predict), who has learnt from days after the moments that teach: a feature of it knows what nobody could know; take it into a stage of its own",
+                "{} rests on what the champion of `{model}` says, who has learnt from days after the moments that teach: a feature of it knows what nobody could know; take it into a stage of its own",
                 self.stage()
             );
             return Err(self.mistake(self.file.features.stage.span().start, message));
@@ -429,7 +445,6 @@ impl Spec {
         let stage = self.stage();
         self.check_customer(past, &section.stage)?;
         let schema = self.schema(past, &section.stage)?;
-        let is_time = |kind: &DataType| matches!(kind, DataType::Timestamp(_, _));
         if !schema.field_with_name(EVENT_TIMESTAMP).is_ok_and(|field| is_time(field.data_type())) {
             let message = format!(
                 "{stage} has no timestamp `{EVENT_TIMESTAMP}`, which says at what moment its values were known: add `now() as {EVENT_TIMESTAMP}`"
@@ -460,7 +475,7 @@ impl Spec {
             return Err(self.mistake(section.stage.span().start, format!("{stage} has no column that is a feature")));
         }
         for name in self.file.reasons.keys().chain(&self.file.baselines.recency) {
-            if !features.contains(name.get_ref()) {
+            if !(features.contains(name.get_ref()) || self.is_of_sequence(name.get_ref())) {
                 let hint = nearest(name.get_ref(), &features);
                 let message = format!("`{}` is no feature of {stage}{hint}", name.get_ref());
                 return Err(self.mistake(name.span().start, message));
@@ -469,7 +484,7 @@ impl Spec {
         Ok(features)
     }
 
-    fn check_customer(&self, past: &Past, stage: &Spanned<TableName>) -> Result<(), CliError> {
+    pub(crate) fn check_customer(&self, past: &Past, stage: &Spanned<TableName>) -> Result<(), CliError> {
         match self.schema(past, stage)?.field_with_name(CUSTOMER_ID) {
             Ok(field) if is_text(field.data_type()) => Ok(()),
             _ => {
@@ -512,7 +527,7 @@ impl Spec {
         })
     }
 
-    fn schema<'a>(&self, past: &'a Past, stage: &Spanned<TableName>) -> Result<&'a SchemaRef, CliError> {
+    pub(crate) fn schema<'a>(&self, past: &'a Past, stage: &Spanned<TableName>) -> Result<&'a SchemaRef, CliError> {
         let message = || format!("no stage is called `{}`", stage.get_ref());
         past.schema(stage.get_ref()).ok_or_else(|| self.mistake(stage.span().start, message()))
     }
@@ -541,7 +556,22 @@ impl Spec {
     }
 }
 
-fn is_number(kind: &DataType) -> bool {
+/// What a model's library says of a parameter, where the file's section `[training]` sets it.
+pub(crate) fn of_parameter(path: &Path, text: &str, section: Range<usize>, error: ModelError) -> CliError {
+    let ModelError::Parameter { name, .. } = &error else { return CliError::Model(error) };
+    let body = text.get(section.start..).unwrap_or_default();
+    let place = body.match_indices(*name).map(|(place, _)| place).find(|place| {
+        let before = body[..*place].rsplit('\n').next().unwrap_or_default();
+        before.trim().is_empty()
+    });
+    located(path, text, section.start + place.unwrap_or(0), format!("[training] {error}"))
+}
+
+pub(crate) fn is_time(kind: &DataType) -> bool {
+    matches!(kind, DataType::Timestamp(_, _))
+}
+
+pub(crate) fn is_number(kind: &DataType) -> bool {
     kind.is_numeric() || matches!(kind, DataType::Boolean)
 }
 

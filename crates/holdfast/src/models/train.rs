@@ -2,15 +2,17 @@
 
 use chrono::{DateTime, Utc};
 use holdfast_engine::{Past, ReadTable, Runner};
+use holdfast_models::hybrid::Ablation;
 use holdfast_types::Progress;
 use serde::Serialize;
 use serde_json::json;
 
 use super::fit::{Counts, MeasureRow, Rival, Rows, fit, labels_end};
+use super::hybrid::spec::fingerprint;
 use super::import::Imported;
 use super::leakage::{check_changed_later, check_future, check_single_features};
 use super::moments::Moments;
-use super::registry::{CHAMPION, Registry, Version, publish, tables, unwritable};
+use super::registry::{CHAMPION, Loaded, Registry, Version, beside, publish, tables, unwritable};
 use super::snapshots::Asked;
 use super::spec::Spec;
 use crate::error::CliError;
@@ -59,6 +61,9 @@ pub(crate) struct Made {
     /// The file that the trees came from, where they were not trained.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) imported: Option<String>,
+    /// What the sequence model adds, where the file asks for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ablation: Option<Ablation>,
     pub(crate) strongest_feature: Option<(String, f64)>,
     pub(crate) champion: Option<i32>,
     pub(crate) measures: Vec<MeasureRow>,
@@ -80,7 +85,12 @@ pub(crate) async fn train(
         Some(imported) => imported.features(spec, &past, &known)?,
         None => known,
     };
-    let asked = Asked { spec, past: &past, features: &features };
+    // Trees from elsewhere know nothing of sequences.
+    let steps = match &options.imported {
+        Some(_) => None,
+        None => spec.steps(&past)?,
+    };
+    let asked = Asked { spec, past: &past, features: &features, steps: steps.as_ref() };
     let accepted = check_changed_later(&asked)?;
     let as_of = match options.as_of {
         Some(as_of) => as_of,
@@ -102,7 +112,7 @@ pub(crate) async fn train(
         progress.note(&format!("  Looking whether features see past {}", last.at.date_naive()));
         check_future(&asked, last).await?;
     }
-    let rows = Rows::of(spec, &moments, &snapshots)?;
+    let rows = Rows::of(spec, &moments, &snapshots, steps.as_ref())?;
     rows.check()?;
     let strongest = check_single_features(&asked, &rows.learning.features, &rows.learning.labels)?;
 
@@ -116,6 +126,9 @@ pub(crate) async fn train(
         rows.learning.labels.len(),
         rows.test.labels.len()
     ));
+    if let Some(steps) = &steps {
+        progress.note(&format!("  Learning from the steps of {}, which takes longer than trees do", steps.stage));
+    }
     let spec_owned = spec.clone();
     // Trees and resamples keep a core busy for as long as they take.
     let (test_moments, imported) = (moments.test.len(), options.imported.clone());
@@ -123,10 +136,15 @@ pub(crate) async fn train(
         tokio::task::spawn_blocking(move || fit(&spec_owned, &rows, test_moments, rival.as_ref(), imported.as_ref()));
     let fitted = fitted.await.map_err(|error| CliError::PartEnded(format!("training ended early: {error}")))??;
 
+    // Where trees win that are not told of steps, the version does not rest on these.
+    let stages = if fitted.sequence.is_some() { spec.stages() } else { vec![spec.stage().clone()] };
     let notes = json!({
         "useless_features": fitted.useless,
         "accepted_changed_later": accepted,
         "strongest_feature": strongest,
+        "sequence": steps.as_ref().map(|steps| json!({
+            "stage": steps.stage, "channels": steps.channels(), "is_used": fitted.sequence.is_some(), "ablation": fitted.ablation,
+        })),
         "imported": options.imported.as_ref().map(|imported| json!({
             "file": imported.file, "hash": imported.hash, "mlflow_run": imported.run_id,
         })),
@@ -139,12 +157,17 @@ pub(crate) async fn train(
         dataset_id: dataset_id.clone(),
         spec: spec.text.clone(),
         feature_stage: spec.stage().to_string(),
-        feature_fingerprint: past.fingerprint(spec.stage()),
+        feature_fingerprint: fingerprint(&past, &stages),
         tables: told_tables(&read).to_string(),
         moments: json!({ "train": moments.train, "test": moments.test }).to_string(),
         labels_end: labels_end(spec, &moments).unwrap_or(as_of),
         signature: serde_json::to_string(fitted.model.signature()).map_err(unwritable)?,
-        engine: if options.imported.is_some() { "xgboost, imported" } else { "hessboost" }.to_owned(),
+        engine: match (&options.imported, &fitted.sequence) {
+            (Some(_), _) => "xgboost, imported",
+            (None, Some(_)) => "hessboost, told by an LSTM",
+            (None, None) => "hessboost",
+        }
+        .to_owned(),
         rounds: i32::try_from(fitted.model.rounds()).unwrap_or(i32::MAX),
         artefact: String::new(),
         artefact_hash: String::new(),
@@ -158,7 +181,11 @@ pub(crate) async fn train(
         measures: fitted.measures.clone(),
     };
     let artefact = fitted.model.write(holdfast_models::Format::Ubjson)?;
-    let kept = registry.keep(version, artefact, fitted.examples, fitted.judged).await?;
+    let sequence = match &fitted.sequence {
+        Some((model, sequences)) => Some(registry.keep_sequence(&spec.name, model, sequences).await?),
+        None => None,
+    };
+    let kept = registry.keep(version, (artefact, "ubj"), beside(fitted.examples, fitted.judged, sequence)?).await?;
     publish(&registry.lake, &tables()?).await?;
     Ok(Trained::Made(Box::new(Made {
         model: kept.model,
@@ -175,6 +202,7 @@ pub(crate) async fn train(
         useless: fitted.useless,
         accepted_changed_later: accepted,
         imported: options.imported.as_ref().map(|imported| imported.file.clone()),
+        ablation: fitted.ablation,
         strongest_feature: strongest,
         champion,
         measures: fitted.measures,
@@ -196,7 +224,7 @@ async fn rival(
         return Ok(None);
     }
     match registry.load(version).await {
-        Ok(loaded) => Ok(Some(Rival { model: loaded.model, calibrator: loaded.calibrator })),
+        Ok(Loaded { model, calibrator, sequence, .. }) => Ok(Some(Rival { model, calibrator, sequence })),
         // A champion that cannot be read is no reason not to train the next.
         Err(error) => {
             progress.problem(&format!("  The champion is not compared: {error}"));
@@ -227,7 +255,7 @@ fn dataset_id(
     part(env!("CARGO_PKG_VERSION"));
     part(&spec.name);
     part(&said.to_string());
-    part(&past.fingerprint(spec.stage()));
+    part(&fingerprint(past, &spec.stages()));
     if let Some(scorecard) = &spec.file.baselines.scorecard {
         part(&past.fingerprint(scorecard.stage.get_ref()));
     }

@@ -14,6 +14,7 @@ use holdfast_types::{Progress, TableName};
 use serde::{Deserialize, Serialize};
 
 use super::fit::{Judged, MeasureRow, Part, column, measured, widened};
+use super::hybrid::history::{said, with_probabilities};
 use super::moments::midnight;
 use super::registry::{CHAMPION, Loaded, Registry, batch, commented, publish, time, unwritable};
 use super::score::no_champion;
@@ -118,11 +119,11 @@ pub(crate) async fn watch(
         return Ok(Watched::Unchanged { model: model.to_owned(), version: champion, moment });
     }
 
-    let features: Vec<String> =
-        loaded.model.signature().features().iter().map(|feature| feature.name.clone()).collect();
-    let asked = Asked { spec: &loaded.spec, past: &past, features: &features };
+    let features: Vec<String> = loaded.features().map(str::to_owned).collect();
+    let steps = loaded.steps();
+    let asked = Asked { spec: &loaded.spec, past: &past, features: &features, steps: steps.as_ref() };
     progress.note(&format!("  Looking at customers as of {}", moment.date_naive()));
-    let now = asked.snapshot(moment, &asked.population(moment).await?, Sees::KnownThen).await?;
+    let mut now = asked.snapshot(moment, &asked.population(moment).await?, Sees::KnownThen).await?;
     if now.customers.is_empty() {
         return Err(CliError::Training(format!(
             "nobody was active in the {} days before {}: bring the tables up to date with `holdfast run`",
@@ -130,12 +131,14 @@ pub(crate) async fn watch(
             moment.date_naive()
         )));
     }
+    loaded.tell(&mut now)?;
     let (newest, from) = newest_labels(&asked, &loaded, as_of).await?;
     let labelled = match newest {
         Some(at) => {
             progress.note(&format!("  Looking at what became of customers of {}", at.date_naive()));
             let mut snapshot = asked.snapshot(at, &asked.population(at).await?, Sees::KnownThen).await?;
             asked.ask_scorecard(&mut snapshot).await?;
+            loaded.tell(&mut snapshot)?;
             // Of one class nothing can be measured.
             Some(snapshot).filter(|snapshot| snapshot.labels.contains(&true) && snapshot.labels.contains(&false))
         }
@@ -456,6 +459,17 @@ pub(crate) fn quality_table() -> Result<TableSpec, CliError> {
 }
 
 impl Loaded {
+    /// Adds to a snapshot what a hybrid's sequence model says of its customers.
+    fn tell(&self, snapshot: &mut Snapshot) -> Result<(), CliError> {
+        let (Some(model), Some(steps)) = (&self.sequence, self.steps()) else { return Ok(()) };
+        let moment = snapshot.at.timestamp_micros();
+        let wanted = snapshot.customers.iter().map(|customer| (*customer, moment));
+        let sequences = steps.sequences(wanted, &snapshot.history)?;
+        let said = said(model, sequences.as_ref(), snapshot.customers.len())?;
+        snapshot.features = with_probabilities(&snapshot.features, &said)?;
+        Ok(())
+    }
+
     /// The moments that judged the version, ascending.
     fn test_moments(&self) -> Vec<DateTime<Utc>> {
         let moments: serde_json::Value = serde_json::from_str(&self.version.moments).unwrap_or_default();

@@ -19,6 +19,15 @@ pub enum Language {
 }
 
 impl Language {
+    /// The code of ISO 639-1, or `unknown`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Chinese => "zh",
+            Self::English => "en",
+            Self::Unknown => "unknown",
+        }
+    }
+
     /// By counting: a hanzi says about as much as three letters.
     pub(crate) fn of(text: &str) -> Self {
         let (mut hanzi, mut letters) = (0_usize, 0_usize);

@@ -52,8 +52,14 @@ fn texts_that_say_nothing_are_neutral() {
         assert!((answer.confidence - 0.5).abs() < 1e-12 && answer.score.abs() < 1e-12);
     }
     assert_eq!(model.read("purchase this year").tone, Tone::Neutral, "as much in good texts as in bad ones");
-    let emoji = model.read("🙂🙂");
-    assert!(emoji.score.is_finite() && emoji.language == Language::Unknown);
+    for text in ["🙂🙂", "Спасибо, очень хорошо"] {
+        let unseen = model.read(text);
+        assert_eq!((unseen.tone, unseen.language), (Tone::Neutral, Language::Unknown), "nobody taught {text}");
+    }
+    let texts: Vec<&str> = GOOD.into_iter().chain(BAD).chain(["👍", "👎"]).collect();
+    let positive: Vec<bool> = (0..14).map(|place| place < 6 || place == 12).collect();
+    let taught = SentimentModel::fit(&texts, &positive, &SentimentSettings::default()).unwrap();
+    assert!(taught.read("👍👍").score > 0.0 && taught.read("👎").score < 0.0);
     let long = "好吃 ".repeat(400_000);
     assert_eq!(model.read(&long).tone, Tone::Positive, "a megabyte is read as its beginning");
 }

@@ -197,7 +197,7 @@ impl Sequences {
     }
 
     /// Which steps of a row are there.
-    pub(super) fn present_steps(&self, row: usize) -> &[bool] {
+    pub fn present_steps(&self, row: usize) -> &[bool] {
         &self.present[row * self.steps..][..self.steps]
     }
 
