@@ -770,6 +770,40 @@ async fn tables_with_the_columns_of_an_earlier_version_are_written_as_a_whole_on
 }
 
 #[test]
+fn who_looks_at_who_is_who_or_decides_it_is_written_down_where_there_is_a_policy() {
+    let shop = Shop::new();
+    shop.write("pipelines/churn/policy.toml", "[roles.analyst]\ntables = [\"core.*\"]\n");
+    // Nothing is told of a lake that has nothing yet, and nothing is made.
+    shop.refused(&["quality"]);
+    assert!(!shop.path().join("lake/audit").exists());
+    shop.bring("1", &["M1,,13912340001,D1,1", "M2,,,D2,2", "M2,,,D1,3"]);
+    let signed = ["--why", "a lent phone", "--by", "ann"];
+    shop.identity(&["show", "member_id:M1"]);
+    shop.identity(&["explain", "member_id:M1", "member_id:M2"]);
+    shop.identity(&["review"]);
+    shop.identity(&[&["unlink", "member_id:M1", "device:D1"][..], &signed].concat());
+    shop.refused(&["show", "c0123456789abcdef"]);
+
+    let rows = shop.query(
+        "select principal, authentication, protocol, action, outcome, array_to_string(tables, ' ') as read_tables \
+         from audit.accesses order by at, sequence",
+    );
+    let told = |row: &Value| format!("{} {}", row["action"].as_str().unwrap(), row["outcome"].as_str().unwrap());
+    let expected: Vec<String> =
+        [("show", "ok"), ("explain", "ok"), ("review", "ok"), ("unlink", "ok"), ("show", "failed")]
+            .iter()
+            .flat_map(|(action, outcome)| [format!("identity:{action} begun"), format!("identity:{action} {outcome}")])
+            .collect();
+    assert_eq!(rows.iter().map(told).collect::<Vec<_>>(), expected);
+    for row in &rows {
+        assert_eq!((row["authentication"].as_str(), row["protocol"].as_str()), (Some("shell"), Some("command")));
+        assert!(row["read_tables"].as_str().unwrap().contains("identity.identifiers"), "{row}");
+    }
+    let verified = shop.command(&["audit", "verify", "--json"]).output().unwrap();
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+}
+
+#[test]
 fn a_lake_without_identity_says_what_to_do() {
     let shop = Shop::new();
     let (code, said) = shop.refused(&["quality"]);

@@ -52,7 +52,7 @@ pub struct AuditEntry {
     pub principal: String,
     /// How it came in.
     pub authentication: &'static str,
-    /// `flight`, `postgres`.
+    /// `flight`, `postgres`, `command`.
     pub protocol: &'static str,
     /// What kind of question; `list:…` of what tells what there is, and no rows of it.
     pub action: String,
@@ -212,7 +212,7 @@ fn table_spec() -> Result<TableSpec> {
         field("at", at, "When it was noted"),
         field("principal", DataType::Utf8, "Who"),
         field("authentication", DataType::Utf8, "How it came in"),
-        field("protocol", DataType::Utf8, "flight or postgres"),
+        field("protocol", DataType::Utf8, "flight, postgres or command"),
         field("action", DataType::Utf8, "What kind of question; list:… told what there is, and no rows of it"),
         field("query_hash", DataType::Utf8, "Equal for statements that differ in their literals alone"),
         field("tables", list(), "The tables that were read"),

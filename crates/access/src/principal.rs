@@ -28,6 +28,8 @@ pub enum Authentication {
     Jwt,
     /// With a client certificate.
     Certificate,
+    /// At a command line, with the files of the lake: the system says who.
+    Shell,
 }
 
 impl Authentication {
@@ -40,6 +42,7 @@ impl Authentication {
             Self::Password => "password",
             Self::Jwt => "jwt",
             Self::Certificate => "certificate",
+            Self::Shell => "shell",
         }
     }
 }
@@ -53,6 +56,11 @@ impl Principal {
             attributes: BTreeMap::new(),
             by: Authentication::Loopback,
         }
+    }
+
+    /// A user of this machine at a command line.
+    pub fn shell(name: &str) -> Self {
+        Self { name: name.to_owned(), by: Authentication::Shell, ..Self::loopback(&[]) }
     }
 
     /// Who has the shared token.

@@ -7,9 +7,10 @@ use holdfast_identity::{
     Decision, DecisionKind, Effects, Explained, Identifier, Inquiry, Quality, Shown, Subject, Wish, decisions,
 };
 use holdfast_lake::Lake;
-use holdfast_types::{Clock, Progress};
+use holdfast_types::{Clock, Progress, TableName};
 use serde::Serialize;
 
+use super::audit::written_down;
 use super::ingest::{has_unified, run_options, unified_stages};
 use super::unify::{learn_anew, resolve_identity};
 use super::{grouped, print, print_json};
@@ -159,7 +160,32 @@ struct QualityArgs {
     json: bool,
 }
 
+impl IdentityCommand {
+    /// What the audit log calls it.
+    fn action(&self) -> &'static str {
+        match self {
+            Self::Show(_) => "identity:show",
+            Self::Explain(_) => "identity:explain",
+            Self::Link(_) => "identity:link",
+            Self::Unlink(_) => "identity:unlink",
+            Self::Block(_) => "identity:block",
+            Self::Withdraw(_) => "identity:withdraw",
+            Self::Decisions(_) => "identity:decisions",
+            Self::Review(_) => "identity:review",
+            Self::Learn(_) => "identity:learn",
+            Self::Diff(_) => "identity:diff",
+            Self::Quality(_) => "identity:quality",
+        }
+    }
+}
+
 pub(crate) async fn run(project: &Project, args: &IdentityArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
+    let tables = ["identifiers", "customers", "edges", "decisions", "history", "matches"];
+    let tables: Vec<TableName> = tables.iter().filter_map(|table| TableName::new("identity", table).ok()).collect();
+    written_down(project, args.command.action(), &tables, answer(project, args, terminal)).await
+}
+
+async fn answer(project: &Project, args: &IdentityArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     match &args.command {
         IdentityCommand::Show(args) => show(project, args, terminal).await,
         IdentityCommand::Explain(args) => explain(project, args, terminal).await,
