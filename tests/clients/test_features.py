@@ -115,6 +115,30 @@ def test_who_stops_reading_is_no_trouble(client, view):
     assert client.health()["status"] == "serving"
 
 
+def test_a_training_set_is_kept_and_given_again(client, view):
+    """PIT-4, over the wire."""
+    ids = view.column("customer_id").to_pylist()[:200] + ["no such customer"]
+    spine = pyarrow.table({"customer_id": ids, "event_timestamp": [moment()] * len(ids), "row": range(len(ids))})
+    features = ["churn_v1:purchases", "churn_score:risk_band"]
+    made = client.create_training_set(spine, features=features)
+    dataset = made.provenance["dataset_id"]
+    rows = made.to_arrow()
+    same(rows, client.get_historical_features(spine, features=features).to_arrow())
+    # However it is cut, the same rows are the same training set.
+    again = client.create_training_set(pyarrow.table(spine).to_reader(max_chunksize=7), features=features)
+    assert again.provenance["dataset_id"] == dataset
+    same(again.to_arrow(), rows)
+    assert client.training_set(dataset)["spine"]["rows"] == len(ids)
+    assert dataset in [known["id"] for known in client.training_sets()]
+    rest = client.training_set_rows(dataset, skip_rows=150)
+    assert rest.provenance["dataset_id"] == dataset
+    same(rest.to_arrow(), rows.slice(150))
+    with pytest.raises(holdfast.FeatureError, match="no training set is called"):
+        client.training_set_rows("ds_none")
+    with pytest.raises(ValueError, match="a label has a horizon"):
+        client.create_training_set(spine, features=features, label="churn_v1:purchases")
+
+
 def test_refusals_say_what_to_do(client):
     spine = {"customer_id": ["a"], "event_timestamp": [moment()]}
     for ask, told in [
@@ -197,6 +221,15 @@ def test_messages_are_those_of_the_protobuf(commands):
     assert (message.feature_service, message.timestamp) == ("s@v2", "at")
     assert message.strict and message.ignore_known_at and message.timestamps_are_utc
     assert not message.full_feature_names and message.status == commands.STATUS_COLUMNS_NONE
+    asked = ("s", [], "", False, False, True, "view", False, False)
+    wrapped.ParseFromString(_messages.create_dataset(asked, "bought:amount", 86_400, True))
+    message = commands.CreateDataset()
+    assert wrapped.Unpack(message)
+    assert message.features.feature_service == "s" and message.features.full_feature_names
+    assert (message.label, message.horizon_s, message.open_horizon) == ("bought:amount", 86_400, True)
+    wrapped.ParseFromString(_messages.get_dataset("ds_1", 7))
+    message = commands.GetDataset()
+    assert wrapped.Unpack(message) and (message.dataset_id, message.skip_rows) == ("ds_1", 7)
 
 
 def test_the_client_needs_pyarrow_alone():
@@ -207,5 +240,5 @@ def test_the_client_needs_pyarrow_alone():
         for line in file.read_text().splitlines()
         if line.startswith(("import ", "from "))
     }
-    standard = {"__future__", "collections", "concurrent", "json", "struct", "threading", "typing", "uuid"}
+    standard = {"__future__", "collections", "concurrent", "datetime", "json", "struct", "threading", "typing", "uuid"}
     assert imported <= standard | {"holdfast", "pyarrow"}

@@ -304,7 +304,10 @@ async fn pit_2_a_spine_is_answered_row_by_row_while_it_is_sent() {
     let (sender, mut answers) = service.exchange("{\"@type\": \"holdfast.v1.ScoresAbove\"}").await;
     sender.send(keys(&[None])).unwrap();
     let said = refusal(&mut answers).await;
-    assert!(said.contains("DoExchange answers GetHistoricalFeatures and GetOnlineFeatures alone"), "{said}");
+    assert!(
+        said.contains("DoExchange answers GetHistoricalFeatures, CreateDataset and GetOnlineFeatures alone"),
+        "{said}"
+    );
     service.shut_down().await;
 }
 

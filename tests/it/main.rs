@@ -60,6 +60,7 @@ mod served;
 mod stages;
 mod telemetry;
 mod train;
+mod training_sets_served;
 mod up;
 mod verify;
 mod why;

@@ -429,6 +429,10 @@ impl Access {
     /// # Errors
     /// [`ConnectionsFull`] when the principal has as many as it may.
     pub fn connects_as(&self, principal: &Principal, connection: &OpenConnection) -> Result<(), ConnectionsFull> {
+        // Of each call but the first over it.
+        if connection.is_known() {
+            return Ok(());
+        }
         let counted = match principal.by {
             Authentication::Loopback | Authentication::SharedToken => None,
             _ => {

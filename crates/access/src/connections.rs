@@ -113,12 +113,21 @@ impl Connections {
 }
 
 impl OpenConnection {
+    /// Whether it has been said whose it is.
+    pub(crate) fn is_known(&self) -> bool {
+        !matches!(*self.whose(), Whose::Unknown)
+    }
+
+    fn whose(&self) -> MutexGuard<'_, Whose> {
+        self.whose.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Notes whose it is: of the first who says so, whoever speaks over it later. `name` is what it counts under, with how many may.
     ///
     /// # Errors
     /// [`ConnectionsFull`] when the principal has too many; then nothing is known of it still.
     pub(crate) fn is_of(&self, name: Option<(String, usize)>) -> Result<(), ConnectionsFull> {
-        let mut whose = self.whose.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut whose = self.whose();
         if !matches!(*whose, Whose::Unknown) {
             return Ok(());
         }

@@ -23,6 +23,9 @@ pub struct Dataset {
     pub id: String,
     /// When it was made first.
     pub made_at: DateTime<Utc>,
+    /// By whom, where it was asked for over a protocol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_by: Option<String>,
     /// The service with its version, where one was asked for.
     pub service: Option<String>,
     /// The features with the versions of their views.

@@ -11,6 +11,7 @@
 //! line.
 
 mod dataset;
+mod dataset_rows;
 mod error;
 mod historical;
 mod on_demand;
@@ -21,6 +22,7 @@ mod spine;
 mod training_set;
 
 pub use dataset::{Dataset, DatasetLabel, DatasetOutput, DatasetSpine, DatasetTable, Datasets};
+pub use dataset_rows::{DatasetRows, SentSpine, make_dataset_rows, replay_dataset_rows};
 pub use error::FeatureStoreError;
 pub use historical::{HistoricalFeatures, HistoricalOptions, Label, ValueStatus, historical_features};
 pub use on_demand::{OnDemand, ShownPart};

@@ -47,6 +47,8 @@ pub struct TrainingSetRequest {
     pub options: HistoricalOptions,
     /// What the join may take.
     pub memory_bytes: usize,
+    /// Who asks, where that is known.
+    pub made_by: Option<String>,
 }
 
 /// A training set that was written.
@@ -94,6 +96,7 @@ pub async fn make_training_set(
     let dataset = Dataset {
         id: id.clone(),
         made_at: lake.clock().now(),
+        made_by: request.made_by.clone(),
         service: retrieval.service_name(),
         features: retrieval.features(),
         label: label.as_ref().map(|label| DatasetLabel {
@@ -347,7 +350,7 @@ async fn written(
 }
 
 /// Words as text: Parquet has dictionaries of its own. Of metadata only the comments stay: the order of a hash map is another each time, and a file's bytes are not.
-fn plain(schema: &SchemaRef) -> SchemaRef {
+pub(crate) fn plain(schema: &SchemaRef) -> SchemaRef {
     let field = |field: &Arc<Field>| {
         let comment = field.metadata().get_key_value(COMMENT_KEY).map(|(key, value)| (key.clone(), value.clone()));
         let data_type = match field.data_type() {
@@ -359,7 +362,7 @@ fn plain(schema: &SchemaRef) -> SchemaRef {
     Arc::new(Schema::new(schema.fields().iter().map(field).collect::<Vec<_>>()))
 }
 
-fn as_plain(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+pub(crate) fn as_plain(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
     let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| cast(column, field.data_type()));
     Ok(RecordBatch::try_new(Arc::clone(schema), columns.collect::<std::result::Result<_, _>>()?)?)
 }

@@ -185,7 +185,8 @@ impl Watching {
         }
         // One row says all of it.
         self.is_open = false;
-        self.access.tell(AuditEntry { outcome: OK, ..self.entry.clone() }).await
+        let duration = self.began.elapsed();
+        self.access.tell(AuditEntry { outcome: OK, duration, ..self.entry.clone() }).await
     }
 }
 

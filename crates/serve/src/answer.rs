@@ -96,7 +96,9 @@ impl Answer {
                 })
             }
             // Answered from memory, of whatever run is there.
-            Question::Online(_) => Err(ServeError::Unsupported("online features are no part of a run".to_owned())),
+            Question::Online(_) | Question::Dataset(_) => {
+                Err(ServeError::Unsupported("what the feature store answers is no part of a run".to_owned()))
+            }
             Question::Scores(command) => scores_above(&command, run).await.map(Self::query),
             Question::Statement(asked) => Self::queries(statement(&asked, view, settings).await?),
             Question::Catalogs(command) => Self::ready(metadata::catalogs(command)),

@@ -10,6 +10,8 @@ use crate::{Result, ServeError};
 /// The protocols, as the audit log calls them.
 pub(crate) const FLIGHT: &str = "flight";
 pub(crate) const HTTP: &str = "http";
+/// Of an answer's schema, where it is a training set.
+const DATASET_ID: &str = "holdfast.dataset_id";
 
 /// An access that is written down when it has ended, however it ends.
 #[derive(Debug)]
@@ -50,13 +52,16 @@ impl Audited {
         }
     }
 
-    /// Notes what the answer reads.
+    /// Notes what the answer reads, and which training set it is.
     ///
     /// # Errors
     /// When its plan cannot be made ready to run.
     pub(crate) fn reads(&mut self, answer: &Answer) -> Result<()> {
         if self.access.audit().is_some() {
             self.entry.touched = answer.touched()?;
+            if let Some(id) = answer.schema.metadata().get(DATASET_ID) {
+                self.entry.action = format!("{}:{id}", self.command);
+            }
             if self.entry.touched.is_of_system_tables() {
                 self.becomes_list();
             }

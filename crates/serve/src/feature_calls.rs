@@ -22,7 +22,7 @@ use tonic::Streaming;
 
 use crate::answer::Answer;
 use crate::feature_rights::FeatureGuard;
-use crate::generated::v1::{GetHistoricalFeatures, GetOnlineFeatures, StatusColumns};
+use crate::generated::v1::{CreateDataset, GetHistoricalFeatures, GetOnlineFeatures, StatusColumns};
 use crate::put::decode::{Decoded, Decoder};
 use crate::question::{message_name, unwrapped};
 use crate::wire::wire_schema;
@@ -39,6 +39,8 @@ pub(crate) type SentRows = BoxStream<'static, Result<RecordBatch, ArrowError>>;
 pub(crate) enum Exchange {
     /// A spine comes, its rows with features go back.
     Historical(GetHistoricalFeatures),
+    /// A spine comes, a training set is made of it and goes back.
+    Dataset(CreateDataset),
     /// Keys come for as long as the client likes, a batch each time; what is in memory for them goes back.
     Online(GetOnlineFeatures),
 }
@@ -48,6 +50,7 @@ impl Exchange {
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Historical(_) => "get_historical_features",
+            Self::Dataset(_) => "create_dataset",
             Self::Online(_) => "get_online_features",
         }
     }
@@ -56,7 +59,7 @@ impl Exchange {
     pub(crate) async fn begin(messages: &mut Streaming<FlightData>) -> Result<(Self, FlightData)> {
         let first = next(messages).await?.ok_or_else(|| {
             ServeError::Request(
-                "nothing came: send GetHistoricalFeatures or GetOnlineFeatures in the descriptor, and the rows behind it"
+                "nothing came: send GetHistoricalFeatures, CreateDataset or GetOnlineFeatures in the descriptor, and the rows behind it"
                     .to_owned(),
             )
         })?;
@@ -69,12 +72,15 @@ impl Exchange {
                     .map(Self::Historical)
                     .map_err(|_| cut("GetHistoricalFeatures"))?
             }
+            name if name == <CreateDataset as prost::Name>::full_name() => {
+                CreateDataset::decode(any.value).map(Self::Dataset).map_err(|_| cut("CreateDataset"))?
+            }
             name if name == <GetOnlineFeatures as prost::Name>::full_name() => {
                 GetOnlineFeatures::decode(any.value).map(Self::Online).map_err(|_| cut("GetOnlineFeatures"))?
             }
             _ => {
                 return Err(ServeError::Unsupported(
-                    "DoExchange answers GetHistoricalFeatures and GetOnlineFeatures alone".to_owned(),
+                    "DoExchange answers GetHistoricalFeatures, CreateDataset and GetOnlineFeatures alone".to_owned(),
                 ));
             }
         };
@@ -90,19 +96,7 @@ pub(crate) async fn historical(
     settings: &ServeSettings,
     guard: &FeatureGuard<'_>,
 ) -> Result<Answer> {
-    let asked = asked(&command.feature_service, &command.features)?;
-    let options = HistoricalOptions {
-        timestamp: match command.timestamp.as_str() {
-            "" => HistoricalOptions::default().timestamp,
-            named => named.to_owned(),
-        },
-        strict: command.strict,
-        ignore_known_at: command.ignore_known_at,
-        full_names: command.full_feature_names,
-        status: status(command.status)?,
-        event_timestamps: command.event_timestamps,
-        zoneless_is_utc: command.timestamps_are_utc,
-    };
+    let (asked, options) = (asked(&command.feature_service, &command.features)?, options_of(&command)?);
     // What is not there is told before the spine is sent.
     let retrieval = Retrieval::of(lake, &asked).await?;
     let seen = guard.of_retrieval(&retrieval, options.full_names)?;
@@ -120,6 +114,22 @@ pub(crate) async fn historical(
     let touched = seen.touched();
     let rows = answer.map_err(ServeError::from).and_then(move |rows| std::future::ready(seen.over(&rows)));
     Ok(Answer::batches(schema, rows.boxed()).reading(touched))
+}
+
+/// How a spine is to be joined.
+pub(crate) fn options_of(command: &GetHistoricalFeatures) -> Result<HistoricalOptions> {
+    Ok(HistoricalOptions {
+        timestamp: match command.timestamp.as_str() {
+            "" => HistoricalOptions::default().timestamp,
+            named => named.to_owned(),
+        },
+        strict: command.strict,
+        ignore_known_at: command.ignore_known_at,
+        full_names: command.full_feature_names,
+        status: status(command.status)?,
+        event_timestamps: command.event_timestamps,
+        zoneless_is_utc: command.timestamps_are_utc,
+    })
 }
 
 /// The views and services of the lake, as JSON.

@@ -10,7 +10,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::generated::v1::{
-    FeaturesForCustomers, GetHistoricalFeatures, GetOnlineFeatures, KeyColumn, ScoresAbove, StatusColumns,
+    CreateDataset, FeaturesForCustomers, GetDataset, GetHistoricalFeatures, GetOnlineFeatures, KeyColumn, ScoresAbove,
+    StatusColumns,
 };
 use crate::{Result, ServeError};
 
@@ -43,17 +44,20 @@ pub(crate) fn any_of(bytes: &[u8]) -> Result<Any> {
     }
     if name == GetHistoricalFeatures::full_name() {
         let json: HistoricalJson = serde_json::from_value(fields).map_err(wrong)?;
-        return Ok(wrapped(&GetHistoricalFeatures {
-            feature_service: json.feature_service,
-            features: json.features,
-            timestamp: json.timestamp,
-            strict: json.strict,
-            ignore_known_at: json.ignore_known_at,
-            full_feature_names: json.full_feature_names,
-            status: json.status.code(),
-            event_timestamps: json.event_timestamps,
-            timestamps_are_utc: json.timestamps_are_utc,
+        return Ok(wrapped(&json.message()));
+    }
+    if name == CreateDataset::full_name() {
+        let json: CreateDatasetJson = serde_json::from_value(fields).map_err(wrong)?;
+        return Ok(wrapped(&CreateDataset {
+            features: Some(json.features.message()),
+            label: json.label,
+            horizon_s: json.horizon_s,
+            open_horizon: json.open_horizon,
         }));
+    }
+    if name == GetDataset::full_name() {
+        let GetDatasetJson { dataset_id, skip_rows } = serde_json::from_value(fields).map_err(wrong)?;
+        return Ok(wrapped(&GetDataset { dataset_id, skip_rows }));
     }
     if name == GetOnlineFeatures::full_name() {
         let json: OnlineJson = serde_json::from_value(fields).map_err(wrong)?;
@@ -124,10 +128,12 @@ struct FeastHistorical {
     end_date: Option<Value>,
 }
 
-fn names() -> [String; 4] {
+fn names() -> [String; 6] {
     [
         GetOnlineFeatures::full_name(),
         GetHistoricalFeatures::full_name(),
+        CreateDataset::full_name(),
+        GetDataset::full_name(),
         FeaturesForCustomers::full_name(),
         ScoresAbove::full_name(),
     ]
@@ -171,6 +177,42 @@ struct HistoricalJson {
     event_timestamps: bool,
     #[serde(alias = "timestampsAreUtc")]
     timestamps_are_utc: bool,
+}
+
+impl HistoricalJson {
+    fn message(self) -> GetHistoricalFeatures {
+        GetHistoricalFeatures {
+            feature_service: self.feature_service,
+            features: self.features,
+            timestamp: self.timestamp,
+            strict: self.strict,
+            ignore_known_at: self.ignore_known_at,
+            full_feature_names: self.full_feature_names,
+            status: self.status.code(),
+            event_timestamps: self.event_timestamps,
+            timestamps_are_utc: self.timestamps_are_utc,
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct CreateDatasetJson {
+    features: HistoricalJson,
+    label: String,
+    #[serde(alias = "horizonS")]
+    horizon_s: u64,
+    #[serde(alias = "openHorizon")]
+    open_horizon: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct GetDatasetJson {
+    #[serde(alias = "datasetId")]
+    dataset_id: String,
+    #[serde(alias = "skipRows")]
+    skip_rows: u64,
 }
 
 #[derive(Default, Deserialize)]
@@ -247,7 +289,14 @@ mod tests {
         let any =
             any_of(br#"{"@type": "holdfast.v1.GetHistoricalFeatures", "strict": true, "status": "value"}"#).unwrap();
         let status = StatusColumns::Value.into();
-        assert_eq!(any, wrapped(&GetHistoricalFeatures { strict: true, status, ..GetHistoricalFeatures::default() }));
+        let features = GetHistoricalFeatures { strict: true, status, ..GetHistoricalFeatures::default() };
+        assert_eq!(any, wrapped(&features));
+        let any = any_of(
+            br#"{"@type": "holdfast.v1.CreateDataset", "features": {"strict": true, "status": "value"}, "label": "b:c", "horizonS": 60}"#,
+        )
+        .unwrap();
+        let (features, label) = (Some(features), "b:c".to_owned());
+        assert_eq!(any, wrapped(&CreateDataset { features, label, horizon_s: 60, open_horizon: false }));
         let any = any_of(br#"{"@type": "holdfast.v1.FeaturesForCustomers", "customer_ids": ["a"]}"#).unwrap();
         let customer_ids = vec!["a".to_owned()];
         assert_eq!(any, wrapped(&FeaturesForCustomers { customer_ids, ..FeaturesForCustomers::default() }));

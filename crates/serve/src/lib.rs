@@ -23,6 +23,7 @@ mod actions;
 mod answer;
 mod audited;
 mod connections;
+mod dataset_calls;
 mod error;
 mod feature_calls;
 mod feature_rights;
@@ -55,7 +56,9 @@ mod token;
 mod wire;
 
 pub use error::ServeError;
-pub use generated::v1::{GetHistoricalFeatures, GetOnlineFeatures, KeyColumn, StatusColumns};
+pub use generated::v1::{
+    CreateDataset, GetDataset, GetHistoricalFeatures, GetOnlineFeatures, KeyColumn, StatusColumns,
+};
 pub use put::{PutSettings, Puts};
 pub use question::{CommandMessage, FeaturesForCustomers, ScoresAbove};
 pub use server::{bind, bind_as, serve, serve_with_http};

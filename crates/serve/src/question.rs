@@ -10,8 +10,8 @@ use holdfast_access::{made_secret, query_hash};
 use holdfast_types::TableName;
 use prost::Message;
 
+use crate::generated::v1::{CreateDataset, GetDataset, GetHistoricalFeatures, GetOnlineFeatures};
 pub use crate::generated::v1::{FeaturesForCustomers, ScoresAbove};
-use crate::generated::v1::{GetHistoricalFeatures, GetOnlineFeatures};
 use crate::generated::v1::{PreparedStatement, Ticket, Transaction};
 use crate::json;
 use crate::metadata::KeysOf;
@@ -34,6 +34,8 @@ pub trait CommandMessage: Message + prost::Name + Sized {
 impl CommandMessage for FeaturesForCustomers {}
 impl CommandMessage for ScoresAbove {}
 impl CommandMessage for GetHistoricalFeatures {}
+impl CommandMessage for CreateDataset {}
+impl CommandMessage for GetDataset {}
 impl CommandMessage for GetOnlineFeatures {}
 impl CommandMessage for Ticket {}
 
@@ -60,6 +62,7 @@ pub(crate) enum Question {
     Table(TableName),
     Features(FeaturesForCustomers),
     Online(GetOnlineFeatures),
+    Dataset(GetDataset),
     Scores(ScoresAbove),
     Statement(Statement),
     Catalogs(CommandGetCatalogs),
@@ -161,11 +164,15 @@ impl Question {
                 .map(Self::Online)
                 .map_err(|_| not_understood("GetOnlineFeatures"));
         }
-        if message_name(&any) == <GetHistoricalFeatures as prost::Name>::full_name() {
-            return Err(ServeError::Unsupported(
-                "GetHistoricalFeatures is an exchange: send it in the descriptor of DoExchange, and the spine behind it"
-                    .to_owned(),
-            ));
+        if message_name(&any) == <GetDataset as prost::Name>::full_name() {
+            return GetDataset::decode(any.value).map(Self::Dataset).map_err(|_| not_understood("GetDataset"));
+        }
+        for exchange in [<GetHistoricalFeatures as prost::Name>::NAME, <CreateDataset as prost::Name>::NAME] {
+            if message_name(&any).strip_suffix(exchange) == Some("holdfast.v1.") {
+                return Err(ServeError::Unsupported(format!(
+                    "{exchange} is an exchange: send it in the descriptor of DoExchange, and the spine behind it"
+                )));
+            }
         }
         match Command::try_from(any).map_err(|_| not_understood("Flight SQL command"))? {
             Command::CommandStatementQuery(command) => {
@@ -202,7 +209,12 @@ impl Question {
     /// Whether its answer is what there is, and no rows of it.
     pub(crate) fn is_list(&self) -> bool {
         match self {
-            Self::Table(_) | Self::Features(_) | Self::Online(_) | Self::Scores(_) | Self::Statement(_) => false,
+            Self::Table(_)
+            | Self::Features(_)
+            | Self::Online(_)
+            | Self::Dataset(_)
+            | Self::Scores(_)
+            | Self::Statement(_) => false,
             Self::Catalogs(_)
             | Self::Schemas(_)
             | Self::Tables(_)
@@ -226,6 +238,7 @@ impl Question {
             Self::Table(_) => "table",
             Self::Features(_) => "features_for_customers",
             Self::Online(_) => "get_online_features",
+            Self::Dataset(_) => "get_dataset",
             Self::Scores(_) => "scores_above",
             Self::Statement(_) => "statement",
             Self::Catalogs(_) => "catalogs",

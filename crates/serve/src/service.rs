@@ -25,6 +25,7 @@ use tracing::{Instrument, Span};
 use crate::answer::{Answer, View, bytes_of};
 use crate::audited::{Audited, FLIGHT};
 use crate::connections::Peer;
+use crate::dataset_calls::{self, Wanted};
 use crate::feature_calls::{self, Exchange};
 use crate::feature_rights::FeatureGuard;
 use crate::generated::v1::{PreparedStatement, Session};
@@ -133,6 +134,12 @@ impl HoldfastFlight {
             let guard = FeatureGuard::new(&self.access, &caller.principal, &newest);
             return online_calls::answer(&self.runs, command, &self.settings, &guard).await;
         }
+        if let Question::Dataset(command) = &question {
+            let newest = self.runs.newest();
+            let guard = FeatureGuard::new(&self.access, &caller.principal, &newest);
+            let asks = (caller.principal.as_ref(), self.access.policy().is_some());
+            return dataset_calls::again(self.runs.lake(), command, asks, &self.settings, &guard).await;
+        }
         Answer::plan(question, view, &self.settings, self.puts.is_some()).await
     }
 
@@ -163,6 +170,11 @@ impl HoldfastFlight {
         question: Question,
         listed: &mut Audited,
     ) -> Result<(View, Answer)> {
+        if let Question::Dataset(_) = question {
+            let text =
+                "GetDataset is asked with DoGet, where it is the ticket: nothing of it is known before it is made";
+            return Err(ServeError::Unsupported(text.to_owned()));
+        }
         let view = self.view(caller, question.run().or(session.run()), session.schema).await?;
         listed.entry.run = view.run.sequence();
         let answer = self.plan(caller, question, &view).await?;
@@ -281,6 +293,17 @@ impl HoldfastFlight {
                 let answer = feature_calls::historical(self.runs.lake(), command, sent, &self.settings, &guard).await?;
                 audited.reads(&answer)?;
                 audited.begin().await?;
+                Ok(Begun::Answer(answer, place, limits, running))
+            }
+            Exchange::Dataset(command) => {
+                let place = self.streams.admit().await?;
+                let guard = FeatureGuard::new(&self.access, &caller.principal, &run);
+                let wanted = Wanted::of(self.runs.lake(), command, &guard).await?;
+                // It is recorded before it is answered.
+                audited.entry.touched = wanted.touched();
+                audited.begin().await?;
+                let answer = wanted.made(self.runs.lake(), &caller.principal, sent, &self.settings).await?;
+                audited.reads(&answer)?;
                 Ok(Begun::Answer(answer, place, limits, running))
             }
             Exchange::Online(command) => {

@@ -47,6 +47,8 @@ pub struct ServeSettings {
     pub max_customer_ids: usize,
     /// What a part of a spine with its features may hold in memory, for each exchange. 16 MiB to 64 GiB.
     pub feature_memory_bytes: usize,
+    /// Bytes of a spine in memory that a training set is made of; it is kept in a temporary file. 1 MiB to 1 TiB.
+    pub max_spine_bytes: u64,
     /// Length of one SQL statement. 1 KiB to 64 MiB.
     pub max_statement_bytes: usize,
     /// The values that are bound to a prepared statement: they travel in its handle. 1 KiB to 16 MiB.
@@ -103,6 +105,7 @@ impl Default for ServeSettings {
             online_share: OnlineShare::ALL,
             max_customer_ids: 10_000,
             feature_memory_bytes: 128 << 20,
+            max_spine_bytes: 1 << 30,
             max_statement_bytes: 1 << 20,
             max_parameter_bytes: 1 << 20,
             max_request_bytes: 64 << 20,
@@ -135,6 +138,7 @@ impl ServeSettings {
         within("max_online_exchanges", self.max_online_exchanges, 1, 100_000)?;
         within("max_customer_ids", self.max_customer_ids, 1, 1_000_000)?;
         within("feature_memory_bytes", self.feature_memory_bytes, 16 << 20, 1 << 36)?;
+        within("max_spine_bytes", self.max_spine_bytes, 1 << 20, 1 << 40)?;
         within("max_statement_bytes", self.max_statement_bytes, 1 << 10, 64 << 20)?;
         within("max_parameter_bytes", self.max_parameter_bytes, 1 << 10, 16 << 20)?;
         within("max_request_bytes", self.max_request_bytes, 4 << 20, 1 << 30)?;

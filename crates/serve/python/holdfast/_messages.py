@@ -21,10 +21,35 @@ def historical(
     timestamps_are_utc: bool,
 ) -> bytes:
     """A ``GetHistoricalFeatures`` in its wrapper."""
+    asked = (service, features, timestamp, strict, ignore_known_at, full_feature_names, status, event_timestamps, timestamps_are_utc)
+    return _wrapped("GetHistoricalFeatures", _historical(*asked))
+
+
+def create_dataset(historical: tuple, label: str, horizon_s: int, open_horizon: bool) -> bytes:
+    """A ``CreateDataset`` in its wrapper; ``historical`` is what :func:`historical` takes."""
+    body = _bytes(1, _historical(*historical)) + _text(2, label) + _number(3, horizon_s) + _flag(4, open_horizon)
+    return _wrapped("CreateDataset", body)
+
+
+def get_dataset(dataset_id: str, skip_rows: int) -> bytes:
+    """A ``GetDataset`` in its wrapper."""
+    return _wrapped("GetDataset", _text(1, dataset_id) + _number(2, skip_rows))
+
+
+def _historical(
+    service: str,
+    features: Sequence[str],
+    timestamp: str,
+    strict: bool,
+    ignore_known_at: bool,
+    full_feature_names: bool,
+    status: str,
+    event_timestamps: bool,
+    timestamps_are_utc: bool,
+) -> bytes:
     body = _text(1, service) + b"".join(_text(2, feature) for feature in features) + _text(3, timestamp)
     body += _flag(4, strict) + _flag(5, ignore_known_at) + _flag(6, full_feature_names)
-    body += _number(7, _status(status)) + _flag(8, event_timestamps) + _flag(9, timestamps_are_utc)
-    return _wrapped("GetHistoricalFeatures", body)
+    return body + _number(7, _status(status)) + _flag(8, event_timestamps) + _flag(9, timestamps_are_utc)
 
 
 def online(

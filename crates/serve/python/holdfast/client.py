@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import datetime
 import json
 import threading
 import uuid
@@ -127,6 +128,56 @@ class Client:
             event_timestamps,
             timestamps_are_utc,
         )
+        return self._exchange(command, rows)
+
+    def create_training_set(
+        self,
+        spine: Any,
+        features: Sequence[str] | None = None,
+        service: str | None = None,
+        *,
+        label: str = "",
+        horizon: datetime.timedelta | None = None,
+        open_horizon: bool = False,
+        timestamp: str = "event_timestamp",
+        strict: bool = False,
+        ignore_known_at: bool = False,
+        full_feature_names: bool = False,
+        status: str = "view",
+        event_timestamps: bool = False,
+        timestamps_are_utc: bool = False,
+    ) -> Retrieval:
+        """A training set, which the lake keeps under an id: ``provenance["dataset_id"]`` of the answer.
+
+        The same request of the same lake has the same id and the same rows. ``label`` is ``"view"`` or ``"view:column"``, the latest row of
+        the key behind the row's moment and within ``horizon``; rows whose horizon is not over are refused unless ``open_horizon``. The rest
+        is as in :meth:`get_historical_features`, but that the whole spine is taken before the answer begins. When the answer was cut
+        short, :meth:`training_set_rows` gives what is left.
+        """
+        if bool(label) != bool(horizon):
+            raise ValueError("a label has a horizon, and a horizon a label: give both, or neither")
+        asked = (
+            _service(service, features),
+            list(features or []),
+            timestamp,
+            strict,
+            ignore_known_at,
+            full_feature_names,
+            status,
+            event_timestamps,
+            timestamps_are_utc,
+        )
+        seconds = int(horizon.total_seconds()) if horizon else 0
+        return self._exchange(_messages.create_dataset(asked, label, seconds, open_horizon), _reader(spine))
+
+    def training_set_rows(self, dataset_id: str, skip_rows: int = 0) -> Retrieval:
+        """The rows of a training set that you had made, from what it was made from, but for the first ``skip_rows``."""
+        if not dataset_id:
+            raise ValueError("name a training set: training_sets() lists them")
+        return self._get(_messages.get_dataset(dataset_id, skip_rows))
+
+    def _exchange(self, command: bytes, rows: pyarrow.RecordBatchReader) -> Retrieval:
+        """Sends rows and answers those that come back meanwhile."""
         descriptor = pyarrow.flight.FlightDescriptor.for_command(command)
         with _told():
             writer, reader = self._client.do_exchange(descriptor, self._options)
@@ -197,6 +248,9 @@ class Client:
             status,
             event_timestamps,
         )
+        return self._get(command)
+
+    def _get(self, command: bytes) -> Retrieval:
         with _told():
             reader = self._client.do_get(pyarrow.flight.Ticket(command), self._options)
             schema = reader.schema
@@ -268,7 +322,7 @@ class Client:
         return self._ask("describe_features", name)
 
     def training_set(self, dataset_id: str) -> dict[str, Any]:
-        """What a training set was made from. ``holdfast features datasets replay`` gives its rows again."""
+        """What a training set was made from. :meth:`training_set_rows` and ``holdfast features datasets replay`` give its rows again."""
         if not dataset_id:
             raise ValueError("name a training set: training_sets() lists them")
         return self._ask("get_dataset", dataset_id)

@@ -97,6 +97,58 @@ impl ::prost::Name for GetHistoricalFeatures {
         "/holdfast.v1.GetHistoricalFeatures".into()
     }
 }
+/// A training set: features as of GetHistoricalFeatures, with a label behind them where one is named, kept under an id. The same request of the
+/// same lake has the same id and the same rows, and they can be had again with GetDataset until the training set is released.
+///
+/// Asked with DoExchange: this command in the descriptor of the first message, the spine as record batches behind it. It is taken whole before
+/// the answer begins. The spine is kept in the lake.
+///
+/// Answer: as of GetHistoricalFeatures, in the metadata of its schema the id (holdfast.dataset_id).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateDataset {
+    #[prost(message, optional, tag = "1")]
+    pub features: ::core::option::Option<GetHistoricalFeatures>,
+    /// "view" or "view:column": the latest row of the key with an event in (T, T + horizon]; none when empty.
+    #[prost(string, tag = "2")]
+    pub label: ::prost::alloc::string::String,
+    /// In seconds; needed where there is a label.
+    #[prost(uint64, tag = "3")]
+    pub horizon_s: u64,
+    /// Rows whose horizon is not over yet are taken; their label may still change.
+    #[prost(bool, tag = "4")]
+    pub open_horizon: bool,
+}
+impl ::prost::Name for CreateDataset {
+    const NAME: &'static str = "CreateDataset";
+    const PACKAGE: &'static str = "holdfast.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "holdfast.v1.CreateDataset".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/holdfast.v1.CreateDataset".into()
+    }
+}
+/// The rows of a training set again, from what it was made from: for who did not get all of them, and for who wants them later.
+/// Asked with DoGet, where it is the ticket, by who had it made.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetDataset {
+    /// The id, or the beginning of it.
+    #[prost(string, tag = "1")]
+    pub dataset_id: ::prost::alloc::string::String,
+    /// So many rows at the beginning are left out.
+    #[prost(uint64, tag = "2")]
+    pub skip_rows: u64,
+}
+impl ::prost::Name for GetDataset {
+    const NAME: &'static str = "GetDataset";
+    const PACKAGE: &'static str = "holdfast.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "holdfast.v1.GetDataset".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/holdfast.v1.GetDataset".into()
+    }
+}
 /// Features from memory, as they are known now: one row for each key, in the order of the keys. Asked with GetFlightInfo and DoGet, or
 /// with DoGet alone. Only views with `@feature online` are in memory.
 ///

@@ -124,7 +124,8 @@ fn described(dataset: &Dataset) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "  {what:10} {value}");
     };
-    line("made", format!("{}, of run {}", dataset.made_at.to_rfc3339(), dataset.run));
+    let by = dataset.made_by.as_ref().map_or_else(String::new, |who| format!(", over Flight by {who}"));
+    line("made", format!("{}, of run {}{by}", dataset.made_at.to_rfc3339(), dataset.run));
     if let Some(service) = &dataset.service {
         line("service", service.clone());
     }

@@ -108,6 +108,7 @@ pub(crate) async fn run(project: &Project, args: &TrainingSetArgs, terminal: &Ar
             zoneless_is_utc: args.timestamps_are_utc,
         },
         memory_bytes: memory(project),
+        made_by: None,
     };
     let lake = project.open_lake_to_write().await?;
     let mut output = Output::create(&args.out)?;
