@@ -35,6 +35,7 @@ mod ingest;
 mod kafka;
 mod kills;
 mod leases;
+mod lifetime;
 mod linkage;
 mod maintain;
 mod models_in_use;
