@@ -37,6 +37,7 @@ mod ingest;
 mod kafka;
 mod kills;
 mod leases;
+mod lifetime;
 mod linkage;
 mod maintain;
 mod models_in_use;

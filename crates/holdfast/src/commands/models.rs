@@ -365,6 +365,10 @@ async fn promote(
             registry.load_texts(version).await?;
             "sentiment(text) asks it, and the next run makes the stages anew that do".to_owned()
         }
+        Kind::Lifetime => {
+            registry.load_lifetime(version).await?;
+            "p_alive, expected_purchases and clv ask it, and the next run makes the stages anew that do".to_owned()
+        }
     };
     if registry.alias(model, CHAMPION).await? == Some(number) {
         terminal.note(&format!("Unchanged {model}  version {number} is the champion already"));

@@ -7,6 +7,8 @@ use super::versions::{ablation_table, measures_table};
 use super::{grouped, print, print_json};
 use crate::error::CliError;
 use crate::models::kind::Kind;
+use crate::models::lifetime::spec::LifetimeSpec;
+use crate::models::lifetime::train::{MadeLifetime, TrainedLifetime, train as train_on_purchases};
 use crate::models::registry::Registry;
 use crate::models::sentiment::spec::TextSpec;
 use crate::models::sentiment::train::{MadeTexts, TrainedTexts, train as train_on_texts};
@@ -15,9 +17,9 @@ use crate::models::train::{Made, TrainOptions, Trained, train};
 use crate::progress::Terminal;
 use crate::project::{Project, user_name};
 
-/// Train a model on customers as they were, or on labelled texts, and keep it as a version
+/// Train a model on customers as they were, on labelled texts or on purchases, and keep it as a version
 ///
-/// The model's file is models/NAME.toml in the pipeline; `kind = "sentiment"` in it makes it one of texts. Where nothing has changed since a version was trained, nothing is done. The new version is the challenger until
+/// The model's file is models/NAME.toml in the pipeline; `kind = "sentiment"` in it makes it one of texts, `kind = "lifetime"` one of repeat buying. Where nothing has changed since a version was trained, nothing is done. The new version is the challenger until
 /// `holdfast models promote`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct TrainArgs {
@@ -47,6 +49,12 @@ pub(crate) async fn run(project: &Project, args: &TrainArgs, terminal: &Arc<Term
             let registry = Registry { lake: project.open_lake_to_write().await?, settings: project.reader_settings() };
             let trained = train_on_texts(&spec, &registry, &options, terminal.as_ref()).await?;
             tell_trained_on_texts(&trained, args.json, terminal)
+        }
+        Kind::Lifetime => {
+            let spec = LifetimeSpec::read(project, &args.model)?;
+            let registry = Registry { lake: project.open_lake_to_write().await?, settings: project.reader_settings() };
+            let trained = train_on_purchases(&spec, &registry, &options, terminal.as_ref()).await?;
+            tell_trained_on_purchases(&trained, args.json, terminal)
         }
     }
 }
@@ -84,6 +92,38 @@ fn tell_trained_on_texts(trained: &TrainedTexts, json: bool, terminal: &Terminal
         TrainedTexts::Made(made) => print(&summary_of_texts(made))?,
     }
     Ok(())
+}
+
+fn tell_trained_on_purchases(trained: &TrainedLifetime, json: bool, terminal: &Terminal) -> Result<(), CliError> {
+    if json {
+        return print_json(trained);
+    }
+    match trained {
+        TrainedLifetime::Unchanged { model, version, .. } => terminal.note(&unchanged(model, *version)),
+        TrainedLifetime::Made(made) => print(&summary_of_purchases(made))?,
+    }
+    Ok(())
+}
+
+fn summary_of_purchases(made: &MadeLifetime) -> String {
+    let parameters: Vec<String> = made.parameters.buying.iter().map(|value| format!("{value:.4}")).collect();
+    let mut text = format!(
+        "{} version {}: {}\n\n  {}        {}\n  learnt from   {} customers up to {}, {} of whom had bought again\n  judged by     the time up to {}: {:.3} purchases a customer expected, {:.3} made\n",
+        made.model,
+        made.version,
+        made.description,
+        made.label,
+        parameters.join(", "),
+        grouped(made.customers.learning),
+        made.learnt_until.date_naive(),
+        grouped(made.customers.repeaters),
+        made.judged_until.date_naive(),
+        made.expected,
+        made.made,
+    );
+    text.push_str(&measures_table(&made.measures, "bought nothing"));
+    text.push_str(&next_step(made.champion, &made.model, made.version, "Nobody is asked yet"));
+    text
 }
 
 fn unchanged(model: &str, version: i32) -> String {

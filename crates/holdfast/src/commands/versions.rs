@@ -103,6 +103,7 @@ pub(crate) async fn show(registry: &Registry, model: &str, version: Option<i32>,
     let (rounds, positives) = match version.kind() {
         Kind::Churn => ("trees ", "churned"),
         Kind::Sentiment => ("epochs", "positive"),
+        Kind::Lifetime => ("rounds", "bought nothing"),
     };
     let mut text = format!(
         "{model} version {number}{}\n\n  trained at    {} by {}\n  learnt from   {} at version-pinned tables\n  dataset id    {}\n  rows          {}\n  moments       {}\n  {rounds}        {} ({}, {} bytes, blake3 {})\n  calibration   {}\n  notes         {}\n",

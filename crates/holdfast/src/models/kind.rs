@@ -15,6 +15,8 @@ pub(crate) enum Kind {
     Churn,
     /// What texts say.
     Sentiment,
+    /// Who buys again, how often and for how much.
+    Lifetime,
 }
 
 #[derive(Deserialize)]
@@ -43,11 +45,18 @@ impl Version {
     }
 }
 
-/// Why a command about customers is refused for a model of texts.
-pub(crate) fn reads_texts(model: &str) -> CliError {
-    CliError::Argument(format!(
-        "`{model}` is about texts: it is trained with `holdfast train --model {model}`, promoted like all others, and asked in SQL, sentiment(text)"
-    ))
+impl Kind {
+    /// Why a command about who will leave is refused for a model of another kind; nothing of that kind.
+    pub(crate) fn other(self, model: &str) -> Option<CliError> {
+        let (about, asked) = match self {
+            Self::Churn => return None,
+            Self::Sentiment => ("texts", "sentiment(text)"),
+            Self::Lifetime => ("repeat buying", "p_alive, expected_purchases and clv"),
+        };
+        Some(CliError::Argument(format!(
+            "`{model}` is about {about}: it is trained with `holdfast train --model {model}`, promoted like all others, and asked in SQL, {asked}"
+        )))
+    }
 }
 
 #[cfg(test)]
@@ -57,6 +66,7 @@ mod tests {
     #[test]
     fn a_file_is_about_customers_unless_it_says_otherwise() {
         assert_eq!(Kind::of("kind = \"sentiment\"\n[texts]\ntable = \"core.reviews\"\n"), Kind::Sentiment);
+        assert_eq!(Kind::of("kind = \"lifetime\"\n"), Kind::Lifetime);
         for text in ["kind = \"churn\"\n", "[features]\nstage = \"features.f\"\n", "kind = \"weather\"\n", "not toml"] {
             assert_eq!(Kind::of(text), Kind::Churn, "{text}");
         }

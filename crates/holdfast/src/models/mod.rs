@@ -6,6 +6,7 @@
 //!                                                                  ├─────► predict, in SQL
 //!                                                                  └─────► watch ──► metric.model_quality
 //! thresholds.toml ──► model.thresholds, of which risk.churn_alerts makes alerts
+//! models/lifetime.toml, about repeat buying ──► the same registry ──► p_alive, expected_purchases, clv, in SQL (`lifetime`)
 //! models/sentiment.toml, about texts ──► the same registry ──► sentiment(text), in SQL (`sentiment`)
 //! ```
 //!
@@ -18,6 +19,7 @@ pub(crate) mod hybrid;
 pub(crate) mod import;
 pub(crate) mod kind;
 pub(crate) mod leakage;
+pub(crate) mod lifetime;
 pub(crate) mod moments;
 pub(crate) mod predict;
 pub(crate) mod reasons;

@@ -31,7 +31,10 @@ use holdfast_models::{Feature, FeatureKind};
 use holdfast_types::TableName;
 use tokio::sync::Mutex;
 
-use super::kind::{Kind, reads_texts};
+use super::kind::Kind;
+use super::lifetime::LIFETIME;
+use super::lifetime::function::Buyers;
+use super::lifetime::stored::LoadedLifetime;
 use super::reasons::Words;
 use super::registry::{CHAMPION, Loaded, Move, Registry, Version, standing};
 use super::sentiment::SENTIMENT;
@@ -65,7 +68,8 @@ pub(crate) fn planned(project: &Project) -> Result<RowFunctions, CliError> {
         let why = format!("`{name}` is not asked here: cases and plans have no models");
         (name, Known::Silent(why))
     };
-    Ok(Models(Spec::names(project)?.into_iter().map(silent).collect()).functions(Reader::Nobody))
+    let buyers = Buyers::Silent(format!("`{LIFETIME}` is not asked here: cases and plans have no models"));
+    Ok(Models(Spec::names(project)?.into_iter().map(silent).collect()).functions(Reader::Nobody, buyers))
 }
 
 /// The functions for a run of these stages: with the champions of now, of the models that stages ask. Nothing is read where none asks.
@@ -96,7 +100,11 @@ pub(crate) async fn for_stages(project: &Project, lake: &Lake, stages: &Stages) 
         // A stage that reads texts is made before anybody can read, and anew when somebody can.
         _ => Reader::Nobody,
     };
-    Ok(models.functions(reader))
+    let buyers = match asked.contains(LIFETIME) {
+        true => found.buyers(&registry, &Mutex::default()).await,
+        false => Buyers::Silent(format!("`{LIFETIME}` is asked by no stage")),
+    };
+    Ok(models.functions(reader, buyers))
 }
 
 /// The functions for those who read published runs: with the champions of the run.
@@ -108,7 +116,12 @@ pub(crate) struct Champions {
     loaded: LoadedVersions,
     /// The version that reads texts, once it was read.
     texts: LoadedReader,
+    /// The version that knows of repeat buying, once it was read.
+    lifetime: LoadedBuyers,
 }
+
+/// The version of the model of repeat buying that was read last.
+type LoadedBuyers = Mutex<Option<Arc<LoadedLifetime>>>;
 
 /// The version of the model of texts that was read last.
 type LoadedReader = Mutex<Option<Arc<LoadedTexts>>>;
@@ -126,13 +139,16 @@ impl Champions {
             names: Spec::names(project).unwrap_or_default(),
             loaded: Mutex::default(),
             texts: Mutex::default(),
+            lifetime: Mutex::default(),
         }
     }
 
     /// Whether a query has a call of one of the functions in it, or may have: what is not asked need not be read.
     pub(crate) fn may_be_asked_by(query: &str) -> bool {
         let query = query.to_lowercase();
-        query.contains(What::Probability.name()) || query.contains(SENTIMENT)
+        [What::Probability.name(), SENTIMENT, "p_alive", "expected_purchases", "clv"]
+            .iter()
+            .any(|name| query.contains(name))
     }
 }
 
@@ -142,14 +158,16 @@ impl RunFunctions for Champions {
         match Found::of_run(run).await {
             Ok(found) => {
                 let models = found.models(&self.registry, self.names.clone(), None, &self.loaded).await;
-                models.functions(found.reader(&self.registry, &self.texts).await)
+                let reader = found.reader(&self.registry, &self.texts).await;
+                models.functions(reader, found.buyers(&self.registry, &self.lifetime).await)
             }
             Err(error) => {
                 tracing::warn!(%error, "models cannot be read: queries that ask them are told");
                 let silent =
                     |name: &String| (name.clone(), Known::Silent(format!("`{name}` cannot be asked: {error}")));
                 let reader = Reader::Silent(format!("`{SENTIMENT}` cannot be asked: {error}"));
-                Models(self.names.iter().map(silent).collect()).functions(reader)
+                let buyers = Buyers::Silent(format!("`{LIFETIME}` cannot be asked: {error}"));
+                Models(self.names.iter().map(silent).collect()).functions(reader, buyers)
             }
         }
     }
@@ -181,10 +199,10 @@ impl Found {
         wanted: Option<&BTreeSet<String>>,
         loaded: &LoadedVersions,
     ) -> Models {
-        let (of_texts, of_customers): (Vec<&Version>, Vec<&Version>) =
-            self.versions.iter().partition(|version| version.kind() == Kind::Sentiment);
-        let of_customers = of_customers.into_iter().map(|version| version.model.clone());
-        let names: BTreeSet<String> = names.into_iter().chain(of_customers).collect();
+        let (churn, others): (Vec<&Version>, Vec<&Version>) =
+            self.versions.iter().partition(|version| version.kind() == Kind::Churn);
+        let trained = churn.into_iter().map(|version| version.model.clone());
+        let names: BTreeSet<String> = names.into_iter().chain(trained).collect();
         let mut models = BTreeMap::new();
         for name in names {
             if wanted.is_some_and(|wanted| !wanted.contains(&name)) {
@@ -198,8 +216,10 @@ impl Found {
             };
             models.insert(name, known);
         }
-        for name in of_texts.into_iter().map(|version| version.model.clone()) {
-            models.entry(name).or_insert_with_key(|name| Known::Silent(reads_texts(name).to_string()));
+        for version in others {
+            if let Some(refused) = version.kind().other(&version.model) {
+                models.entry(version.model.clone()).or_insert_with(|| Known::Silent(refused.to_string()));
+            }
         }
         Models(models)
     }
@@ -230,6 +250,26 @@ impl Found {
         }
     }
 
+    /// Who knows of repeat buying: the champion, or why nobody does.
+    async fn buyers(&self, registry: &Registry, loaded: &LoadedBuyers) -> Buyers {
+        let Some(version) = self.standing(LIFETIME) else {
+            let newest = self.versions.iter().rfind(|version| version.model == LIFETIME);
+            return Buyers::Silent(super::score::without_champion(LIFETIME, newest).to_string());
+        };
+        let known = loaded.lock().await.clone().filter(|known| known.version == *version);
+        if let Some(known) = known {
+            return Buyers::Champion(known);
+        }
+        match registry.load_lifetime(version.clone()).await {
+            Ok(read) => {
+                let read = Arc::new(read);
+                *loaded.lock().await = Some(Arc::clone(&read));
+                Buyers::Champion(read)
+            }
+            Err(error) => Buyers::Silent(error.to_string()),
+        }
+    }
+
     async fn champion(&self, registry: &Registry, model: &str, loaded: &LoadedVersions) -> Result<Champion, CliError> {
         let Some(version) = self.standing(model) else {
             let newest = self.versions.iter().rfind(|version| version.model == model);
@@ -254,14 +294,15 @@ impl Found {
 }
 
 impl Models {
-    /// All functions of a session: those that ask these models, and the one that asks the reader of texts.
-    fn functions(self, reader: Reader) -> RowFunctions {
+    /// All functions of a session: those that ask these models, and those that ask the reader of texts and the model of repeat buying.
+    fn functions(self, reader: Reader, buyers: Buyers) -> RowFunctions {
         let versions = self.0.iter().map(|(name, known)| (name.clone(), known.version(name))).collect();
         let models = Arc::new(self);
         let function = |what| Arc::new(ScalarUDF::from(Predict::new(what, Arc::clone(&models))));
         let functions = vec![function(What::Probability), function(What::Reasons)];
         let mut functions = RowFunctions { functions, of_values: Vec::new(), versions };
         reader.add_to(&mut functions);
+        buyers.add_to(&mut functions);
         functions
     }
 

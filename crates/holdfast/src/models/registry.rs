@@ -30,7 +30,6 @@ use serde::{Deserialize, Serialize};
 use super::fit::{Example, FeatureProfile, Judged, MeasureRow};
 use super::hybrid::history::Steps;
 use super::hybrid::stored::KeptSequence;
-use super::kind::{Kind, reads_texts};
 use super::spec::{Spec, SpecFile};
 use crate::error::CliError;
 
@@ -324,10 +323,10 @@ impl Registry {
     /// the model still says what it said.
     ///
     /// # Errors
-    /// [`CliError::ModelDamaged`] with what is wrong; a model of texts.
+    /// [`CliError::ModelDamaged`] with what is wrong; a model that is not about who will leave.
     pub(crate) async fn load(&self, version: Version) -> Result<Loaded, CliError> {
-        if version.kind() == Kind::Sentiment {
-            return Err(reads_texts(&version.model));
+        if let Some(refused) = version.kind().other(&version.model) {
+            return Err(refused);
         }
         let damaged = |what: String| damaged(&version, &what);
         let artefact = self.fetch(&version.artefact, &version.artefact_hash).await.map_err(damaged)?;

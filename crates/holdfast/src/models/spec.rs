@@ -13,7 +13,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::hybrid::spec::SequenceSection;
-use super::kind::{Kind, reads_texts};
+use super::kind::Kind;
 use crate::commands::maintain::duration;
 use crate::error::CliError;
 use crate::project::{Project, located, parse_toml, read_text};
@@ -250,8 +250,8 @@ impl Spec {
             return Err(CliError::NoModel(format!("there is no model `{name}` in {}{hint}", folder.display())));
         }
         let text = read_text(&path)?;
-        if Kind::of(&text) == Kind::Sentiment {
-            return Err(reads_texts(name));
+        if let Some(refused) = Kind::of(&text).other(name) {
+            return Err(refused);
         }
         let file: SpecFile = parse_toml(&path, &text)?;
         let spec = Self { name: name.to_owned(), path, text, file };

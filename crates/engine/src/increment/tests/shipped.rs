@@ -10,6 +10,7 @@ use datafusion::catalog::TableProvider;
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::logical_expr::{ColumnarValue, Volatility, create_udf};
+use datafusion::scalar::ScalarValue;
 use holdfast_types::TableName;
 
 use super::as_of;
@@ -237,7 +238,22 @@ async fn judged(pipeline: &str, stages: &str) -> Vec<String> {
         Volatility::Immutable,
         Arc::new(|arguments: &[ColumnarValue]| Ok(arguments[1].clone())),
     );
-    let settings = SessionSettings { functions: vec![Arc::new(tokens)], ..SessionSettings::default() };
+    // The same of the model of texts.
+    let answer = ["score", "confidence", "tone", "language", "version"].into_iter().map(|name| match name {
+        "tone" | "language" => Field::new(name, DataType::Utf8, true),
+        "version" => Field::new(name, DataType::Int32, true),
+        _ => Field::new(name, DataType::Float64, true),
+    });
+    let answer = DataType::Struct(answer.collect());
+    let sentiment = create_udf(
+        "sentiment",
+        vec![DataType::Utf8, DataType::Utf8],
+        answer.clone(),
+        Volatility::Immutable,
+        Arc::new(move |_: &[ColumnarValue]| Ok(ColumnarValue::Scalar(ScalarValue::try_from(&answer)?))),
+    );
+    let functions = vec![Arc::new(tokens), Arc::new(sentiment)];
+    let settings = SessionSettings { functions, ..SessionSettings::default() };
     let runtime = Arc::new(RuntimeEnv::default());
     let mut known: BTreeMap<TableName, SchemaRef> = project.declared().clone();
     let mut lines = Vec::new();
@@ -275,7 +291,7 @@ async fn check(pipeline: &str, stages: &str, by_key: usize) {
 
 #[tokio::test]
 async fn stages_of_the_churn_pack() {
-    check("churn", "sql", 41).await;
+    check("churn", "sql", 43).await;
 }
 
 #[tokio::test]

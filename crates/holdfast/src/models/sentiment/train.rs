@@ -356,12 +356,12 @@ mod tests {
     fn what_was_said_before_does_not_judge_and_the_newest_do() {
         let day = |day: u32| DateTime::from_timestamp(86_400 * i64::from(day), 0).unwrap();
         let texts = Texts {
-            texts: ["good", "bad", "fine", "GOOD!", "poor", "new"].map(str::to_owned).to_vec(),
+            texts: ["good", "bad", "fine", "GOOD.", "poor", "new"].map(str::to_owned).to_vec(),
             positive: vec![true, false, true, true, false, true],
             written_at: (0..6).map(day).collect(),
         };
         let (train, test) = texts.divided(0.3);
-        assert_eq!(train.texts, ["good", "bad", "fine", "GOOD!"][..3]);
+        assert_eq!(train.texts, ["good", "bad", "fine"]);
         assert_eq!((test.texts, test.positive), (vec!["poor".to_owned(), "new".to_owned()], vec![false, true]));
     }
 }
