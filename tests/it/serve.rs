@@ -1,6 +1,7 @@
 //! The Flight service, asked through a real port over a real lake.
 
 mod flight_sql;
+mod requests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
