@@ -200,7 +200,7 @@ async fn command(cli: &Cli, terminal: &Arc<Terminal>) -> Result<(), CliError> {
         Command::Features(args) => features::run(&project, args, terminal).await,
         Command::Fmt(args) => fmt::run(&project, args, terminal),
         Command::Cluster(_) | Command::Generate(_) => Ok(()),
-        Command::Identity(args) => identity::run(&project, args, terminal).await,
+        Command::Identity(args) => Box::pin(identity::run(&project, args, terminal)).await,
         Command::Ingest(args) => Box::pin(ingest::run(&project, args, terminal)).await,
         Command::Lineage(args) => lineage::run(&project, args).await,
         Command::Plan(args) => Box::pin(plan::run(&project, args, terminal)).await,

@@ -59,7 +59,7 @@ pub(crate) async fn written_down<T>(
     done: impl Future<Output = Result<T, CliError>>,
 ) -> Result<T, CliError> {
     if project.policy()?.is_none() {
-        return Box::pin(done).await;
+        return done.await;
     }
     let lake = project.open_lake_to_audit().await?;
     let mut touched = Touched::default();
@@ -69,14 +69,14 @@ pub(crate) async fn written_down<T>(
         }
     }
     if touched.tables.is_empty() {
-        return Box::pin(done).await;
+        return done.await;
     }
     let key = project.audit_key(&lake).await?;
     let audit = Audit::start(lake, key, true);
     let began = Instant::now();
     let mut entry = AuditEntry { touched, ..AuditEntry::of(&Principal::shell(&user_name()), "command", action) };
     audit.begin(entry.clone(), SystemClock.now()).await?;
-    let ended = Box::pin(done).await;
+    let ended = done.await;
     entry.outcome = if ended.is_ok() { "ok" } else { "failed" };
     entry.duration = began.elapsed();
     audit.note(entry, SystemClock.now());

@@ -182,7 +182,7 @@ impl IdentityCommand {
 pub(crate) async fn run(project: &Project, args: &IdentityArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {
     let tables = ["identifiers", "customers", "edges", "decisions", "history", "matches"];
     let tables: Vec<TableName> = tables.iter().filter_map(|table| TableName::new("identity", table).ok()).collect();
-    written_down(project, args.command.action(), &tables, answer(project, args, terminal)).await
+    written_down(project, args.command.action(), &tables, Box::pin(answer(project, args, terminal))).await
 }
 
 async fn answer(project: &Project, args: &IdentityArgs, terminal: &Arc<Terminal>) -> Result<(), CliError> {

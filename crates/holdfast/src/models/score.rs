@@ -182,7 +182,7 @@ async fn made_by(
         return Ok(Scored::Unchanged { table: scoring.table, model_version: number, table_version: version });
     }
     let (files, table) = scoring.stage(progress).await?;
-    scoring.commit(table, files).await
+    Box::pin(scoring.commit(table, files)).await
 }
 
 pub(crate) async fn no_champion(registry: &Registry, model: &str) -> Result<CliError, CliError> {

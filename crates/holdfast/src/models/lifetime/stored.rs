@@ -138,8 +138,9 @@ fn replay(now: &[[f64; 3]], said: &[[f64; 3]]) -> Result<(), String> {
     if now.len() != said.len() {
         return Err("its examples are others".to_owned());
     }
-    let differs = |(now, said): (&f64, &f64)| !((now - said).abs() <= TOLERANCE * said.abs().max(1.0));
-    match now.iter().zip(said).position(|(now, said)| now.iter().zip(said).any(differs)) {
+    // What is no number agrees with nothing.
+    let agrees = |(now, said): (&f64, &f64)| (now - said).abs() <= TOLERANCE * said.abs().max(1.0);
+    match now.iter().zip(said).position(|(now, said)| !now.iter().zip(said).all(agrees)) {
         Some(row) => {
             Err(format!("of example {} it says something else than it did: its parameters are others", row + 1))
         }
