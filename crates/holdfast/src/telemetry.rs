@@ -48,6 +48,18 @@ const PRINTED_ERRORS: &str = "monotonic_counter.holdfast_errors";
 /// become one by accident; a metric that is missing here is exported without any.
 const METRICS: &[Metric] = &[
     Metric::count("holdfast_audit_failures", "{attempt}", "attempts to write accesses down that failed", &[]),
+    Metric::count(
+        "holdfast_connections_refused",
+        "{connection}",
+        "connections over any protocol that found no room",
+        &[],
+    ),
+    Metric::count(
+        "holdfast_connections_timed_out",
+        "{connection}",
+        "connections over Flight and HTTP that were silent for too long",
+        &[],
+    ),
     Metric::count("holdfast_audit_lost", "{access}", "accesses that were not written down", &[]),
     Metric::seconds("holdfast_cluster_job_seconds", "time of a plan on the cluster", &["stage"]),
     Metric::count(
