@@ -786,7 +786,7 @@ fn who_looks_at_who_is_who_or_decides_it_is_written_down_where_there_is_a_policy
 
     let rows = shop.query(
         "select principal, authentication, protocol, action, outcome, array_to_string(tables, ' ') as read_tables \
-         from audit.accesses order by at, sequence",
+         from audit.accesses where protocol = 'command' order by at, sequence",
     );
     let told = |row: &Value| format!("{} {}", row["action"].as_str().unwrap(), row["outcome"].as_str().unwrap());
     let expected: Vec<String> =
@@ -798,6 +798,7 @@ fn who_looks_at_who_is_who_or_decides_it_is_written_down_where_there_is_a_policy
     for row in &rows {
         assert_eq!((row["authentication"].as_str(), row["protocol"].as_str()), (Some("shell"), Some("command")));
         assert!(row["read_tables"].as_str().unwrap().contains("identity.identifiers"), "{row}");
+        assert!(!row["principal"].as_str().unwrap().is_empty(), "{row}");
     }
     let verified = shop.command(&["audit", "verify", "--json"]).output().unwrap();
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +24,9 @@ use crate::stores::Unread;
 
 /// How long plans that are under way may take to end when the scheduler is told to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether plans wait for executors that are gone.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How a scheduler is run.
 #[derive(Debug, Clone)]
@@ -99,6 +103,8 @@ pub async fn serve_scheduler<Stop: Future<Output = ()> + Send>(
     let mut stop = std::pin::pin!(ready(address));
     let mut stopping: Option<Instant> = None;
     let mut look = tokio::time::interval(Duration::from_millis(200));
+    let mut gone: HashSet<String> = HashSet::new();
+    let mut look_for_lost = tokio::time::interval(LOOK_EVERY);
     loop {
         tokio::select! {
             ended = &mut serve => return ended.map_err(failed),
@@ -112,6 +118,7 @@ pub async fn serve_scheduler<Stop: Future<Output = ()> + Send>(
             event = events.next() => match event {
                 Some(ClusterStateEvent::RegisteredExecutor { executor_id }) => {
                     progress.note(&format!("   Joined executor {executor_id}"));
+                    gone.remove(&executor_id);
                 }
                 Some(ClusterStateEvent::RemovedExecutor { executor_id }) => {
                     progress.note(&format!("     Left executor {executor_id}"));
@@ -122,9 +129,22 @@ pub async fn serve_scheduler<Stop: Future<Output = ()> + Send>(
                             tracing::warn!(%error, "a plan could not be given up");
                         }
                     }
+                    gone.insert(executor_id);
                 }
                 None => {}
             },
+            // A plan that was being prepared when an executor went is not among those that are under way then, and may have been given a place there before: nobody would
+            // ever tell of its tasks.
+            _ = look_for_lost.tick(), if !gone.is_empty() => {
+                for (job, info) in scheduler.state.task_manager.get_running_job_cache().iter() {
+                    let tasks = info.execution_graph.read().await.running_tasks();
+                    if tasks.iter().any(|task| gone.contains(&task.executor_id))
+                        && let Err(error) = scheduler.cancel_job(job.clone()).await
+                    {
+                        tracing::warn!(%error, "a plan could not be given up");
+                    }
+                }
+            }
             _ = look.tick(), if stopping.is_some() => {
                 let is_late = stopping.is_some_and(|since| since.elapsed() > STOP_LIMIT);
                 if is_late || scheduler.running_job_number() == 0 {

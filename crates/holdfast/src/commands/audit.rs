@@ -74,7 +74,7 @@ pub(crate) async fn written_down<T>(
     let key = project.audit_key(&lake).await?;
     let audit = Audit::start(lake, key, true);
     let began = Instant::now();
-    let mut entry = AuditEntry { touched, ..AuditEntry::of(&Principal::shell(&user_name()), "command", action) };
+    let mut entry = AuditEntry { touched, ..AuditEntry::of(&Principal::shell(&who()), "command", action) };
     audit.begin(entry.clone(), SystemClock.now()).await?;
     let ended = done.await;
     entry.outcome = if ended.is_ok() { "ok" } else { "failed" };
@@ -82,6 +82,19 @@ pub(crate) async fn written_down<T>(
     audit.note(entry, SystemClock.now());
     audit.close(WRITTEN_WITHIN).await;
     ended
+}
+
+/// The user of this computer, by number where the environment gives no name.
+fn who() -> String {
+    let name = user_name();
+    if !name.is_empty() {
+        return name;
+    }
+    #[cfg(unix)]
+    if let Ok(process) = std::fs::metadata("/proc/self") {
+        return format!("uid {}", std::os::unix::fs::MetadataExt::uid(&process));
+    }
+    "unknown".to_owned()
 }
 
 fn tell(report: &AuditReport, terminal: &Terminal) {
