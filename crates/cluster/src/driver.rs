@@ -19,6 +19,9 @@ use crate::travel::pack;
 /// How often it is looked whether executors have come.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// Until when a scheduler has places on executors that are there alone, after it lost one.
+const SETTLED_AFTER: Duration = Duration::from_secs(3);
+
 /// Which cluster, and how it is used.
 #[derive(Debug, Clone)]
 pub struct ClusterSettings {
@@ -148,7 +151,12 @@ impl Executor for ClusterExecutor {
                 self.remember(&reason);
                 Ok(Answer::Here(reason))
             }
-            Err(Failure::Other(error)) => Err(error),
+            Err(Failure::Other(error)) => {
+                if matches!(error, ExecutorError::Lost(_)) {
+                    tokio::time::sleep(SETTLED_AFTER).await;
+                }
+                Err(error)
+            }
         }
     }
 }
