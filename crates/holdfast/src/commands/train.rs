@@ -2,16 +2,17 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use holdfast_types::Progress;
+use serde::Serialize;
 
 use super::versions::{ablation_table, measures_table};
 use super::{grouped, print, print_json};
 use crate::error::CliError;
 use crate::models::kind::Kind;
 use crate::models::lifetime::spec::LifetimeSpec;
-use crate::models::lifetime::train::{MadeLifetime, TrainedLifetime, train as train_on_purchases};
+use crate::models::lifetime::train::{MadeLifetime, train as train_on_purchases};
 use crate::models::registry::Registry;
 use crate::models::sentiment::spec::TextSpec;
-use crate::models::sentiment::train::{MadeTexts, TrainedTexts, train as train_on_texts};
+use crate::models::sentiment::train::{MadeTexts, train as train_on_texts};
 use crate::models::spec::Spec;
 use crate::models::train::{Made, TrainOptions, Trained, train};
 use crate::progress::Terminal;
@@ -48,13 +49,13 @@ pub(crate) async fn run(project: &Project, args: &TrainArgs, terminal: &Arc<Term
             let spec = TextSpec::read(project, &args.model)?;
             let registry = Registry { lake: project.open_lake_to_write().await?, settings: project.reader_settings() };
             let trained = train_on_texts(&spec, &registry, &options, terminal.as_ref()).await?;
-            tell_trained_on_texts(&trained, args.json, terminal)
+            tell(&trained, args.json, summary_of_texts, terminal)
         }
         Kind::Lifetime => {
             let spec = LifetimeSpec::read(project, &args.model)?;
             let registry = Registry { lake: project.open_lake_to_write().await?, settings: project.reader_settings() };
             let trained = train_on_purchases(&spec, &registry, &options, terminal.as_ref()).await?;
-            tell_trained_on_purchases(&trained, args.json, terminal)
+            tell(&trained, args.json, summary_of_purchases, terminal)
         }
     }
 }
@@ -73,34 +74,21 @@ pub(crate) async fn train_and_tell(
     let settings = project.session_settings(&lake).await?;
     let runner = project.runner(lake, stages, settings).await?;
     let trained = train(spec, &runner, &registry, options, terminal.as_ref()).await?;
+    tell(&trained, json, summary, terminal)
+}
+
+fn tell<M: Serialize>(
+    trained: &Trained<M>,
+    json: bool,
+    summary: impl Fn(&M) -> String,
+    terminal: &Terminal,
+) -> Result<(), CliError> {
     if json {
-        return print_json(&trained);
+        return print_json(trained);
     }
-    match &trained {
+    match trained {
         Trained::Unchanged { model, version, .. } => terminal.note(&unchanged(model, *version)),
         Trained::Made(made) => print(&summary(made))?,
-    }
-    Ok(())
-}
-
-fn tell_trained_on_texts(trained: &TrainedTexts, json: bool, terminal: &Terminal) -> Result<(), CliError> {
-    if json {
-        return print_json(trained);
-    }
-    match trained {
-        TrainedTexts::Unchanged { model, version, .. } => terminal.note(&unchanged(model, *version)),
-        TrainedTexts::Made(made) => print(&summary_of_texts(made))?,
-    }
-    Ok(())
-}
-
-fn tell_trained_on_purchases(trained: &TrainedLifetime, json: bool, terminal: &Terminal) -> Result<(), CliError> {
-    if json {
-        return print_json(trained);
-    }
-    match trained {
-        TrainedLifetime::Unchanged { model, version, .. } => terminal.note(&unchanged(model, *version)),
-        TrainedLifetime::Made(made) => print(&summary_of_purchases(made))?,
     }
     Ok(())
 }

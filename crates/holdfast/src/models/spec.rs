@@ -245,7 +245,7 @@ impl Spec {
         let folder = project.model_folder()?;
         let path = folder.join(format!("{name}.toml"));
         if !path.is_file() {
-            let known = Self::names(project)?;
+            let known = files(project)?;
             let hint = if known.is_empty() { String::new() } else { format!(": there are {}", known.join(", ")) };
             return Err(CliError::NoModel(format!("there is no model `{name}` in {}{hint}", folder.display())));
         }
@@ -261,10 +261,7 @@ impl Spec {
 
     /// The models of a pipeline that are about customers, sorted.
     pub(crate) fn names(project: &Project) -> Result<Vec<String>, CliError> {
-        let entries = std::fs::read_dir(project.model_folder()?).into_iter().flatten().filter_map(Result::ok);
-        let mut names: Vec<String> =
-            entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".toml")?.to_owned())).collect();
-        names.sort();
+        let names = files(project)?;
         let mut of_customers = Vec::with_capacity(names.len());
         for name in names {
             if Kind::of_model(project, &name)? == Kind::Churn {
@@ -577,6 +574,15 @@ pub(crate) fn is_number(kind: &DataType) -> bool {
 
 fn is_text(kind: &DataType) -> bool {
     matches!(kind, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
+}
+
+/// The names of the files of models, of all kinds, sorted.
+fn files(project: &Project) -> Result<Vec<String>, CliError> {
+    let entries = std::fs::read_dir(project.model_folder()?).into_iter().flatten().filter_map(Result::ok);
+    let mut names: Vec<String> =
+        entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".toml")?.to_owned())).collect();
+    names.sort();
+    Ok(names)
 }
 
 /// `: did you mean …?`, where something is near.

@@ -36,11 +36,23 @@ pub(crate) struct TrainOptions {
 /// What became of a training.
 #[derive(Debug, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
-pub(crate) enum Trained {
+pub(crate) enum Trained<M = Made> {
     /// A version was made from the same.
     Unchanged { model: String, version: i32, dataset_id: String },
     /// There is a new version.
-    Made(Box<Made>),
+    Made(Box<M>),
+}
+
+impl<M> Trained<M> {
+    /// The newest of a model's versions that was made from the same; nothing where there is none, and where it is asked for again.
+    pub(crate) fn before(versions: &[Version], dataset_id: &str, options: &TrainOptions) -> Option<Self> {
+        let is_same = |version: &&Version| !options.again && version.dataset_id == dataset_id;
+        versions.iter().rev().find(is_same).map(|same| Self::Unchanged {
+            model: same.model.clone(),
+            version: same.version,
+            dataset_id: dataset_id.to_owned(),
+        })
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -100,10 +112,8 @@ pub(crate) async fn train(
     let read = past.tables().await?;
     let dataset_id = dataset_id(spec, &past, &read, &moments, options.imported.as_ref())?;
     let versions = registry.versions(Some(&spec.name)).await?;
-    if let Some(same) = versions.iter().rev().find(|version| version.dataset_id == dataset_id)
-        && !options.again
-    {
-        return Ok(Trained::Unchanged { model: spec.name.clone(), version: same.version, dataset_id });
+    if let Some(same) = Trained::before(&versions, &dataset_id, options) {
+        return Ok(same);
     }
 
     let snapshots = asked.snapshots(&moments, progress).await?;
@@ -241,30 +251,33 @@ fn dataset_id(
     moments: &Moments,
     imported: Option<&Imported>,
 ) -> Result<String, CliError> {
-    let mut said: toml::Table =
-        toml::from_str(&spec.text).map_err(|error| CliError::Training(error.message().to_owned()))?;
-    for words in ["description", "reasons", "scores", "bands", "watch", "cadence"] {
-        said.remove(words);
+    let said = said_without(&spec.text, &["description", "reasons", "scores", "bands", "watch", "cadence"])?;
+    let mut parts = vec![spec.name.clone(), said, fingerprint(past, &spec.stages())];
+    parts.extend(spec.file.baselines.scorecard.iter().map(|scorecard| past.fingerprint(scorecard.stage.get_ref())));
+    parts.push(told_tables(read).to_string());
+    parts.extend(moments.all().map(|moment| moment.to_rfc3339()));
+    parts.extend(imported.map(|imported| imported.hash.clone()));
+    Ok(id_of(TRAINING_VERSION, &parts))
+}
+
+/// What a model's file says, but for the keys that make no other model.
+pub(crate) fn said_without(text: &str, keys: &[&str]) -> Result<String, CliError> {
+    let mut said: toml::Table = toml::from_str(text).map_err(|error| CliError::Training(error.message().to_owned()))?;
+    for key in keys {
+        said.remove(*key);
     }
+    Ok(said.to_string())
+}
+
+/// The id of what a model is made from: changes with each part, with the program's version and with that of the training.
+pub(crate) fn id_of(training_version: &str, parts: &[String]) -> String {
     let mut hasher = blake3::Hasher::new();
-    let mut part = |text: &str| {
-        hasher.update(&(text.len() as u64).to_le_bytes());
-        hasher.update(text.as_bytes());
-    };
-    part(TRAINING_VERSION);
-    part(env!("CARGO_PKG_VERSION"));
-    part(&spec.name);
-    part(&said.to_string());
-    part(&fingerprint(past, &spec.stages()));
-    if let Some(scorecard) = &spec.file.baselines.scorecard {
-        part(&past.fingerprint(scorecard.stage.get_ref()));
+    let versions = [training_version, env!("CARGO_PKG_VERSION")];
+    for part in versions.into_iter().chain(parts.iter().map(String::as_str)) {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
     }
-    part(&told_tables(read).to_string());
-    moments.all().for_each(|moment| part(&moment.to_rfc3339()));
-    if let Some(imported) = imported {
-        part(&imported.hash);
-    }
-    Ok(hasher.finalize().to_hex().chars().take(32).collect())
+    hasher.finalize().to_hex().chars().take(32).collect()
 }
 
 fn told_tables(read: &[ReadTable]) -> serde_json::Value {

@@ -18,20 +18,10 @@ use crate::models::fit::{MeasureRow, measure_rows};
 use crate::models::moments::{end_of_day, midnight};
 use crate::models::registry::{CHAMPION, Registry, Version, publish, tables, unwritable};
 use crate::models::snapshots::{literal, moment_of, quoted};
-use crate::models::train::TrainOptions;
+use crate::models::train::{TrainOptions, Trained, id_of, said_without};
 
 /// Raised when the same purchases would give other parameters.
 const TRAINING_VERSION: &str = "1";
-
-/// What became of a training.
-#[derive(Debug, Serialize)]
-#[serde(tag = "outcome", rename_all = "snake_case")]
-pub(crate) enum TrainedLifetime {
-    /// A version was made from the same.
-    Unchanged { model: String, version: i32, dataset_id: String },
-    /// There is a new version.
-    Made(Box<MadeLifetime>),
-}
 
 #[derive(Debug, Serialize)]
 pub(crate) struct MadeLifetime {
@@ -79,7 +69,7 @@ pub(crate) async fn train(
     registry: &Registry,
     options: &TrainOptions,
     progress: &dyn Progress,
-) -> Result<TrainedLifetime, CliError> {
+) -> Result<Trained<MadeLifetime>, CliError> {
     let name = spec.file.purchases.table.get_ref();
     let Some(table) = registry.lake.table(name).await? else {
         return Err(CliError::NoModel(format!(
@@ -96,10 +86,8 @@ pub(crate) async fn train(
     let version = table.data_version().await?;
     let dataset_id = dataset_id(spec, version, until)?;
     let versions = registry.versions(Some(&spec.name)).await?;
-    if let Some(same) = versions.iter().rev().find(|version| version.dataset_id == dataset_id)
-        && !options.again
-    {
-        return Ok(TrainedLifetime::Unchanged { model: spec.name.clone(), version: same.version, dataset_id });
+    if let Some(same) = Trained::before(&versions, &dataset_id, options) {
+        return Ok(same);
     }
 
     let model = &spec.file.model;
@@ -149,7 +137,7 @@ pub(crate) async fn train(
     let artefact = serde_json::to_vec(&fitted.parameters).map_err(unwritable)?;
     let kept = registry.keep(version, (artefact, ENDING), fitted.parameters.probes()?).await?;
     publish(&registry.lake, &tables()?).await?;
-    Ok(TrainedLifetime::Made(Box::new(MadeLifetime {
+    Ok(Trained::Made(Box::new(MadeLifetime {
         model: kept.model,
         description: spec.file.description.clone(),
         version: kept.version,
@@ -169,16 +157,8 @@ pub(crate) async fn train(
 
 /// Changes with everything that could make other parameters: the file but for its words, the version of the table, the day.
 fn dataset_id(spec: &LifetimeSpec, version: u64, until: DateTime<Utc>) -> Result<String, CliError> {
-    let mut said: toml::Table =
-        toml::from_str(&spec.text).map_err(|error| CliError::Training(error.message().to_owned()))?;
-    said.remove("description");
-    let mut hasher = blake3::Hasher::new();
-    let (said, version, until) = (said.to_string(), version.to_string(), until.to_rfc3339());
-    for part in [TRAINING_VERSION, env!("CARGO_PKG_VERSION"), &said, &version, &until] {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part.as_bytes());
-    }
-    Ok(hasher.finalize().to_hex().chars().take(32).collect())
+    let said = said_without(&spec.text, &["description"])?;
+    Ok(id_of(TRAINING_VERSION, &[said, version.to_string(), until.to_rfc3339()]))
 }
 
 /// Tells mistakes in what the file says of the table, each part at its place.

@@ -17,23 +17,13 @@ use crate::error::CliError;
 use crate::models::fit::{MeasureRow, measure_rows};
 use crate::models::registry::{CHAMPION, Registry, Version, publish, tables, unwritable};
 use crate::models::snapshots::{literal, moment_of, quoted};
-use crate::models::train::TrainOptions;
+use crate::models::train::{TrainOptions, Trained, id_of, said_without};
 
 /// Raised when the same texts would give another model.
 const TRAINING_VERSION: &str = "1";
 
 /// Fewer texts of a language are not measured apart.
 const LANGUAGE_TEXTS_MIN: usize = 50;
-
-/// What became of a training.
-#[derive(Debug, Serialize)]
-#[serde(tag = "outcome", rename_all = "snake_case")]
-pub(crate) enum TrainedTexts {
-    /// A version was made from the same.
-    Unchanged { model: String, version: i32, dataset_id: String },
-    /// There is a new version.
-    Made(Box<MadeTexts>),
-}
 
 #[derive(Debug, Serialize)]
 pub(crate) struct MadeTexts {
@@ -79,7 +69,7 @@ pub(crate) async fn train(
     registry: &Registry,
     options: &TrainOptions,
     progress: &dyn Progress,
-) -> Result<TrainedTexts, CliError> {
+) -> Result<Trained<MadeTexts>, CliError> {
     let name = spec.file.texts.table.get_ref();
     let Some(table) = registry.lake.table(name).await? else {
         return Err(CliError::NoModel(format!(
@@ -89,10 +79,8 @@ pub(crate) async fn train(
     let version = table.data_version().await?;
     let dataset_id = dataset_id(spec, version, options.as_of)?;
     let versions = registry.versions(Some(&spec.name)).await?;
-    if let Some(same) = versions.iter().rev().find(|version| version.dataset_id == dataset_id)
-        && !options.again
-    {
-        return Ok(TrainedTexts::Unchanged { model: spec.name.clone(), version: same.version, dataset_id });
+    if let Some(same) = Trained::before(&versions, &dataset_id, options) {
+        return Ok(same);
     }
 
     let read = LakeReader::newest_of(&registry.lake, &registry.settings, std::slice::from_ref(name)).await?;
@@ -148,7 +136,7 @@ pub(crate) async fn train(
     };
     let kept = registry.keep(version, (fitted.model.write()?, ENDING), probes(&fitted.model)?).await?;
     publish(&registry.lake, &tables()?).await?;
-    Ok(TrainedTexts::Made(Box::new(MadeTexts {
+    Ok(Trained::Made(Box::new(MadeTexts {
         model: kept.model,
         description: spec.file.description.clone(),
         version: kept.version,
@@ -166,16 +154,9 @@ pub(crate) async fn train(
 
 /// Changes with everything that could make another model: the file but for its words, the version of the table, the moment up to which texts are known.
 fn dataset_id(spec: &TextSpec, version: u64, as_of: Option<DateTime<Utc>>) -> Result<String, CliError> {
-    let mut said: toml::Table =
-        toml::from_str(&spec.text).map_err(|error| CliError::Training(error.message().to_owned()))?;
-    said.remove("description");
-    let mut hasher = blake3::Hasher::new();
+    let said = said_without(&spec.text, &["description"])?;
     let as_of = as_of.map_or_else(String::new, |as_of| as_of.to_rfc3339());
-    for part in [TRAINING_VERSION, env!("CARGO_PKG_VERSION"), &said.to_string(), &version.to_string(), &as_of] {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part.as_bytes());
-    }
-    Ok(hasher.finalize().to_hex().chars().take(32).collect())
+    Ok(id_of(TRAINING_VERSION, &[said, version.to_string(), as_of]))
 }
 
 /// The newest labelled texts, oldest first.
