@@ -62,6 +62,7 @@ mod toml_file;
 mod tried;
 mod unique;
 mod verify;
+pub mod walk;
 mod why;
 
 pub use cases::{CaseFailure, CaseReport, case_names, differing_rows, given_rows, run_cases};
