@@ -165,10 +165,10 @@ mod tests {
 
     use super::*;
 
-    /// A plan of two tasks, ready to be run.
+    /// A plan of one task, ready to be run.
     fn job(id: &str) -> HashMap<JobId, JobInfoCache> {
         let id = JobId::new(id);
-        let plan: Arc<dyn ExecutionPlan> = Arc::new(EmptyExec::new(Arc::new(Schema::empty())).with_partitions(2));
+        let plan: Arc<dyn ExecutionPlan> = Arc::new(EmptyExec::new(Arc::new(Schema::empty())));
         let config = Arc::new(SessionConfig::new());
         let mut planner = DefaultDistributedPlanner::new();
         let mut graph =
@@ -187,10 +187,10 @@ mod tests {
             host: "127.0.0.1".to_owned(),
             port: 1,
             grpc_port: 2,
-            specification: ExecutorSpecification::default().with_vcores(2),
+            specification: ExecutorSpecification::default().with_vcores(1),
             os_info: ExecutorOperatingSystemSpecification::default(),
         };
-        let spec = ExecutorData { executor_id: "a".to_owned(), total_vcores: 2, available_vcores: 2 };
+        let spec = ExecutorData { executor_id: "a".to_owned(), total_vcores: 1, available_vcores: 1 };
         cluster.register_executor(metadata, spec).await.unwrap();
     }
 
@@ -205,7 +205,7 @@ mod tests {
         // What Ballista does by itself: with its plan gone, a task's place is gone, too.
         let cluster_alone = cluster().await;
         with_one_executor(cluster_alone.as_ref()).await;
-        assert_eq!(bound(cluster_alone.as_ref(), job("first")).await, 2);
+        assert_eq!(bound(cluster_alone.as_ref(), job("first")).await, 1);
         assert_eq!(
             bound(cluster_alone.as_ref(), job("second")).await,
             0,
@@ -215,23 +215,23 @@ mod tests {
         let counted = CountedSlots::new(cluster().await);
         with_one_executor(&counted).await;
         let mut jobs = job("first");
-        assert_eq!(bound(&counted, jobs.clone()).await, 2);
+        assert_eq!(bound(&counted, jobs.clone()).await, 1);
         // Places that tasks have are not given out twice.
         jobs.extend(job("second"));
         assert_eq!(bound(&counted, jobs).await, 0);
-        assert_eq!(bound(&counted, job("third")).await, 2);
+        assert_eq!(bound(&counted, job("third")).await, 1);
     }
 
     #[tokio::test]
     async fn places_given_back_twice_are_places_once() {
         let counted = CountedSlots::new(cluster().await);
         with_one_executor(&counted).await;
-        assert_eq!(bound(&counted, job("first")).await, 2);
+        assert_eq!(bound(&counted, job("first")).await, 1);
         for _ in 0..2 {
-            counted.unbind_tasks(vec![("a".to_owned(), 2)]).await.unwrap();
+            counted.unbind_tasks(vec![("a".to_owned(), 1)]).await.unwrap();
         }
         let mut jobs = job("second");
         jobs.extend(job("third"));
-        assert_eq!(bound(&counted, jobs).await, 2);
+        assert_eq!(bound(&counted, jobs).await, 1);
     }
 }
