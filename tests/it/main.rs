@@ -55,6 +55,7 @@ mod real_data;
 mod replace;
 
 mod s3;
+mod scored_rows;
 mod sentiment;
 mod serve;
 mod served;
