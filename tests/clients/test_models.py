@@ -1,5 +1,5 @@
-"""Models of ours and of PyPI's XGBoost: trained on the same data they rank alike, and each reads what the other wrote. The sequence model's
-files, read without us, give its answers.
+"""Models of ours and of PyPI's XGBoost: trained on the same data they rank alike, and each reads what the other wrote. LightGBM's text is read as
+LightGBM reads it. The sequence model's files, read without us, give its answers.
 
 Needs no lake: HOLDFAST_MODELS is the example `models` of holdfast-models; without it, the one beside HOLDFAST_BIN is taken.
 """
@@ -9,7 +9,9 @@ import os
 import pathlib
 import subprocess
 
+import lightgbm
 import numpy
+import pandas
 import pyarrow
 import pyarrow.ipc
 import pytest
@@ -158,6 +160,66 @@ def test_we_read_what_xgboost_writes(models, customers, tmp_path, ending):
     assert numpy.abs(booster.predict(matrix, output_margin=True) - ours["margin"].to_numpy()).max() <= 1e-6
     contributions = numpy.column_stack([ours[f"of {name}"].to_numpy() for name in [*NAMES, "bias"]])
     assert numpy.abs(booster.predict(matrix, pred_contribs=True) - contributions).max() <= 1e-4
+
+
+def frame(customers):
+    """As LightGBM likes it: cities as a category of pandas."""
+    columns = dict(zip(NAMES, customers.numbers.T))
+    return pandas.DataFrame({**columns, "city": pandas.Categorical([CITIES[code] for code in customers.city], categories=CITIES)})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_missing": False},
+        {"boosting": "dart", "drop_rate": 0.2},
+        {"bagging_fraction": 0.6, "bagging_freq": 1, "is_unbalance": True},
+        {"max_cat_to_onehot": 1, "min_data_per_group": 5, "num_leaves": 63},
+    ],
+    ids=["plain", "without missing", "dart", "bagging", "sets of categories"],
+)
+def test_we_read_what_lightgbm_writes(models, customers, tmp_path, settings):
+    train, _ = customers
+    test = Customers(1_000, 4)
+    # Never seen in training: whether it is missing or 0 is the trees' word.
+    test.numbers[::9, 0] = numpy.nan
+    test.numbers[::7, 4] = 0
+    test.write(tmp_path / "test.arrow")
+    parameters = {"objective": "binary", "num_leaves": 15, "seed": 3, "num_threads": 2, "verbose": -1, **settings}
+    booster = lightgbm.train(parameters, lightgbm.Dataset(frame(train), train.left, weight=train.weight), ROUNDS)
+    booster.save_model(tmp_path / "model.txt")
+    text = (tmp_path / "model.txt").read_text()
+    assert "cat_threshold" in text, "a split by categories is to be read"
+    command = ["predict", "--data", tmp_path / "test.arrow", "--model", tmp_path / "model.txt", "--out", tmp_path / "scores.arrow"]
+    assert models(*command, "--contributions")["rounds"] == ROUNDS
+    ours = read(tmp_path / "scores.arrow")
+    theirs = booster.predict(frame(test))
+    assert theirs.std() > 0.1
+    assert numpy.abs(ours["probability"].to_numpy() - theirs).max() <= 1e-6
+    contributions = numpy.column_stack([ours[f"of {name}"].to_numpy() for name in [*NAMES, "bias"]])
+    assert numpy.abs(booster.predict(frame(test), pred_contrib=True) - contributions).max() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"objective": "regression"}, "its objective is regression"),
+        ({"objective": "lambdarank"}, "its objective is lambdarank"),
+        ({"objective": "binary", "linear_tree": True}, "linear_tree"),
+        ({"objective": "binary", "zero_as_missing": True}, "zero_as_missing|zero"),
+    ],
+    ids=["regression", "ranking", "linear", "zero is missing"],
+)
+def test_what_no_tree_of_ours_can_say_is_refused_by_name(models, customers, tmp_path, settings, told):
+    train, test = customers
+    test.write(tmp_path / "test.arrow")
+    values = train.numbers - 1 if "zero_as_missing" in settings else train.numbers
+    group = [100] * 200 if settings["objective"] == "lambdarank" else None
+    data = lightgbm.Dataset(values, train.left.astype(int), group=group, feature_name=NAMES[:5])
+    lightgbm.train({"num_threads": 2, "verbose": -1, **settings}, data, 3).save_model(tmp_path / "model.txt")
+    with pytest.raises(AssertionError, match=told):
+        models("predict", "--data", tmp_path / "test.arrow", "--model", tmp_path / "model.txt", "--out", tmp_path / "scores.arrow")
 
 
 def test_early_stopping_ends_where_xgboost_ends(models, customers, tmp_path):

@@ -69,17 +69,8 @@ impl Service {
     }
 
     /// An exchange with a command; the sender takes the rows.
-    async fn exchange(&self, command: impl Into<bytes::Bytes>) -> (UnboundedSender<RecordBatch>, FlightDataDecoder) {
-        let (sender, rows) = mpsc::unbounded_channel();
-        let messages = FlightDataEncoderBuilder::new()
-            .with_flight_descriptor(Some(FlightDescriptor::new_cmd(command)))
-            .build(UnboundedReceiverStream::new(rows).map(Ok::<RecordBatch, FlightError>))
-            .map(Result::unwrap);
-        let mut client = FlightServiceClient::new(self.channel.clone());
-        // The answer begins with the first rows.
-        let answers = tokio::spawn(async move { client.do_exchange(messages).await.map(tonic::Response::into_inner) });
-        let answers = futures::stream::once(async { answers.await.unwrap() }).try_flatten();
-        (sender, FlightDataDecoder::new(answers.map_err(FlightError::from)))
+    fn exchange(&self, command: impl Into<bytes::Bytes>) -> (UnboundedSender<RecordBatch>, FlightDataDecoder) {
+        exchange(self.channel.clone(), None, command)
     }
 
     /// What a body gets over HTTP: the code, and the JSON.
@@ -108,8 +99,30 @@ impl Service {
     }
 }
 
+/// An exchange with a command; the sender takes the rows.
+pub(crate) fn exchange(
+    channel: Channel,
+    token: Option<&str>,
+    command: impl Into<bytes::Bytes>,
+) -> (UnboundedSender<RecordBatch>, FlightDataDecoder) {
+    let (sender, rows) = mpsc::unbounded_channel();
+    let messages = FlightDataEncoderBuilder::new()
+        .with_flight_descriptor(Some(FlightDescriptor::new_cmd(command)))
+        .build(UnboundedReceiverStream::new(rows).map(Ok::<RecordBatch, FlightError>))
+        .map(Result::unwrap);
+    let mut request = tonic::Request::new(messages);
+    if let Some(token) = token {
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    }
+    let mut client = FlightServiceClient::new(channel);
+    // The answer begins with the first rows.
+    let answers = tokio::spawn(async move { client.do_exchange(request).await.map(tonic::Response::into_inner) });
+    let answers = futures::stream::once(async { answers.await.unwrap() }).try_flatten();
+    (sender, FlightDataDecoder::new(answers.map_err(FlightError::from)))
+}
+
 /// The next rows, and what was sent beside them.
-async fn next(answers: &mut FlightDataDecoder) -> Result<Option<(RecordBatch, String)>, FlightError> {
+pub(crate) async fn next(answers: &mut FlightDataDecoder) -> Result<Option<(RecordBatch, String)>, FlightError> {
     while let Some(message) = tokio::time::timeout(Duration::from_secs(30), answers.next()).await.unwrap() {
         let message = message?;
         if let DecodedPayload::RecordBatch(batch) = message.payload {
@@ -119,7 +132,7 @@ async fn next(answers: &mut FlightDataDecoder) -> Result<Option<(RecordBatch, St
     Ok(None)
 }
 
-async fn refusal(answers: &mut FlightDataDecoder) -> String {
+pub(crate) async fn refusal(answers: &mut FlightDataDecoder) -> String {
     loop {
         match next(answers).await {
             Ok(Some(_)) => {}
@@ -153,7 +166,7 @@ async fn an_exchange_of_keys_goes_on_over_a_publish_with_the_versions_it_began_w
     let service = Service::start(&shop, ServeSettings { max_customer_ids: 5, ..ServeSettings::default() }).await;
     // As JSON: what it says is what the protobuf says.
     let command = r#"{"@type": "holdfast.v1.GetOnlineFeatures", "feature_service": "churn", "event_timestamps": true}"#;
-    let (sender, mut answers) = service.exchange(command).await;
+    let (sender, mut answers) = service.exchange(command);
     let asked = keys(&[Some(&m1), Some("nobody"), None, Some(&m2), Some(&m1)]);
     sender.send(asked.clone()).unwrap();
     let columns = ["customer_id", "spend", "orders", "spend__status"];
@@ -223,22 +236,22 @@ async fn what_an_exchange_of_keys_cannot_answer_is_told_and_ends_it() {
             "no feature service is called `chrn`; there are: churn",
         ),
     ] {
-        let (sender, mut answers) = service.exchange(command.to_command()).await;
+        let (sender, mut answers) = service.exchange(command.to_command());
         sender.send(rows).unwrap();
         let said = refusal(&mut answers).await;
         assert!(said.contains(told), "{said}");
     }
     // One that stays open has the only place; one that says nothing gives it back after a while.
-    let (quiet, mut quiet_answers) = service.exchange(churn.to_command()).await;
+    let (quiet, mut quiet_answers) = service.exchange(churn.to_command());
     quiet.send(keys(&[Some("a")])).unwrap();
     assert_eq!(next(&mut quiet_answers).await.unwrap().unwrap().0.num_rows(), 1);
-    let (sender, mut answers) = service.exchange(churn.to_command()).await;
+    let (sender, mut answers) = service.exchange(churn.to_command());
     sender.send(keys(&[Some("a")])).unwrap();
     let said = refusal(&mut answers).await;
     assert!(said.contains("which is the limit"), "{said}");
     let said = refusal(&mut quiet_answers).await;
     assert!(said.contains("stopped after 5 s"), "{said}");
-    let (sender, mut answers) = service.exchange(churn.to_command()).await;
+    let (sender, mut answers) = service.exchange(churn.to_command());
     sender.send(keys(&[Some("a")])).unwrap();
     assert_eq!(next(&mut answers).await.unwrap().unwrap().0.num_rows(), 1);
     // Who goes away leaves nothing behind.
@@ -259,7 +272,7 @@ async fn pit_2_a_spine_is_answered_row_by_row_while_it_is_sent() {
         timestamp: "at".to_owned(),
         ..GetHistoricalFeatures::default()
     };
-    let (sender, mut answers) = service.exchange(command.to_command()).await;
+    let (sender, mut answers) = service.exchange(command.to_command());
     let (batches, batch_rows) = (40, 5_000_usize);
     let answered = tokio::spawn(async move {
         let mut rows = Vec::new();
@@ -297,15 +310,15 @@ async fn pit_2_a_spine_is_answered_row_by_row_while_it_is_sent() {
     assert_eq!(seen, i64::try_from(batches * batch_rows).unwrap());
 
     // Not even a command.
-    let (sender, mut answers) = service.exchange(command.to_command()).await;
+    let (sender, mut answers) = service.exchange(command.to_command());
     drop(sender);
     let said = refusal(&mut answers).await;
     assert!(said.contains("nothing came"), "{said}");
-    let (sender, mut answers) = service.exchange("{\"@type\": \"holdfast.v1.ScoresAbove\"}").await;
+    let (sender, mut answers) = service.exchange("{\"@type\": \"holdfast.v1.ScoresAbove\"}");
     sender.send(keys(&[None])).unwrap();
     let said = refusal(&mut answers).await;
     assert!(
-        said.contains("DoExchange answers GetHistoricalFeatures, CreateDataset and GetOnlineFeatures alone"),
+        said.contains("DoExchange answers GetHistoricalFeatures, CreateDataset, GetOnlineFeatures and ScoreRows alone"),
         "{said}"
     );
     service.shut_down().await;
@@ -395,14 +408,14 @@ async fn on_demand_features_come_over_every_protocol_with_the_same_values() {
     ])
     .unwrap();
     let churn = GetOnlineFeatures { feature_service: "churn".to_owned(), ..GetOnlineFeatures::default() };
-    let (sender, mut answers) = service.exchange(churn.to_command()).await;
+    let (sender, mut answers) = service.exchange(churn.to_command());
     sender.send(asked.clone()).unwrap();
     assert_eq!(cells(&next(&mut answers).await.unwrap().unwrap().0, &columns), expected);
     let metadata = answers.schema().unwrap().metadata().clone();
     assert_eq!(metadata["holdfast.features"], "spend@v1:spend,basket@v1:to_usual,basket@v1:orders_and_year");
     drop(sender);
     let churn = GetHistoricalFeatures { feature_service: "churn".to_owned(), ..GetHistoricalFeatures::default() };
-    let (sender, mut answers) = service.exchange(churn.to_command()).await;
+    let (sender, mut answers) = service.exchange(churn.to_command());
     let moments = TimestampMicrosecondArray::from_value(Utc::now().timestamp_micros(), 2).with_timezone("UTC");
     let mut fields = asked.schema_ref().fields().to_vec();
     fields.push(Arc::new(arrow::datatypes::Field::new(

@@ -4,6 +4,7 @@ use chrono::{Days, NaiveDate};
 use holdfast_testkit::Random;
 use serde_json::Value;
 
+use crate::scored_rows::refused_by_hybrid;
 use crate::train::Shop;
 use crate::{commits, succeed};
 
@@ -128,8 +129,10 @@ fn a_hybrid_scores_where_order_tells_and_is_replayed_shadowed_and_watched_like_t
     // A row holds no weeks.
     let (code, said) = shop.fails(&["sql", "select predict('churn', f) from features.f f"]);
     assert_eq!(code, Some(2), "{said}");
+    let sent = refused_by_hybrid(&shop);
     for told in ["features.weeks", "holdfast score --model churn", "risk.churn_probability"] {
         assert!(said.contains(told), "{told}: {said}");
+        assert!(sent.contains(told), "{told}: {sent}");
     }
 
     // Steps of another day are not those of the features.

@@ -54,6 +54,7 @@ mod ranges;
 mod real_data;
 mod replace;
 mod s3;
+mod scored_rows;
 mod sentiment;
 mod serve;
 mod served;

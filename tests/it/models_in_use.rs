@@ -39,20 +39,20 @@ fn trained() -> Shop {
     shop
 }
 
-fn promoted() -> Shop {
+pub(crate) fn promoted() -> Shop {
     let shop = trained();
     succeed(&mut shop.command(&["models", "promote", "churn", "1"]));
     shop
 }
 
-fn scored() -> Shop {
+pub(crate) fn scored() -> Shop {
     let shop = promoted();
     succeed(&mut shop.command(&["score", "--model", "churn"]));
     shop
 }
 
 /// Another version, of other trees.
-fn train_another(shop: &Shop) {
+pub(crate) fn train_another(shop: &Shop) {
     shop.with_model("max_depth = 3", "max_depth = 2");
     assert_eq!(shop.json(&["train", "--model", "churn"])["version"], 2);
 }

@@ -434,10 +434,85 @@ fn trees_from_elsewhere_are_calibrated_and_judged_here_and_pickles_are_refused()
     refused(&["Python pickle", "save_model"]);
     std::fs::write(folder.join("model.ubj"), &whole).unwrap();
     std::fs::write(folder.join("MLmodel"), "flavors:\n  sklearn:\n    pickled_model: model.pkl\n").unwrap();
-    refused(&["flavours sklearn", "mlflow.xgboost.log_model"]);
+    refused(&["flavours sklearn", "none is xgboost or lightgbm", "mlflow.xgboost.log_model"]);
     std::fs::write(folder.join("MLmodel"), described).unwrap();
     shop.write("sql/features/f.sql", &FEATURES.replace(" as orders_90d,", " as orders_90,"));
     refused(&["asks for the feature `orders_90d`", "did you mean `orders_90`?"]);
+    assert_eq!(before, commits(shop.path()), "something was kept");
+}
+
+/// What LightGBM would have written: who was away for more than 30 days, and whose orders are small, is likelier to leave.
+const LIGHTGBM: &str = "tree\nversion=v4\nnum_class=1\nnum_tree_per_iteration=1\nlabel_index=0\nmax_feature_idx=1\nobjective=binary sigmoid:1\n\
+    feature_names=days_since basket\nfeature_infos=[0:400] 0:1\n\n\
+    Tree=0\nnum_leaves=2\nnum_cat=0\nsplit_feature=0\nsplit_gain=1\nthreshold=30.000000000000004\ndecision_type=8\nleft_child=-1\nright_child=-2\n\
+    leaf_value=-1 0.5\nleaf_weight=1 1\nleaf_count=5 5\ninternal_value=0\ninternal_weight=2\ninternal_count=10\nis_linear=0\nshrinkage=1\n\n\n\
+    Tree=1\nnum_leaves=2\nnum_cat=1\nsplit_feature=1\nsplit_gain=1\nthreshold=0\ndecision_type=1\nleft_child=-1\nright_child=-2\n\
+    leaf_value=-0.25 0.25\nleaf_weight=1 1\nleaf_count=5 5\ninternal_value=0\ninternal_weight=2\ninternal_count=10\ncat_boundaries=0 1\ncat_threshold=1\n\
+    is_linear=0\nshrinkage=1\n\n\nend of trees\n\npandas_categorical:[[\"large\", \"small\"]]\n";
+
+#[test]
+fn trees_of_lightgbm_score_as_its_text_says_and_what_cannot_be_kept_is_refused_by_name() {
+    let shop = Shop::new();
+    let folder = shop.path().join("mlruns/model");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("model.lgb"), LIGHTGBM).unwrap();
+    let described = "flavors:\n  lightgbm:\n    data: model.lgb\n    lgb_version: 4.7.0\n    model_class: lightgbm.basic.Booster\n  python_function:\n    loader_module: mlflow.lightgbm\nrun_id: 78\n";
+    std::fs::write(folder.join("MLmodel"), described).unwrap();
+    let imported = shop.json(&["models", "import", "churn", "mlruns/model"]);
+    assert_eq!((&imported["version"], &imported["rounds"]), (&1.into(), &2.into()), "{imported}");
+    let shown = shop.json(&["models", "show", "churn", "1"]);
+    assert_eq!(
+        (&shown["engine"], &shown["notes"]["imported"]["mlflow_run"]),
+        (&"lightgbm, imported".into(), &"78".into())
+    );
+    succeed(&mut shop.command(&["models", "promote", "churn", "1"]));
+    succeed(&mut shop.command(&["score", "--model", "churn"]));
+    let told = shop.query(
+        "select count(*) as n, count(distinct s.probability_raw) as values, max(abs(s.probability_raw - 1 / (1 + exp(-m.margin)))) as worst, \
+         count(*) filter (where s.raises_1 is null and s.lowers_1 is null) as silent \
+         from risk.churn_probability s inner join (select customer_id, case when days_since <= 30 then -1.0 else 0.5 end \
+         + case basket when 'large' then -0.25 else 0.25 end as margin from features.f) m on m.customer_id = s.customer_id",
+    );
+    assert!(
+        told[0]["n"].as_u64() > Some(50) && told[0]["values"].as_u64() > Some(1) && told[0]["silent"] == 0,
+        "{told:?}"
+    );
+    assert!(told[0]["worst"].as_f64() < Some(1e-6), "{told:?}");
+
+    // Categories by their names; what is missing or was never seen goes where the text says.
+    let row =
+        |days: &str, basket: &str| format!("predict('churn', named_struct('days_since', {days}, 'basket', {basket}))");
+    let asked = [
+        ("40", "'small'"),
+        ("40", "'large'"),
+        ("40", "null"),
+        ("null", "'enormous'"),
+        ("30", "'small'"),
+        ("30", "'large'"),
+    ];
+    let asked = asked.map(|(days, basket)| row(days, basket)).join(", ");
+    let said = shop.query(&format!("select make_array({asked}) as p"))[0]["p"].clone();
+    let said: Vec<f64> = said.as_array().unwrap().iter().map(|p| p.as_f64().unwrap()).collect();
+    let [small, large, gone, other, recent_small, recent_large] = said[..] else { panic!("{said:?}") };
+    assert_eq!((small.to_bits(), small.to_bits()), (gone.to_bits(), other.to_bits()), "{said:?}");
+    assert!(small > large && large > recent_small && recent_small > recent_large, "{said:?}");
+
+    // The file alone is enough, and it is the same version.
+    shop.write("churn.txt", LIGHTGBM);
+    let import = ["models", "import", "churn", "churn.txt"];
+    assert_eq!(shop.json(&import)["outcome"], "unchanged");
+    let before = commits(shop.path());
+    for (from, to, told) in [
+        ("objective=binary sigmoid:1", "objective=lambdarank", "its objective is lambdarank"),
+        ("binary sigmoid:1", "binary sigmoid:2", "sigmoid"),
+        ("is_linear=0", "is_linear=1", "linear_tree"),
+        ("right_child=-2\nleaf_value=-0.25", "right_child=-9\nleaf_value=-0.25", "cannot be read"),
+        ("feature_names=days_since", "feature_names=days_sinc", "did you mean `days_since`?"),
+    ] {
+        shop.write("churn.txt", &LIGHTGBM.replacen(from, to, 1));
+        let (code, said) = shop.fails(&import);
+        assert!(matches!(code, Some(2 | 5)) && said.contains(told), "{told}: {code:?} {said}");
+    }
     assert_eq!(before, commits(shop.path()), "something was kept");
 }
 

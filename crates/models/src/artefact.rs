@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use serde_json::{Map, Value, json};
 
+use crate::lightgbm;
 use crate::ubjson::{self, Document};
 use crate::{Feature, FeatureKind, ModelError, Result, Signature};
 
@@ -38,9 +39,14 @@ impl Format {
             (Some(0x80), _) => {
                 Err(unreadable("it is a Python pickle, which can run any code; save it with save_model"))
             }
-            _ => Err(unreadable("it is neither JSON nor UBJSON of XGBoost")),
+            _ => Err(unreadable("it is neither JSON nor UBJSON of XGBoost, nor text of LightGBM")),
         }
     }
+}
+
+/// The library whose format an artefact has, by how it begins. Whether it can be read is another question.
+pub fn library_of(artefact: &[u8]) -> &'static str {
+    if lightgbm::is_text(artefact) { "lightgbm" } else { "xgboost" }
 }
 
 /// The document with the signature in it.

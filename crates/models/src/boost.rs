@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use serde::{Deserialize, Serialize};
 
 use crate::artefact::{self, Format};
+use crate::lightgbm;
 use crate::measure::check_labels;
 use crate::{Matrix, ModelError, Result, Signature};
 
@@ -92,6 +93,13 @@ pub trait Engine: std::fmt::Debug + Send + Sync {
     ///
     /// Damaged bytes, and kinds of model that are not trees for two classes.
     fn read(&self, artefact: &[u8], format: Format) -> Result<Box<dyn Booster>>;
+
+    /// Reads trees that LightGBM has written as text, as they are once XGBoost's format has kept them.
+    ///
+    /// # Errors
+    ///
+    /// Damaged bytes, and trees that XGBoost's format cannot hold.
+    fn read_lightgbm(&self, text: &[u8]) -> Result<Box<dyn Booster>>;
 }
 
 /// Trained trees of an engine.
@@ -190,7 +198,7 @@ impl Model {
         Ok(Trained { model: Self { signature: signature.clone(), booster }, useless })
     }
 
-    /// Reads an artefact that names its features: one of [`Model::write`], or of XGBoost trained with `feature_names`.
+    /// Reads an artefact that names its features: one of [`Model::write`], of XGBoost trained with `feature_names`, or of LightGBM (text).
     ///
     /// # Errors
     ///
@@ -307,6 +315,10 @@ impl Model {
 }
 
 fn read(engine: &dyn Engine, artefact: &[u8]) -> Result<(Box<dyn Booster>, Option<Signature>)> {
+    if lightgbm::is_text(artefact) {
+        let signature = lightgbm::signature_of(artefact)?;
+        return Ok((engine.read_lightgbm(artefact)?, Some(signature)));
+    }
     let format = Format::of(artefact)?;
     // The engine first: it says of damaged bytes where the damage is.
     let booster = engine.read(artefact, format)?;

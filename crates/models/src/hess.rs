@@ -75,6 +75,13 @@ impl Engine for Hessboost {
         }
         Ok(Box::new(Trees(model)))
     }
+
+    fn read_lightgbm(&self, text: &[u8]) -> Result<Box<dyn Booster>> {
+        let unreadable = |error: HessboostError| ModelError::Artefact { what: "the model", problem: error.to_string() };
+        let model = BoostedModel::decode(text, ModelFormat::LightgbmText).map_err(unreadable)?;
+        let document = model.encode(ModelFormat::XgboostUbjson).map_err(unreadable)?;
+        self.read(&document, Format::Ubjson)
+    }
 }
 
 impl Booster for Trees {

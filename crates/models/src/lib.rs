@@ -1,7 +1,7 @@
 //! Models of churn and lifetime value: measured, trained, calibrated and explained, in memory.
 //!
 //! [`report`] says what a score is worth beside the majority class and a baseline; [`compare`] whether one is better than another. A [`Model`]
-//! is boosted trees of an [`Engine`], with the [`Signature`] of its features, read and written as XGBoost does. A [`Calibrator`] makes
+//! is boosted trees of an [`Engine`], with the [`Signature`] of its features, read and written as XGBoost does, and read from LightGBM. A [`Calibrator`] makes
 //! probabilities of its log-odds. [`sequence`] holds an LSTM over weekly behaviour, [`hybrid`] trees that are told what it says; [`lifetime`] the
 //! models of repeat buying; [`sentiment`] reads texts. A [`Profile`] tells later whether features and scores have moved,
 //! [`AlwaysValid`] which of two arms of a test did better.
@@ -17,6 +17,7 @@ mod error;
 mod hess;
 pub mod hybrid;
 pub mod lifetime;
+mod lightgbm;
 mod measure;
 pub mod sentiment;
 pub mod sequence;
@@ -27,7 +28,7 @@ mod signature;
 mod testing;
 mod ubjson;
 
-pub use artefact::Format;
+pub use artefact::{Format, library_of};
 pub use boost::{Booster, Engine, Model, Parameters, Trained, TrainingSet, Useless, UselessBecause};
 pub use bootstrap::{Bootstrap, Comparison, Estimate, Line, Report, compare, report};
 pub use calibration::{Calibrator, ISOTONIC_ROWS_LEAST, Isotonic, Platt};

@@ -12,6 +12,8 @@ use holdfast_types::{ErrorKind, TableName};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::RowModelError;
+
 /// When a client that was told to come back should do so.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -153,6 +155,9 @@ pub enum ServeError {
     /// The feature store refused or failed.
     #[error(transparent)]
     Features(Box<FeatureStoreError>),
+    /// A model cannot be asked, or not about these rows.
+    #[error(transparent)]
+    Model(#[from] RowModelError),
     /// The engine refused or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -198,6 +203,7 @@ impl ServeError {
             Self::Access(error) => error.kind(),
             Self::Ingest(error) => error.kind(),
             Self::Features(error) => error.kind(),
+            Self::Model(error) => error.kind,
             Self::Engine(error) => error.kind(),
             Self::Query(error) => query_kind(error),
             Self::Arrow(_) | Self::Encode(_) => ErrorKind::Bug,

@@ -22,7 +22,7 @@ use tonic::Streaming;
 
 use crate::answer::Answer;
 use crate::feature_rights::FeatureGuard;
-use crate::generated::v1::{CreateDataset, GetHistoricalFeatures, GetOnlineFeatures, StatusColumns};
+use crate::generated::v1::{CreateDataset, GetHistoricalFeatures, GetOnlineFeatures, ScoreRows, StatusColumns};
 use crate::put::decode::{Decoded, Decoder};
 use crate::question::{message_name, unwrapped};
 use crate::wire::wire_schema;
@@ -43,6 +43,8 @@ pub(crate) enum Exchange {
     Dataset(CreateDataset),
     /// Keys come for as long as the client likes, a batch each time; what is in memory for them goes back.
     Online(GetOnlineFeatures),
+    /// Rows come for as long as the client likes, a batch each time; what a model says of them goes back.
+    Scored(ScoreRows),
 }
 
 impl Exchange {
@@ -52,6 +54,7 @@ impl Exchange {
             Self::Historical(_) => "get_historical_features",
             Self::Dataset(_) => "create_dataset",
             Self::Online(_) => "get_online_features",
+            Self::Scored(_) => "score_rows",
         }
     }
 
@@ -59,7 +62,7 @@ impl Exchange {
     pub(crate) async fn begin(messages: &mut Streaming<FlightData>) -> Result<(Self, FlightData)> {
         let first = next(messages).await?.ok_or_else(|| {
             ServeError::Request(
-                "nothing came: send GetHistoricalFeatures, CreateDataset or GetOnlineFeatures in the descriptor, and the rows behind it"
+                "nothing came: send GetHistoricalFeatures, CreateDataset, GetOnlineFeatures or ScoreRows in the descriptor, and the rows behind it"
                     .to_owned(),
             )
         })?;
@@ -78,9 +81,13 @@ impl Exchange {
             name if name == <GetOnlineFeatures as prost::Name>::full_name() => {
                 GetOnlineFeatures::decode(any.value).map(Self::Online).map_err(|_| cut("GetOnlineFeatures"))?
             }
+            name if name == <ScoreRows as prost::Name>::full_name() => {
+                ScoreRows::decode(any.value).map(Self::Scored).map_err(|_| cut("ScoreRows"))?
+            }
             _ => {
                 return Err(ServeError::Unsupported(
-                    "DoExchange answers GetHistoricalFeatures, CreateDataset and GetOnlineFeatures alone".to_owned(),
+                    "DoExchange answers GetHistoricalFeatures, CreateDataset, GetOnlineFeatures and ScoreRows alone"
+                        .to_owned(),
                 ));
             }
         };

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::generated::v1::{
-    CreateDataset, FeaturesForCustomers, GetDataset, GetHistoricalFeatures, GetOnlineFeatures, KeyColumn, ScoresAbove,
-    StatusColumns,
+    CreateDataset, FeaturesForCustomers, GetDataset, GetHistoricalFeatures, GetOnlineFeatures, KeyColumn, ScoreRows,
+    ScoresAbove, StatusColumns,
 };
 use crate::{Result, ServeError};
 
@@ -58,6 +58,10 @@ pub(crate) fn any_of(bytes: &[u8]) -> Result<Any> {
     if name == GetDataset::full_name() {
         let GetDatasetJson { dataset_id, skip_rows } = serde_json::from_value(fields).map_err(wrong)?;
         return Ok(wrapped(&GetDataset { dataset_id, skip_rows }));
+    }
+    if name == ScoreRows::full_name() {
+        let ScoreRowsJson { model, reasons } = serde_json::from_value(fields).map_err(wrong)?;
+        return Ok(wrapped(&ScoreRows { model, reasons }));
     }
     if name == GetOnlineFeatures::full_name() {
         let json: OnlineJson = serde_json::from_value(fields).map_err(wrong)?;
@@ -128,12 +132,13 @@ struct FeastHistorical {
     end_date: Option<Value>,
 }
 
-fn names() -> [String; 6] {
+fn names() -> [String; 7] {
     [
         GetOnlineFeatures::full_name(),
         GetHistoricalFeatures::full_name(),
         CreateDataset::full_name(),
         GetDataset::full_name(),
+        ScoreRows::full_name(),
         FeaturesForCustomers::full_name(),
         ScoresAbove::full_name(),
     ]
@@ -213,6 +218,13 @@ struct GetDatasetJson {
     dataset_id: String,
     #[serde(alias = "skipRows")]
     skip_rows: u64,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ScoreRowsJson {
+    model: String,
+    reasons: u32,
 }
 
 #[derive(Default, Deserialize)]
@@ -297,6 +309,8 @@ mod tests {
         .unwrap();
         let (features, label) = (Some(features), "b:c".to_owned());
         assert_eq!(any, wrapped(&CreateDataset { features, label, horizon_s: 60, open_horizon: false }));
+        let any = any_of(br#"{"@type": "holdfast.v1.ScoreRows", "model": "churn@v2", "reasons": 2}"#).unwrap();
+        assert_eq!(any, wrapped(&ScoreRows { model: "churn@v2".to_owned(), reasons: 2 }));
         let any = any_of(br#"{"@type": "holdfast.v1.FeaturesForCustomers", "customer_ids": ["a"]}"#).unwrap();
         let customer_ids = vec!["a".to_owned()];
         assert_eq!(any, wrapped(&FeaturesForCustomers { customer_ids, ..FeaturesForCustomers::default() }));

@@ -3,7 +3,7 @@
 //! [`serve`] answers three kinds of question with the same few steps (understand it, pin a run, plan, stream):
 //!
 //! - feature calls, protobuf commands from `proto/holdfast/v1/flight.proto`; features as of the moments of a spine are an exchange,
-//!   features from memory are answered without a plan;
+//!   features from memory are answered without a plan; rows that a client brings are scored by the models that are handed in;
 //! - whole tables, by the path `["schema", "table"]`;
 //! - Flight SQL: statements, prepared statements and their parameters, and the metadata that drivers ask for.
 //!
@@ -17,7 +17,7 @@
 //! and `ListFlights` with "unimplemented" and lists actions that are not offered. Its messages and metadata builders are.
 //!
 //! This crate must not know where the lake is, how a run is made, or the environment; it is handed a
-//! [`LakeReader`](holdfast_engine::LakeReader) and a listener. Nothing but `put` may know ingestion.
+//! [`LakeReader`](holdfast_engine::LakeReader), [`RowModels`] and a listener. Nothing but `put` may know ingestion.
 
 mod actions;
 mod answer;
@@ -43,7 +43,9 @@ mod parameters;
 mod put;
 mod question;
 mod rights;
+mod row_models;
 mod runs;
+mod score_calls;
 mod seal;
 mod server;
 mod service;
@@ -57,10 +59,11 @@ mod wire;
 
 pub use error::ServeError;
 pub use generated::v1::{
-    CreateDataset, GetDataset, GetHistoricalFeatures, GetOnlineFeatures, KeyColumn, StatusColumns,
+    CreateDataset, GetDataset, GetHistoricalFeatures, GetOnlineFeatures, KeyColumn, ScoreRows, StatusColumns,
 };
 pub use put::{PutSettings, Puts};
 pub use question::{CommandMessage, FeaturesForCustomers, ScoresAbove};
+pub use row_models::{AskedModel, AskedVersion, RowModel, RowModelError, RowModels};
 pub use server::{bind, bind_as, serve, serve_with_http};
 pub use settings::{ServeSettings, Tls};
 pub use token::Token;

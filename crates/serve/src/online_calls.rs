@@ -20,7 +20,7 @@ use crate::runs::Runs;
 use crate::wire::{to_wire, wire_schema};
 use crate::{Result, ServeError, ServeSettings};
 
-/// Answers that come one by one, each with the run that it is from, as text.
+/// Answers that come one by one, each with what is sent beside it: of online features the run that they are from, as text.
 pub(crate) type Answers = BoxStream<'static, Result<(RecordBatch, Bytes)>>;
 
 /// Answers keys from memory.
@@ -96,7 +96,7 @@ pub(crate) async fn converse(
         let (runs, wire, asking) = (Arc::clone(&runs), Arc::clone(&wire), asking.clone());
         async move {
             let Some(batch) = keys.try_next().await.map_err(sent_wrong)? else { return Ok(None) };
-            too_many(batch.num_rows(), rows_max)?;
+            too_many("keys", batch.num_rows(), rows_max)?;
             let store = runs.online();
             if sight.plan.run() != store.run() {
                 let (asked, columns) = sight.plan.pinned();
@@ -143,7 +143,7 @@ pub(crate) async fn plan_of(store: &OnlineStore, asked: &Asked, columns: OnlineC
 pub(crate) fn keys(columns: &[KeyColumn], plan: &OnlinePlan, rows_max: usize) -> Result<RecordBatch> {
     let expected = plan.keys();
     let rows = columns.iter().map(rows_of).max().unwrap_or(0);
-    too_many(rows, rows_max)?;
+    too_many("keys", rows, rows_max)?;
     let (mut fields, mut arrays): (Vec<Field>, Vec<ArrayRef>) = (Vec::new(), Vec::new());
     for key in expected {
         let is_it = |column: &&KeyColumn| column.name == *key.name() || (column.name.is_empty() && expected.len() == 1);
@@ -205,15 +205,15 @@ fn no_key(name: &str, plan: &OnlinePlan) -> ServeError {
     ServeError::Request(format!("there is no key column `{name}`: the views have {}", key_names(plan)))
 }
 
-fn too_many(rows: usize, rows_max: usize) -> Result<()> {
+pub(crate) fn too_many(what: &str, rows: usize, rows_max: usize) -> Result<()> {
     if rows <= rows_max {
         return Ok(());
     }
-    Err(ServeError::Request(format!("{rows} keys were asked for, and may be {rows_max}: ask in parts")))
+    Err(ServeError::Request(format!("{rows} {what} were asked for, and may be {rows_max}: ask in parts")))
 }
 
 /// What the decoder said, without what was put around it for the join.
-fn sent_wrong(error: arrow::error::ArrowError) -> ServeError {
+pub(crate) fn sent_wrong(error: arrow::error::ArrowError) -> ServeError {
     match error {
         arrow::error::ArrowError::ExternalError(source) => match source.downcast::<ServeError>() {
             Ok(error) => *error,

@@ -10,7 +10,7 @@ use holdfast_access::{made_secret, query_hash};
 use holdfast_types::TableName;
 use prost::Message;
 
-use crate::generated::v1::{CreateDataset, GetDataset, GetHistoricalFeatures, GetOnlineFeatures};
+use crate::generated::v1::{CreateDataset, GetDataset, GetHistoricalFeatures, GetOnlineFeatures, ScoreRows};
 pub use crate::generated::v1::{FeaturesForCustomers, ScoresAbove};
 use crate::generated::v1::{PreparedStatement, Ticket, Transaction};
 use crate::json;
@@ -37,6 +37,7 @@ impl CommandMessage for GetHistoricalFeatures {}
 impl CommandMessage for CreateDataset {}
 impl CommandMessage for GetDataset {}
 impl CommandMessage for GetOnlineFeatures {}
+impl CommandMessage for ScoreRows {}
 impl CommandMessage for Ticket {}
 
 /// A statement, and what is bound to its parameters.
@@ -167,10 +168,14 @@ impl Question {
         if message_name(&any) == <GetDataset as prost::Name>::full_name() {
             return GetDataset::decode(any.value).map(Self::Dataset).map_err(|_| not_understood("GetDataset"));
         }
-        for exchange in [<GetHistoricalFeatures as prost::Name>::NAME, <CreateDataset as prost::Name>::NAME] {
+        for (exchange, sent) in [
+            (<GetHistoricalFeatures as prost::Name>::NAME, "the spine"),
+            (<CreateDataset as prost::Name>::NAME, "the spine"),
+            (<ScoreRows as prost::Name>::NAME, "the rows"),
+        ] {
             if message_name(&any).strip_suffix(exchange) == Some("holdfast.v1.") {
                 return Err(ServeError::Unsupported(format!(
-                    "{exchange} is an exchange: send it in the descriptor of DoExchange, and the spine behind it"
+                    "{exchange} is an exchange: send it in the descriptor of DoExchange, and {sent} behind it"
                 )));
             }
         }

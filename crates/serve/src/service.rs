@@ -35,6 +35,7 @@ use crate::put::{self, Puts};
 use crate::question::{Question, Ticketed};
 use crate::rights::Caller;
 use crate::runs::Runs;
+use crate::score_calls;
 use crate::seal::SealKey;
 use crate::stream::{Bounds, Place, Streams};
 use crate::telemetry::{Call, OK, Sent, outcome};
@@ -47,7 +48,7 @@ const BIND: &str = "bind_parameters";
 enum Begun {
     /// One answer.
     Answer(Answer, Place, Limits, Running),
-    /// An answer to each batch of keys.
+    /// An answer to each batch of keys, or of rows to be scored.
     Talk(SchemaRef, Answers, (OwnedSemaphorePermit, Limits, Running)),
 }
 
@@ -314,6 +315,14 @@ impl HoldfastFlight {
                 audited.entry.touched = touched;
                 audited.begin().await?;
                 Ok(Begun::Talk(schema, answers, (place, limits, running)))
+            }
+            Exchange::Scored(command) => {
+                let place = self.streams.admit_conversation()?;
+                let streams = Arc::clone(&self.streams);
+                let scoring = score_calls::converse(&run, command, sent, &self.settings, streams).await?;
+                audited.entry.action = format!("{}:{}", audited.command, scoring.version);
+                audited.begin().await?;
+                Ok(Begun::Talk(scoring.schema, scoring.answers, (place, limits, running)))
             }
         }
     }

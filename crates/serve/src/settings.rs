@@ -6,7 +6,7 @@ use holdfast_access::Access;
 use holdfast_feature_store::OnlineShare;
 use holdfast_types::{NoProgress, Progress};
 
-use crate::{Result, ServeError, Token};
+use crate::{Result, RowModels, ServeError, Token};
 
 /// Limits and intervals of the service. The defaults suit one machine of a few cores; [`ServeSettings::check`] says what
 /// each may be.
@@ -37,13 +37,13 @@ pub struct ServeSettings {
     pub max_concurrent_queries: usize,
     /// Calls that may wait for one of those places; one more is refused. 0 to 100,000.
     pub max_waiting_queries: usize,
-    /// Exchanges of online features that may be open at the same time; one more is refused. 1 to 100,000.
+    /// Exchanges of online features and of rows to be scored that may be open at the same time; one more is refused. 1 to 100,000.
     pub max_online_exchanges: usize,
     /// Every how many answers from memory one is kept in the lake, to be compared with what history says; none without.
     pub log_served: Option<NonZeroU64>,
     /// Which buckets of online views are held in memory; calls for other keys are refused.
     pub online_share: OnlineShare,
-    /// Customer ids of one feature call. 1 to 1,000,000.
+    /// Customer ids of one feature call, and rows of one batch that is scored. 1 to 1,000,000.
     pub max_customer_ids: usize,
     /// What a part of a spine with its features may hold in memory, for each exchange. 16 MiB to 64 GiB.
     pub feature_memory_bytes: usize,
@@ -65,6 +65,8 @@ pub struct ServeSettings {
     pub request_timeout: Duration,
     /// How long running streams may go on after shutdown was asked for. 0 to 1 hour.
     pub drain_timeout: Duration,
+    /// The models that rows are scored by. Without them `ScoreRows` is refused.
+    pub models: Option<Arc<dyn RowModels>>,
     /// Told how far online features are that are taken into memory.
     pub progress: Arc<dyn Progress>,
 }
@@ -114,6 +116,7 @@ impl Default for ServeSettings {
             connection_age: Duration::from_secs(24 * 3_600),
             request_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(10),
+            models: None,
             progress: Arc::new(NoProgress),
         }
     }

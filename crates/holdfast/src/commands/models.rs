@@ -74,7 +74,7 @@ enum ModelsCommand {
     },
     /// Keep trees that were trained elsewhere as a version, calibrated and judged here
     ///
-    /// PATH is a folder that MLflow wrote (flavour xgboost) or a file of XGBoost, .ubj or .json, that names its features: columns of the stage of the model's file. Pickles
+    /// PATH is a folder that MLflow wrote (flavour xgboost or lightgbm), or a file of XGBoost (.ubj, .json) or LightGBM (text), that names its features: columns of the stage of the model's file. Pickles
     /// are refused. The version is the challenger until `holdfast models promote`.
     Import {
         model: String,

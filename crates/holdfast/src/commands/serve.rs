@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{stop_signal, unsaid};
 use crate::clock::SystemClock;
 use crate::error::CliError;
+use crate::models::predict::Champions;
 use crate::pg_gate::AccessGate;
 use crate::progress::Terminal;
 use crate::project::{Project, read_text};
@@ -241,6 +242,7 @@ impl Door {
             log_served: args.log_served,
             online_share: args.online_share,
             access: Some(Arc::clone(&access)),
+            models: Some(Arc::new(Champions::new(project, lake))),
             tls: open_tls(args)?,
             reload_interval: Duration::from_millis(args.reload_interval_ms.max(10)),
             ..settings

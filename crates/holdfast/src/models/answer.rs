@@ -1,4 +1,4 @@
-//! What a version says of customers: for the table of scores and for `predict` in SQL by the same code, so that both say the same.
+//! What a version says of customers: for the table of scores, for `predict` in SQL and for rows that are sent by the same code, so that all say the same.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use holdfast_models::hybrid::SEQUENCE_FEATURE;
 use holdfast_types::COMMENT_KEY;
 
 use super::fit::widened;
-use super::reasons::{Reasons, Words};
+use super::reasons::{HowMany, Reasons, Words};
 use super::registry::Loaded;
 use crate::error::CliError;
 
@@ -64,15 +64,25 @@ impl Loaded {
         Words::of(self.model.signature(), &said.collect(), &comments)
     }
 
+    /// The band of a calibrated probability, by the bounds of the model's file.
+    pub(crate) fn band(&self, probability: f64) -> &'static str {
+        let bands = self.spec.bands();
+        match probability {
+            p if p >= bands.high => "high",
+            p if p >= bands.medium => "medium",
+            _ => "low",
+        }
+    }
+
     /// The reasons for each row, strongest first.
     ///
     /// # Errors
     /// What the model's library refuses.
-    pub(crate) fn reasons(&self, rows: &Matrix, words: &Words) -> Result<Vec<Reasons>, CliError> {
+    pub(crate) fn reasons(&self, rows: &Matrix, words: &Words, most: HowMany) -> Result<Vec<Reasons>, CliError> {
         let contributions = self.model.contributions(rows)?;
         let width = rows.columns();
         let each = rows.values().chunks_exact(width).zip(contributions.chunks_exact(width + 1));
-        Ok(each.map(|(values, contributions)| words.reasons(values, &contributions[..width])).collect())
+        Ok(each.map(|(values, contributions)| words.reasons(values, &contributions[..width], most)).collect())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Trees that were trained elsewhere: a folder that MLflow wrote, or a file of XGBoost. They take the place of what a training would have made; snapshots, calibration and judging are
+//! Trees that were trained elsewhere: a folder that MLflow wrote, or a file of XGBoost or LightGBM. They take the place of what a training would have made; snapshots, calibration and judging are
 //! the same, so that what comes in is measured by the same rows beside the same baselines. Pickles are never opened.
 
 use std::path::{Component, Path, PathBuf};
@@ -27,17 +27,19 @@ pub(crate) struct Imported {
 }
 
 impl Imported {
-    /// Reads the model of a folder with an `MLmodel`, or a file that XGBoost wrote.
+    /// Reads the model of a folder with an `MLmodel`, or a file that XGBoost or LightGBM wrote.
     ///
     /// # Errors
-    /// Nothing there, a flavour other than `xgboost`, a path that leaves the folder, a file that is too large.
+    /// Nothing there, a flavour other than `xgboost` and `lightgbm`, a path that leaves the folder, a file that is too large.
     pub(crate) fn read(path: &Path) -> Result<Self, CliError> {
         let (file, run_id) = if path.is_dir() {
             let described = path.join(ML_MODEL);
             let text = std::fs::read_to_string(&described).map_err(|error| {
                 refused(
                     &described,
-                    &format!("cannot be read ({error}): name a folder that MLflow wrote, or a file of XGBoost"),
+                    &format!(
+                        "cannot be read ({error}): name a folder that MLflow wrote, or a file of XGBoost or LightGBM"
+                    ),
                 )
             })?;
             let data = data_of(&text).map_err(|problem| refused(&described, &problem))?;
@@ -67,6 +69,11 @@ impl Imported {
             .map_err(|error| refused(Path::new(&self.file), &format!("is refused: {error}")))
     }
 
+    /// What trained the trees.
+    pub(crate) fn engine(&self) -> String {
+        format!("{}, imported", holdfast_models::library_of(&self.bytes))
+    }
+
     /// The features that the trees ask for, in their order; all of them are columns that the spec makes features.
     ///
     /// # Errors
@@ -91,21 +98,27 @@ fn refused(path: &Path, problem: &str) -> CliError {
     CliError::Training(format!("{} {problem}", path.display()))
 }
 
-/// The file of the flavour `xgboost` of an `MLmodel`, below its folder.
+/// The flavours of MLflow whose files are trees, and no pickles.
+const FLAVOURS: [&str; 2] = ["xgboost", "lightgbm"];
+
+/// The file of the flavour `xgboost` or `lightgbm` of an `MLmodel`, below its folder.
 fn data_of(text: &str) -> Result<PathBuf, String> {
     let flavours = block(text, 0, "flavors").ok_or("has no `flavors`: it is no description of a model")?;
-    let Some(of_xgboost) = block(&flavours, 0, "xgboost") else {
+    let found = FLAVOURS.into_iter().find_map(|flavour| Some((flavour, block(&flavours, 0, flavour)?)));
+    let Some((flavour, described)) = found else {
         let names: Vec<&str> = flavours
             .lines()
             .filter(|line| !line.starts_with([' ', '#', '-']))
             .filter_map(|line| line.strip_suffix(':'))
             .collect();
         return Err(format!(
-            "has the flavours {}, and none is xgboost: others are pickles, which can run any code, or other kinds of model; log the booster with mlflow.xgboost.log_model",
-            names.join(", ")
+            "has the flavours {}, and none is {}: others are pickles, which can run any code, or other kinds of model; log the booster with mlflow.xgboost.log_model or mlflow.lightgbm.log_model",
+            names.join(", "),
+            FLAVOURS.join(" or ")
         ));
     };
-    let data = value_of(&of_xgboost, "data").ok_or("does not say which file the flavour xgboost is in (`data`)")?;
+    let data = value_of(&described, "data")
+        .ok_or_else(|| format!("does not say which file the flavour {flavour} is in (`data`)"))?;
     let path = PathBuf::from(&data);
     if !path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
         return Err(format!("names the file `{data}`, which is not in its folder"));
@@ -140,9 +153,13 @@ mod tests {
     const WRITTEN: &str = "artifact_path: model\nflavors:\n  python_function:\n    data: model.ubj\n    env:\n      conda: conda.yaml\n    loader_module: mlflow.xgboost\n  xgboost:\n    code: null\n    data: model.ubj\n    model_class: xgboost.core.Booster\n    model_format: ubj\nmlflow_version: 2.20.1\nrun_id: 0123abcd\n";
 
     #[test]
-    fn the_file_of_the_flavour_xgboost_is_found_and_nothing_else_is_taken() {
+    fn the_file_of_a_flavour_of_trees_is_found_and_nothing_else_is_taken() {
         assert_eq!(data_of(WRITTEN), Ok(PathBuf::from("model.ubj")));
         assert_eq!(value_of(WRITTEN, "run_id"), Some("0123abcd".to_owned()));
+        let lightgbm = WRITTEN
+            .replace("xgboost:\n    code", "lightgbm:\n    code")
+            .replace("ubj\n    model_class", "lgb\n    model_class");
+        assert_eq!(data_of(&lightgbm), Ok(PathBuf::from("model.lgb")));
         let of = |from: &str, to: &str| data_of(&WRITTEN.replace(from, to)).unwrap_err();
         let sklearn =
             "flavors:\n  python_function:\n    model_path: model.pkl\n  sklearn:\n    pickled_model: model.pkl\n";

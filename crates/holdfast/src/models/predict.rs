@@ -12,10 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, Float64Array, ListBuilder, RecordBatch, StringBuilder, StructArray, new_null_array,
-};
-use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
+use arrow::array::{Array, ArrayRef, AsArray, Float64Array, ListBuilder, StringBuilder, StructArray, new_null_array};
+use arrow::datatypes::{DataType, Field, FieldRef, SchemaRef};
 use async_trait::async_trait;
 use datafusion::common::{Result, ScalarValue, exec_err, plan_err};
 use datafusion::error::DataFusionError;
@@ -26,8 +24,8 @@ use datafusion::logical_expr::{
 };
 use holdfast_engine::{Project as Stages, Published, RowFunctions, RunFunctions, SubjectVersion};
 use holdfast_lake::Lake;
-use holdfast_lake::grammar::suggest;
-use holdfast_models::{Feature, FeatureKind};
+use holdfast_models::Feature;
+use holdfast_serve::AskedVersion;
 use holdfast_types::TableName;
 use tokio::sync::Mutex;
 
@@ -35,8 +33,8 @@ use super::kind::Kind;
 use super::lifetime::LIFETIME;
 use super::lifetime::function::Buyers;
 use super::lifetime::stored::LoadedLifetime;
-use super::reasons::Words;
-use super::registry::{CHAMPION, Loaded, Move, Registry, Version, standing};
+use super::reasons::{HowMany, Words};
+use super::registry::{CHALLENGER, CHAMPION, Loaded, Move, Registry, Version, standing, without_version};
 use super::sentiment::SENTIMENT;
 use super::sentiment::function::Reader;
 use super::sentiment::stored::LoadedTexts;
@@ -56,10 +54,11 @@ enum Known {
     Silent(String),
 }
 
+/// A version that is asked.
 #[derive(Debug)]
-struct Champion {
-    loaded: Arc<Loaded>,
-    words: Words,
+pub(super) struct Champion {
+    pub(super) loaded: Arc<Loaded>,
+    pub(super) words: Words,
 }
 
 /// The functions where no stage runs: queries with them can be planned, and names of models are looked at.
@@ -143,6 +142,36 @@ impl Champions {
         }
     }
 
+    /// A version of a model about customers, as a run knows it.
+    ///
+    /// # Errors
+    /// A model or version that is not there, a model about something else, files that are damaged.
+    pub(super) async fn asked(&self, run: &Published, model: &str, asked: AskedVersion) -> Result<Champion, CliError> {
+        let found = Found::of_run(run).await?;
+        let known = found.names(self.names.clone());
+        if !known.contains(model) {
+            let of_another_kind = found.versions.iter().find(|version| version.model == model);
+            let refused = of_another_kind.and_then(|version| version.kind().other(model));
+            let known: Vec<String> = known.into_iter().collect();
+            let none = || CliError::NoModel(format!("there is no model `{model}`{}", nearest(model, &known)));
+            return Err(refused.unwrap_or_else(none));
+        }
+        let version = match asked {
+            AskedVersion::Champion => return found.champion(&self.registry, model, &self.loaded).await,
+            AskedVersion::Challenger => {
+                standing(&found.moves, model, CHALLENGER).ok_or_else(|| super::score::without_champion(model, None))?
+            }
+            AskedVersion::Number(number) => number,
+        };
+        let of_model = || found.versions.iter().filter(|version| version.model == model);
+        let Some(version) = of_model().find(|of| of.version == version) else {
+            return Err(without_version(model, version, of_model()));
+        };
+        let loaded = Arc::new(self.registry.load(version.clone()).await?);
+        let words = loaded.words(found.schemas.get(&version.feature_stage));
+        Ok(Champion { loaded, words })
+    }
+
     /// Whether a query has a call of one of the functions in it, or may have: what is not asked need not be read.
     pub(crate) fn may_be_asked_by(query: &str) -> bool {
         let query = query.to_lowercase();
@@ -199,12 +228,8 @@ impl Found {
         wanted: Option<&BTreeSet<String>>,
         loaded: &LoadedVersions,
     ) -> Models {
-        let (churn, others): (Vec<&Version>, Vec<&Version>) =
-            self.versions.iter().partition(|version| version.kind() == Kind::Churn);
-        let trained = churn.into_iter().map(|version| version.model.clone());
-        let names: BTreeSet<String> = names.into_iter().chain(trained).collect();
         let mut models = BTreeMap::new();
-        for name in names {
+        for name in self.names(names) {
             if wanted.is_some_and(|wanted| !wanted.contains(&name)) {
                 let why = format!("`{name}` is asked by no stage");
                 models.insert(name, Known::Silent(why));
@@ -216,12 +241,18 @@ impl Found {
             };
             models.insert(name, known);
         }
-        for version in others {
+        for version in &self.versions {
             if let Some(refused) = version.kind().other(&version.model) {
                 models.entry(version.model.clone()).or_insert_with(|| Known::Silent(refused.to_string()));
             }
         }
         Models(models)
+    }
+
+    /// The models about customers: these of a pipeline, and those that were trained.
+    fn names(&self, of_pipeline: Vec<String>) -> BTreeSet<String> {
+        let trained = self.versions.iter().filter(|version| version.kind() == Kind::Churn);
+        of_pipeline.into_iter().chain(trained.map(|version| version.model.clone())).collect()
     }
 
     /// The version that is a model's champion.
@@ -381,7 +412,7 @@ impl Predict {
     /// What the champion says of rows; null for a row that is null as a whole.
     fn said(&self, champion: &Champion, rows: &StructArray) -> Result<ArrayRef, CliError> {
         let loaded = &champion.loaded;
-        let matrix = loaded.rows(&features(loaded.model.signature().features(), rows)?)?;
+        let matrix = loaded.rows(&loaded.features_of(rows)?)?;
         Ok(match self.what {
             What::Probability => {
                 let probabilities = loaded.probabilities(&matrix)?.calibrated;
@@ -390,9 +421,10 @@ impl Predict {
             }
             What::Reasons => {
                 let mut lists = ListBuilder::new(StringBuilder::new());
-                for (row, reasons) in loaded.reasons(&matrix, &champion.words)?.iter().enumerate() {
+                let most = HowMany { lowers: 0, ..HowMany::OF_SCORES };
+                for (row, reasons) in loaded.reasons(&matrix, &champion.words, most)?.iter().enumerate() {
                     if rows.is_valid(row) {
-                        reasons.raises.iter().flatten().for_each(|reason| lists.values().append_value(reason));
+                        reasons.raises.iter().for_each(|reason| lists.values().append_value(reason));
                     }
                     lists.append(rows.is_valid(row));
                 }
@@ -437,28 +469,8 @@ impl ScalarUDFImpl for Predict {
         let row = arguments.arg_fields.get(1).map_or(&DataType::Null, |field| field.data_type());
         match (known, row) {
             (_, DataType::Null) | (Known::Silent(_), DataType::Struct(_)) => {}
-            (Known::Champion(champion), DataType::Struct(_)) if champion.loaded.sequence.is_some() => {
-                let Version { model, version, .. } = &champion.loaded.version;
-                return plan_err!(
-                    "version {version} of `{model}` is also told what customers did step by step ({}), which no row holds: {} cannot ask it; `holdfast score --model {model}` does, for {}, or promote a version without",
-                    champion.loaded.steps().map_or_else(String::new, |steps| steps.stage.to_string()),
-                    self.name(),
-                    champion.loaded.spec.file.scores.table.get_ref()
-                );
-            }
             (Known::Champion(champion), DataType::Struct(fields)) => {
-                let signature = champion.loaded.model.signature();
-                let problems = problems(signature.features(), fields);
-                if !problems.is_empty() {
-                    let version = &champion.loaded.version;
-                    return plan_err!(
-                        "the row does not fit version {} of `{}`: {}; it asks for the columns of {}",
-                        version.version,
-                        version.model,
-                        problems.join(", "),
-                        version.feature_stage
-                    );
-                }
+                champion.loaded.check_row(fields, self.name()).map_err(DataFusionError::Plan)?;
             }
             (_, other) => {
                 return plan_err!(
@@ -502,46 +514,6 @@ impl ScalarUDFImpl for Predict {
         };
         said.map(ColumnarValue::Array).map_err(|error| DataFusionError::Execution(error.to_string()))
     }
-}
-
-/// The features of rows, in the order of the model.
-fn features(features: &[Feature], rows: &StructArray) -> Result<RecordBatch, CliError> {
-    let mut fields = Vec::with_capacity(features.len());
-    let mut columns: Vec<ArrayRef> = Vec::with_capacity(features.len());
-    for feature in features {
-        let column = rows.column_by_name(&feature.name);
-        // A column of nothing but null has no type: values are missing.
-        let column = match column.filter(|column| *column.data_type() != DataType::Null) {
-            Some(column) => Arc::clone(column),
-            None => new_null_array(if is_text(feature) { &DataType::Utf8 } else { &DataType::Float32 }, rows.len()),
-        };
-        fields.push(Field::new(&feature.name, column.data_type().clone(), true));
-        columns.push(column);
-    }
-    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
-}
-
-/// What a row lacks that a model asks for, in words.
-fn problems(features: &[Feature], row: &Fields) -> Vec<String> {
-    let names: Vec<&str> = row.iter().map(|field| field.name().as_str()).collect();
-    let problem = |feature: &Feature| {
-        let Some((_, field)) = row.find(&feature.name) else {
-            let near = suggest(&feature.name, &names).map_or_else(String::new, |near| format!(" (there is `{near}`)"));
-            return Some(format!("`{}` is missing{near}", feature.name));
-        };
-        let kind = field.data_type();
-        let fits = match is_text(feature) {
-            true => matches!(kind, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null),
-            false => kind.is_numeric() || matches!(kind, DataType::Boolean | DataType::Null),
-        };
-        let wanted = if is_text(feature) { "text" } else { "a number" };
-        (!fits).then(|| format!("`{}` is {kind} where {wanted} is needed", feature.name))
-    };
-    features.iter().filter_map(problem).collect()
-}
-
-fn is_text(feature: &Feature) -> bool {
-    matches!(feature.kind, FeatureKind::Category(_))
 }
 
 /// The call of `named_struct` with these features alone; nothing where it has no others.

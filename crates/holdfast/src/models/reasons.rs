@@ -4,9 +4,17 @@ use std::collections::BTreeMap;
 
 use holdfast_models::{Feature, FeatureKind, Signature};
 
-/// How many features are named that raise a score, and how many that lower it.
-pub(crate) const RAISES: usize = 3;
-pub(crate) const LOWERS: usize = 2;
+/// At most how many features are named that raise a score, and how many that lower it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HowMany {
+    pub(crate) raises: usize,
+    pub(crate) lowers: usize,
+}
+
+impl HowMany {
+    /// Those of the tables of scores.
+    pub(crate) const OF_SCORES: Self = Self { raises: 3, lowers: 2 };
+}
 
 /// What each feature is called.
 #[derive(Debug, Clone)]
@@ -17,8 +25,8 @@ pub(crate) struct Words {
 /// The reasons of one customer, strongest first; none where nothing adds or takes away.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Reasons {
-    pub(crate) raises: [Option<String>; RAISES],
-    pub(crate) lowers: [Option<String>; LOWERS],
+    pub(crate) raises: Vec<String>,
+    pub(crate) lowers: Vec<String>,
 }
 
 impl Words {
@@ -40,16 +48,14 @@ impl Words {
     }
 
     /// The reasons for one row: its features, and what each adds to the log-odds. What adds nothing is no reason.
-    pub(crate) fn reasons(&self, values: &[f32], contributions: &[f32]) -> Reasons {
+    pub(crate) fn reasons(&self, values: &[f32], contributions: &[f32], most: HowMany) -> Reasons {
         let mut order: Vec<usize> = (0..self.features.len()).collect();
         // Equal contributions stand in the order of features.
         order.sort_by(|left, right| contributions[*right].total_cmp(&contributions[*left]));
-        let mut up = order.iter().copied().filter(|place| contributions[*place] > 0.0);
-        let mut down = order.iter().rev().copied().filter(|place| contributions[*place] < 0.0);
-        Reasons {
-            raises: std::array::from_fn(|_| up.next().map(|place| self.told(place, values[place]))),
-            lowers: std::array::from_fn(|_| down.next().map(|place| self.told(place, values[place]))),
-        }
+        let up = order.iter().filter(|place| contributions[**place] > 0.0);
+        let down = order.iter().rev().filter(|place| contributions[**place] < 0.0);
+        let told = |place: &usize| self.told(*place, values[*place]);
+        Reasons { raises: up.take(most.raises).map(told).collect(), lowers: down.take(most.lowers).map(told).collect() }
     }
 
     fn told(&self, place: usize, value: f32) -> String {
@@ -92,10 +98,12 @@ mod tests {
         let said = [("days".to_owned(), "no purchase for {value} days".to_owned())].into();
         let comments = [("visits".to_owned(), "Visits, last 30 days; 0 without".to_owned())].into();
         let words = Words::of(&signature, &said, &comments);
-        let reasons = words.reasons(&[45.0, 1.0, f32::NAN, 1.5], &[0.8, -0.3, 0.1, 0.0]);
-        let raises =
-            [Some("no purchase for 45 days".to_owned()), Some("Visits, last 30 days: not known".to_owned()), None];
-        assert_eq!(reasons.raises, raises);
-        assert_eq!(reasons.lowers, [Some("tier: silver".to_owned()), None]);
+        let told = |most| words.reasons(&[45.0, 1.0, f32::NAN, 1.5], &[0.8, -0.3, 0.1, 0.0], most);
+        let reasons = told(HowMany::OF_SCORES);
+        assert_eq!(reasons.raises, ["no purchase for 45 days", "Visits, last 30 days: not known"]);
+        assert_eq!(reasons.lowers, ["tier: silver"]);
+        let fewer = told(HowMany { raises: 1, lowers: 0 });
+        assert_eq!(fewer.raises, ["no purchase for 45 days"]);
+        assert!(fewer.lowers.is_empty());
     }
 }

@@ -231,14 +231,8 @@ impl Registry {
     /// One version, or what to do about it.
     pub(crate) async fn version(&self, model: &str, number: i32) -> Result<Version, CliError> {
         let versions = self.versions(Some(model)).await?;
-        let known: Vec<String> = versions.iter().map(|version| version.version.to_string()).collect();
-        versions.into_iter().find(|version| version.version == number).ok_or_else(|| {
-            CliError::NoModel(if known.is_empty() {
-                format!("there is no version of `{model}` yet: train one with `holdfast train --model {model}`")
-            } else {
-                format!("`{model}` has no version {number}: there are {}", known.join(", "))
-            })
-        })
+        let found = versions.iter().find(|version| version.version == number).cloned();
+        found.ok_or_else(|| without_version(model, number, versions.iter()))
     }
 
     /// The version that an alias stands at.
@@ -381,6 +375,16 @@ impl Registry {
         }
         Ok(bytes.to_vec())
     }
+}
+
+/// What to do about a version that is none of these of its model.
+pub(crate) fn without_version<'a>(model: &str, number: i32, versions: impl Iterator<Item = &'a Version>) -> CliError {
+    let known: Vec<String> = versions.map(|version| version.version.to_string()).collect();
+    CliError::NoModel(if known.is_empty() {
+        format!("there is no version of `{model}` yet: train one with `holdfast train --model {model}`")
+    } else {
+        format!("`{model}` has no version {number}: there are {}", known.join(", "))
+    })
 }
 
 fn in_order_of_versions(mut versions: Vec<Version>) -> Vec<Version> {

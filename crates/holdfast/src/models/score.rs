@@ -21,7 +21,7 @@ use super::answer::Probabilities;
 use super::hybrid::history::Steps;
 use super::hybrid::scored::Histories;
 use super::hybrid::spec::fingerprint;
-use super::reasons::{LOWERS, RAISES, Reasons, Words};
+use super::reasons::{HowMany, Reasons, Words};
 use super::registry::{CHAMPION, Loaded, Registry, Version, commented, json_rows, publish, tables, time};
 use super::snapshots::{feature_column, literal, moment_of};
 use super::spec::{EVENT_TIMESTAMP, Spec};
@@ -531,7 +531,7 @@ impl<'a> Scoring<'a> {
         batch: &RecordBatch,
         scored_at: DateTime<Utc>,
     ) -> Result<RecordBatch, CliError> {
-        let Loaded { spec, version, .. } = loaded;
+        let version = &loaded.version;
         let schema = batch.schema();
         let places: Vec<usize> = loaded.features().map(|name| schema.index_of(name)).collect::<Result<_, _>>()?;
         let features = batch.project(&places)?;
@@ -541,19 +541,14 @@ impl<'a> Scoring<'a> {
         };
         let matrix = loaded.rows(&features)?;
         let Probabilities { raw, calibrated: probabilities } = loaded.probabilities(&matrix)?;
-        let reasons = loaded.reasons(&matrix, words)?;
-        let bands = spec.bands();
-        let band = |p: f64| match p {
-            p if p >= bands.high => "high",
-            p if p >= bands.medium => "medium",
-            _ => "low",
-        };
+        let HowMany { raises, lowers } = HowMany::OF_SCORES;
+        let reasons = loaded.reasons(&matrix, words, HowMany::OF_SCORES)?;
         let rows = batch.num_rows();
         let moment = |at: DateTime<Utc>| -> ArrayRef {
             let micros = TimestampMicrosecondArray::from(vec![at.timestamp_micros(); rows]);
             Arc::new(micros.with_timezone("UTC"))
         };
-        let texts = |of: &dyn Fn(&Reasons) -> Option<String>| -> ArrayRef {
+        let texts = |of: &dyn Fn(&Reasons) -> Option<&String>| -> ArrayRef {
             Arc::new(reasons.iter().map(of).collect::<StringArray>())
         };
         let stage = self.features.name().to_string();
@@ -566,10 +561,10 @@ impl<'a> Scoring<'a> {
             Arc::new(Int64Array::from(vec![feature_version; rows])),
             Arc::new(Float64Array::from(raw)),
             Arc::new(Float64Array::from(probabilities.clone())),
-            Arc::new(StringArray::from_iter_values(probabilities.iter().map(|p| band(*p)))),
+            Arc::new(StringArray::from_iter_values(probabilities.iter().map(|p| loaded.band(*p)))),
         ];
-        columns.extend((0..RAISES).map(|place| texts(&|reasons| reasons.raises[place].clone())));
-        columns.extend((0..LOWERS).map(|place| texts(&|reasons| reasons.lowers[place].clone())));
+        columns.extend((0..raises).map(|place| texts(&|reasons| reasons.raises.get(place))));
+        columns.extend((0..lowers).map(|place| texts(&|reasons| reasons.lowers.get(place))));
         columns.push(moment(self.as_of));
         columns.push(moment(scored_at));
         columns.push(arrow::compute::cast(batch.column(1), &DataType::Int32)?);
@@ -703,8 +698,9 @@ fn score_schema() -> SchemaRef {
         text("band", "high, medium or low, by the calibrated probability"),
     ];
     let of = |place: usize, name: &str, comment: &str| text(&format!("{name}_{}", place + 1), comment);
-    fields.extend((0..RAISES).map(|place| of(place, "raises", "What raises the probability most, strongest first")));
-    fields.extend((0..LOWERS).map(|place| of(place, "lowers", "What lowers the probability most, strongest first")));
+    let HowMany { raises, lowers } = HowMany::OF_SCORES;
+    fields.extend((0..raises).map(|place| of(place, "raises", "What raises the probability most, strongest first")));
+    fields.extend((0..lowers).map(|place| of(place, "lowers", "What lowers the probability most, strongest first")));
     fields.push(commented("as_of", time(), "The moment at which all features were known"));
     fields.push(commented("scored_at", time(), "When the score was made"));
     fields.push(Field::new(CUSTOMER_BUCKET, DataType::Int32, true));

@@ -173,11 +173,10 @@ pub(crate) async fn train(
         labels_end: labels_end(spec, &moments).unwrap_or(as_of),
         signature: serde_json::to_string(fitted.model.signature()).map_err(unwritable)?,
         engine: match (&options.imported, &fitted.sequence) {
-            (Some(_), _) => "xgboost, imported",
-            (None, Some(_)) => "hessboost, told by an LSTM",
-            (None, None) => "hessboost",
-        }
-        .to_owned(),
+            (Some(imported), _) => imported.engine(),
+            (None, Some(_)) => "hessboost, told by an LSTM".to_owned(),
+            (None, None) => "hessboost".to_owned(),
+        },
         rounds: i32::try_from(fitted.model.rounds()).unwrap_or(i32::MAX),
         artefact: String::new(),
         artefact_hash: String::new(),

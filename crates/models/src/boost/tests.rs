@@ -302,6 +302,10 @@ impl Engine for Broken {
     fn read(&self, _: &[u8], _: Format) -> Result<Box<dyn Booster>> {
         Ok(Box::new(Self))
     }
+
+    fn read_lightgbm(&self, _: &[u8]) -> Result<Box<dyn Booster>> {
+        Ok(Box::new(Self))
+    }
 }
 
 impl Booster for Broken {

@@ -68,6 +68,11 @@ def online(
     return _wrapped("GetOnlineFeatures", body)
 
 
+def score_rows(model: str, reasons: int) -> bytes:
+    """A ``ScoreRows`` in its wrapper."""
+    return _wrapped("ScoreRows", _text(1, model) + _number(2, reasons))
+
+
 def _key_column(name: str, values: list) -> bytes:
     body = _text(1, name)
     if all(isinstance(value, str) for value in values):

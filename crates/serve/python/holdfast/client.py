@@ -18,6 +18,9 @@ from holdfast import _messages
 #: Rows that are sent at a time.
 BATCH_ROWS = 65_536
 
+#: Rows of a batch that a model scores: the service takes 10,000 unless it was set otherwise.
+SCORED_ROWS = 8_192
+
 #: Batches that are put before the first of them is known to be durable.
 PUTS_ON_THEIR_WAY = 8
 
@@ -176,7 +179,7 @@ class Client:
             raise ValueError("name a training set: training_sets() lists them")
         return self._get(_messages.get_dataset(dataset_id, skip_rows))
 
-    def _exchange(self, command: bytes, rows: pyarrow.RecordBatchReader) -> Retrieval:
+    def _exchange(self, command: bytes, rows: pyarrow.RecordBatchReader, rows_at_once: int = BATCH_ROWS) -> Retrieval:
         """Sends rows and answers those that come back meanwhile."""
         descriptor = pyarrow.flight.FlightDescriptor.for_command(command)
         with _told():
@@ -188,8 +191,8 @@ class Client:
             try:
                 for batch in rows:
                     # The service takes batches of limited size.
-                    for start in range(0, batch.num_rows, BATCH_ROWS):
-                        writer.write_batch(batch.slice(start, BATCH_ROWS))
+                    for start in range(0, batch.num_rows, rows_at_once):
+                        writer.write_batch(batch.slice(start, rows_at_once))
             except pyarrow.ArrowException:
                 # The service has refused: why, is what the answer says.
                 pass
@@ -279,10 +282,37 @@ class Client:
         command = _messages.online(
             _service(service, features), list(features or []), {}, full_feature_names, status, event_timestamps
         )
+        return OnlineFeatures(*self._line(command))
+
+    def _line(self, command: bytes) -> tuple[Any, Any]:
         descriptor = pyarrow.flight.FlightDescriptor.for_command(command)
         with _told():
-            writer, reader = self._client.do_exchange(descriptor, pyarrow.flight.FlightCallOptions(headers=self._headers))
-        return OnlineFeatures(writer, reader)
+            # The limit of one call is not one of a line.
+            return self._client.do_exchange(descriptor, pyarrow.flight.FlightCallOptions(headers=self._headers))
+
+    def table(self, name: str) -> Retrieval:
+        """The rows of a table of the newest run, such as ``"core.customers"``, as far as you see them."""
+        descriptor = pyarrow.flight.FlightDescriptor.for_path(*name.split("."))
+        with _told():
+            info = self._client.get_flight_info(descriptor, self._options)
+        return self._get(info.endpoints[0].ticket.ticket)
+
+    def score(self, model: str, rows: Any, reasons: int = 0) -> pyarrow.Table:
+        """Rows scored by a model: one row for each, in their order, as ``predict`` says of them in SQL.
+
+        ``model`` is ``"churn"`` for its champion, ``"churn@challenger"`` or ``"churn@v3"``. ``rows`` is what
+        :meth:`get_historical_features` takes as a spine, with the features of the model as columns, in any order; null and NaN are
+        missing. Answers the columns that are no features as they came, then ``probability`` (calibrated), ``probability_raw`` and ``band``;
+        with ``reasons`` also ``raises`` and ``lowers``, lists of so many texts at most, strongest first. Model and version are in the schema's
+        metadata. :meth:`scoring` is for who asks again and again.
+        """
+        return self._exchange(_messages.score_rows(model, reasons), _reader(rows), SCORED_ROWS).to_arrow()
+
+    def scoring(self, model: str, reasons: int = 0) -> Scoring:
+        """An open line to a model, for who asks again and again: the version is the one of the beginning, for as long as the line is open.
+        Arguments are those of :meth:`score`. Not for several threads at a time.
+        """
+        return Scoring(*self._line(_messages.score_rows(model, reasons)))
 
     def push(self, source: str, rows: Any, stream: str | None = None) -> dict[str, int]:
         """Puts rows into a source of the pipeline, ready-made features as well as events; answers when all of them are durable.
@@ -341,23 +371,20 @@ class Client:
         return json.loads(result.body.to_pybytes())
 
 
-class OnlineFeatures:
-    """Features from memory over an open line: :meth:`Client.online`."""
+class _Line:
+    """An exchange that stays open: a batch goes in, a batch comes back."""
 
     def __init__(self, writer: Any, reader: Any):
         self._writer, self._reader, self._schema = writer, reader, None
 
-    def __enter__(self) -> OnlineFeatures:
+    def __enter__(self) -> Any:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def get(self, keys: Any) -> pyarrow.RecordBatch:
-        """One row for each key, in their order. ``keys`` maps the key columns to their values, or is a record batch of them; each
-        call has the same columns.
-        """
-        batch = keys if isinstance(keys, pyarrow.RecordBatch) else pyarrow.RecordBatch.from_pydict(dict(keys), self._schema)
+    def _answer(self, rows: Any) -> pyarrow.RecordBatch:
+        batch = rows if isinstance(rows, pyarrow.RecordBatch) else pyarrow.RecordBatch.from_pydict(dict(rows), self._schema)
         with _told():
             try:
                 if self._schema is None:
@@ -379,6 +406,26 @@ class OnlineFeatures:
         except pyarrow.ArrowException:
             # It has ended already.
             pass
+
+
+class OnlineFeatures(_Line):
+    """Features from memory over an open line: :meth:`Client.online`."""
+
+    def get(self, keys: Any) -> pyarrow.RecordBatch:
+        """One row for each key, in their order. ``keys`` maps the key columns to their values, or is a record batch of them; each
+        call has the same columns.
+        """
+        return self._answer(keys)
+
+
+class Scoring(_Line):
+    """A model over an open line: :meth:`Client.scoring`."""
+
+    def score(self, rows: Any) -> pyarrow.RecordBatch:
+        """One row for each, in their order, as :meth:`Client.score` answers. ``rows`` maps columns to their values, or is a record batch; each
+        call has the same columns, and at most as many rows as the service takes in a batch (10,000).
+        """
+        return self._answer(rows)
 
 
 class OnlineNodes:

@@ -207,6 +207,34 @@ impl ::prost::Name for KeyColumn {
         "/holdfast.v1.KeyColumn".into()
     }
 }
+/// Rows that a client brings, scored by a version of a model as predict('churn', row) does in SQL.
+///
+/// Asked with DoExchange: this command in the descriptor of the first message, behind it record batches with the features of the model as
+/// columns, in any order. Each batch is answered by one with as many rows, in their order, for as long as the client likes; nothing is kept between
+/// batches. The version is the one of the beginning: who wants a new champion asks again. docs/models.md says what becomes of nulls and mistakes.
+///
+/// Answer: the sent columns that are no features, then probability (calibrated), probability_raw (as the trees have it), band (high, medium or low) and,
+/// where reasons are asked for, raises and lowers (lists of texts, strongest first). The schema's metadata says which model (holdfast.model),
+/// version (holdfast.model_version) and run (holdfast.run) it is from.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScoreRows {
+    /// "churn" for its champion, "churn@challenger", "churn@v3".
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    /// At most so many features that raise the probability, and so many that lower it, in words. 0 to 100.
+    #[prost(uint32, tag = "2")]
+    pub reasons: u32,
+}
+impl ::prost::Name for ScoreRows {
+    const NAME: &'static str = "ScoreRows";
+    const PACKAGE: &'static str = "holdfast.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "holdfast.v1.ScoreRows".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/holdfast.v1.ScoreRows".into()
+    }
+}
 /// Which columns say why a value is not there: PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
