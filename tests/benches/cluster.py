@@ -125,7 +125,9 @@ def tell(arguments, here, there, said):
     result = sum(job["monotonic_counter.holdfast_cluster_result_bytes"] for job in jobs)
     plans = [job["plan_bytes"] for job in jobs]
     more = sorted(of_stage(there, name) - of_stage(here, name) for name in sent)
+    written = [stage["stage"] for stage in stages if stage.get("place", {}).get("written_by") == "executors"]
     print(f"{arguments.customers:,} customers, {arguments.days} days; {len(sent)} of {len(stages)} stages on the cluster")
+    print(f"{len(written)} of them were written by executors")
     for stage in kept:
         print(f"here: {stage['stage']}: {stage['place']['reason']}")
     print("| | s (all runs) |\n|---|---|")
@@ -133,7 +135,7 @@ def tell(arguments, here, there, said):
         print(f"| {name} | **{median(runs):.2f}** ({' '.join(f'{seconds:.2f}' for seconds, _ in runs)}) |")
     print(f"\n{median(there) / median(here):.2f} times the time; every table is the same")
     print(f"a stage takes {statistics.median(more):.2f} s longer there (median; {more[0]:.2f} to {more[-1]:.2f})")
-    print(f"plans of {min(plans) / 1000:.0f} to {max(plans) / 1000:.0f} kB; {result / 1e6:.1f} MB of rows held for the driver")
+    print(f"plans of {min(plans) / 1000:.0f} to {max(plans) / 1000:.0f} kB; {result / 1e6:.1f} MB held for the driver")
 
 
 if __name__ == "__main__":
