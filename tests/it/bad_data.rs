@@ -15,7 +15,7 @@ use flate2::write::GzEncoder;
 use parquet::arrow::ArrowWriter;
 use serde_json::Value;
 
-use crate::{holdfast_binary, rows, succeed};
+use crate::{ended, holdfast_binary, rows, succeed};
 
 /// What becomes of a file, beside a neighbour of one good row.
 enum Fate {
@@ -446,7 +446,7 @@ impl Collector {
 
     fn stop(mut self) {
         succeed(Command::new("kill").arg("-TERM").arg(self.child.id().to_string()));
-        assert!(self.child.wait().unwrap().success());
+        assert!(ended(&mut self.child).success());
     }
 }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::cluster_writes::{assert_same_files, orphans, written_there};
 use crate::increments::{assert_same, copy, open, versions};
 use crate::stages::Shop;
-use crate::{holdfast, holdfast_binary, succeed};
+use crate::{ended, holdfast, holdfast_binary, succeed};
 
 const AS_OF: &str = "2026-01-01T00:00:00Z";
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -239,8 +239,8 @@ async fn whoever_dies_over_a_run_leaves_nothing_by_half() {
     let mut run = start("first.log");
     run.says("Built core.");
     cluster.executors[0].kill();
-    let ended = run.process.wait().unwrap();
-    assert!(ended.success(), "{}", run.said());
+    let status = ended(&mut run.process);
+    assert!(status.success(), "{}", run.said());
     assert_same(&open(&there).await, &open(&embedded).await, "an executor was killed").await;
     assert_eq!(orphans(&there), BTreeSet::new());
 
@@ -251,8 +251,8 @@ async fn whoever_dies_over_a_run_leaves_nothing_by_half() {
     let mut run = Program::start(&mut command, shop.path("second.log"));
     run.says("Built core.");
     cluster.scheduler.kill();
-    let ended = run.process.wait().unwrap();
-    assert_eq!(ended.code(), Some(4), "{}", run.said());
+    let status = ended(&mut run.process);
+    assert_eq!(status.code(), Some(4), "{}", run.said());
     assert!(run.said().contains("no scheduler answers at df://"), "{}", run.said());
     assert_eq!(open(&there).await.latest_manifest().await.unwrap().unwrap().sequence, published.sequence);
     // The executor that is left knows that it is of no use.

@@ -20,7 +20,7 @@ use holdfast_types::FixedClock;
 use object_store::ObjectStoreExt;
 use serde_json::{Value, json};
 
-use crate::{commits, holdfast, rows, succeed};
+use crate::{commits, ended, holdfast, rows, succeed};
 
 /// A running `holdfast collect`. Killed when dropped.
 struct Server {
@@ -72,7 +72,7 @@ impl Server {
     fn stop(mut self) -> Duration {
         let started = Instant::now();
         self.terminate();
-        let status = self.child.wait().unwrap();
+        let status = ended(&mut self.child);
         assert!(status.success(), "it ended with {status}: {}", self.log.lock().unwrap());
         started.elapsed()
     }

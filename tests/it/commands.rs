@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::{commits, holdfast, holdfast_binary, lines_of, rows, succeed};
+use crate::{commits, ended, holdfast, holdfast_binary, lines_of, rows, succeed};
 
 fn demo(folder: &Path, customers: &str) -> String {
     let output = succeed(holdfast().args(["demo", "--no-serve", "--customers", customers, "--dir"]).arg(folder));
@@ -217,6 +217,6 @@ fn watching_brings_in_what_arrives_and_stops_at_a_signal() {
 
     succeed(Command::new("kill").arg("-TERM").arg(watching.id().to_string()));
     let began = Instant::now();
-    assert!(watching.wait().unwrap().success());
+    assert!(ended(&mut watching).success());
     assert!(began.elapsed() < Duration::from_secs(10));
 }

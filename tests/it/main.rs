@@ -54,7 +54,6 @@ mod quarantine;
 mod ranges;
 mod real_data;
 mod replace;
-
 mod s3;
 mod sentiment;
 mod serve;
@@ -70,8 +69,9 @@ mod workers;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output};
-use std::sync::mpsc::Receiver;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
 
 /// The binary that cargo built for these tests.
 pub(crate) fn holdfast_binary() -> PathBuf {
@@ -93,12 +93,43 @@ pub(crate) fn holdfast() -> Command {
     command
 }
 
+/// Nothing that a test waits for takes longer, on however busy a machine: who does is killed, so that the test says what it was.
+const ENDS_WITHIN: Duration = Duration::from_secs(300);
+
+/// Kills a process, unless it is dropped in time.
+struct Deadline {
+    _until_dropped: Sender<()>,
+}
+
+impl Deadline {
+    fn of(process: &Child) -> Self {
+        let (sender, over) = std::sync::mpsc::channel::<()>();
+        let id = process.id().to_string();
+        std::thread::spawn(move || {
+            if over.recv_timeout(ENDS_WITHIN) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("process {id} is killed: it did not end within {ENDS_WITHIN:?}");
+                let _ = Command::new("kill").args(["-KILL", &id]).status();
+            }
+        });
+        Self { _until_dropped: sender }
+    }
+}
+
+/// How a process ended, which it does soon.
+pub(crate) fn ended(process: &mut Child) -> ExitStatus {
+    let _deadline = Deadline::of(process);
+    process.wait().unwrap()
+}
+
 /// Runs a command and answers what it printed.
 ///
 /// # Panics
-/// When it fails, with all it said.
+/// When it fails or does not end, with all it said.
 pub(crate) fn succeed(command: &mut Command) -> Output {
-    let output = command.output().unwrap();
+    let process = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Deadline::of(&process);
+    let output = process.wait_with_output().unwrap();
+    drop(deadline);
     assert!(
         output.status.success(),
         "{command:?} ended with {}\n{}\n{}",

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tonic::transport::Channel;
 
 use crate::train::{AS_OF, FEATURES, Process, Shop, orders_from};
-use crate::{commits, holdfast_binary, lines_of, succeed};
+use crate::{commits, ended, holdfast_binary, lines_of, succeed};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -124,7 +124,7 @@ fn an_alias_that_is_moved_while_customers_are_scored_is_told_and_the_scores_are_
     server.set_rules(Vec::new());
     let mut said = String::new();
     scoring.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-    assert!(scoring.0.wait().unwrap().success(), "{said}");
+    assert!(ended(&mut scoring.0).success(), "{said}");
     let scored: Value = serde_json::from_str(&said).unwrap();
     assert_eq!((&scored["model_version"], &scored["champion_now"]), (&1.into(), &2.into()), "{scored}");
     let versions = "select distinct model_version as version from risk.churn_probability";

@@ -35,7 +35,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt;
 
-use crate::{commits, holdfast_binary, rows, succeed};
+use crate::{commits, ended, holdfast_binary, rows, succeed};
 
 const SALES: &str = r#"
 kind = "orders"
@@ -149,7 +149,7 @@ impl Server {
     fn stop(mut self) -> Duration {
         let started = Instant::now();
         succeed(Command::new("kill").arg("-TERM").arg(self.child.id().to_string()));
-        let status = self.child.wait().unwrap();
+        let status = ended(&mut self.child);
         assert!(status.success(), "it ended with {status}: {}", self.log.lock().unwrap());
         started.elapsed()
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tonic::transport::Channel;
 
 use crate::folder::ProjectFolder;
-use crate::{lines_of, succeed};
+use crate::{ended, lines_of, succeed};
 
 /// A service that runs until it is stopped, or dropped.
 pub(crate) struct Served {
@@ -73,7 +73,7 @@ impl Served {
     /// Stops the service; all that it has said.
     pub(crate) fn stop(mut self) -> Vec<String> {
         succeed(std::process::Command::new("kill").arg("-TERM").arg(self.child.id().to_string()));
-        assert!(self.child.wait().unwrap().success());
+        assert!(ended(&mut self.child).success());
         let mut said = std::mem::take(&mut self.said);
         said.extend(self.lines.iter());
         said

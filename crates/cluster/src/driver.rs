@@ -178,6 +178,10 @@ impl Executor for ClusterExecutor {
     }
 }
 
+/// Signs of a plan that would have been done, had nobody gone. The last is how a part of a plan fails that cannot read rows from another executor: for other reasons its
+/// tasks fail, not the part.
+const LOST: [&str; 5] = ["Cancelled", "xecutor lost", "no executors", "Fetch", " times, most recent failure reason: "];
+
 /// What a plan's failure elsewhere means, from all that is left of it: a text, with values in it that are not to be shown.
 pub(crate) fn failure_of(text: &str) -> Failure {
     let told = |sign: &str| {
@@ -196,7 +200,7 @@ pub(crate) fn failure_of(text: &str) -> Failure {
         ExecutorError::Mismatch(shown)
     } else if text.contains("ResourcesExhausted") || text.contains("Resources exhausted") {
         ExecutorError::OutOfMemory(format!("{shown} (raise --memory-mb of executors, or their number)"))
-    } else if ["Cancelled", "xecutor lost", "no executors", "Fetch"].iter().any(|sign| text.contains(sign)) {
+    } else if LOST.iter().any(|sign| text.contains(sign)) {
         ExecutorError::Lost(shown)
     } else {
         ExecutorError::Failed(shown)
@@ -233,6 +237,14 @@ mod tests {
         let text = "Task failed: DataFusionError(Execution(\"the files of this plan are not written: table a.b: no permission for lake/a/b: check\"))";
         let Failure::NotWritten(told) = failure_of(text) else { panic!("another failure") };
         assert_eq!(told, "table a.b: no permission for lake/a/b: check");
+
+        let gone = failure_of(
+            "Job failed due to stage 6 failed: Stage 6 has failed 1 times, most recent failure reason: \"Error connecting to \
+             Ballista scheduler or executor at http://127.0.0.1:38683\"",
+        );
+        assert!(matches!(gone, Failure::Other(ExecutorError::Lost(_))));
+        let own = "Tasks [1, 2] in Stage 2 failed 4 times, fail the stage, most recent failure reason: \"IoError\"";
+        assert!(matches!(failure_of(own), Failure::Other(ExecutorError::Failed(_))));
 
         let memory = failure_of("DataFusionError(ResourcesExhausted(\"Failed to allocate\"))");
         assert!(matches!(memory, Failure::Other(ExecutorError::OutOfMemory(_))));

@@ -22,6 +22,7 @@ mod job;
 mod options;
 mod probe;
 mod scheduler;
+mod slots;
 mod stores;
 mod travel;
 

@@ -20,6 +20,7 @@ use crate::Result;
 use crate::codec::FunctionCodec;
 use crate::error::ClusterError;
 use crate::options::{MESSAGE_BYTES_MAX, check_version, worker_config};
+use crate::slots::CountedSlots;
 use crate::stores::Unread;
 
 /// How long plans that are under way may take to end when the scheduler is told to stop.
@@ -96,6 +97,7 @@ pub async fn serve_scheduler<Stop: Future<Output = ()> + Send>(
     let failed = |error: BallistaError| ClusterError::program("scheduler")(error);
     config.validate().map_err(failed)?;
     let cluster = BallistaCluster::new_from_config(&config).await.map_err(failed)?;
+    let cluster = BallistaCluster::new(Arc::new(CountedSlots::new(cluster.cluster_state())), cluster.job_state());
     let scheduler =
         create_scheduler::<LogicalPlanNode, PhysicalPlanNode>(cluster, Arc::new(config)).await.map_err(failed)?;
     let mut events = scheduler.cluster_state_events().await.map_err(failed)?;

@@ -19,14 +19,16 @@ use datafusion::logical_expr::{
 };
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
-    Expr as SqlExpr, JoinConstraint, JoinOperator, Query, SetExpr, TableFactor, TableWithJoins, VisitMut, VisitorMut,
+    Expr as SqlExpr, JoinConstraint, JoinOperator, Query, SetExpr, TableFactor, TableWithJoins, VisitorMut,
 };
+
+use crate::walk::WalkMut;
 
 /// Puts each `ASOF JOIN` with what stands left of it into parentheses.
 pub(crate) fn wrap(statement: &mut Statement) {
     match statement {
         Statement::Statement(sql) => {
-            let _: ControlFlow<()> = sql.visit(&mut Wrapper);
+            let _ = sql.walk_mut(&mut Wrapper);
         }
         Statement::Explain(explain) => wrap(&mut explain.statement),
         _ => {}

@@ -21,15 +21,14 @@ use datafusion::logical_expr::LogicalPlanBuilder;
 use datafusion::logical_expr::planner::{PlannedRelation, RelationPlanner, RelationPlannerContext, RelationPlanning};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::{
-    Expr as SqlExpr, FunctionArg, FunctionArgExpr, TableFactor, Value, Visit, Visitor,
-};
+use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, FunctionArg, FunctionArgExpr, TableFactor, Value, Visitor};
 use holdfast_types::TableName;
 
 use crate::Result;
 use crate::error::EngineError;
 use crate::reader::{Published, WhichRun};
 use crate::session::CATALOG;
+use crate::walk::Walk;
 
 const FUNCTION: &str = "as_of";
 /// Runs that one statement reads beside its own: each has to be opened.
@@ -141,16 +140,19 @@ fn written(expr: &SqlExpr) -> Option<String> {
 }
 
 fn calls(statement: &Statement, schema: &str) -> Result<Vec<Call>, String> {
-    struct Calls<'a>(&'a str, Vec<Call>);
+    struct Calls<'a>(&'a str, Result<Vec<Call>, String>);
 
     impl Visitor for Calls<'_> {
-        type Break = String;
+        type Break = ();
 
-        fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<String> {
-            match Call::of(factor, self.0) {
-                Some(Ok(call)) => self.1.push(call),
-                Some(Err(refusal)) => return ControlFlow::Break(refusal),
-                None => {}
+        fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
+            match (Call::of(factor, self.0), &mut self.1) {
+                (Some(Ok(call)), Ok(calls)) => calls.push(call),
+                (Some(Err(refusal)), calls) => {
+                    *calls = Err(refusal);
+                    return ControlFlow::Break(());
+                }
+                _ => {}
             }
             ControlFlow::Continue(())
         }
@@ -158,11 +160,9 @@ fn calls(statement: &Statement, schema: &str) -> Result<Vec<Call>, String> {
 
     match statement {
         Statement::Statement(sql) => {
-            let mut calls = Calls(schema, Vec::new());
-            match sql.visit(&mut calls) {
-                ControlFlow::Break(refusal) => Err(refusal),
-                ControlFlow::Continue(()) => Ok(calls.1),
-            }
+            let mut calls = Calls(schema, Ok(Vec::new()));
+            let _ = sql.walk(&mut calls);
+            calls.1
         }
         Statement::Explain(explain) => self::calls(&explain.statement, schema),
         _ => Ok(Vec::new()),

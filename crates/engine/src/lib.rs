@@ -35,6 +35,7 @@ mod format;
 mod functions;
 mod increment;
 mod inspect;
+mod lanes;
 mod lineage;
 mod lint;
 mod lock;
@@ -62,6 +63,7 @@ mod toml_file;
 mod tried;
 mod unique;
 mod verify;
+pub mod walk;
 mod why;
 mod write_files;
 
@@ -84,6 +86,7 @@ pub use features::{
 pub use format::format_directives;
 pub use functions::customer_bucket_of;
 pub use inspect::{InspectedStage, Inspection};
+pub use lanes::{is_large, lane_of, large_lane};
 pub use lineage::{ColumnName, Lineage, Origins, to_the_source};
 pub use lock::{Drift, Lock};
 pub use output::{TableRows, write_table};

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::{Value, ValueWithSpan, VisitMut, VisitorMut};
+use datafusion::sql::sqlparser::ast::{Value, ValueWithSpan, VisitorMut};
 
 use crate::read_only::Refusal;
+use crate::walk::WalkMut;
 
 /// Writes `$1`, `$2` … for each `?`, and `$7` for `?7`.
 ///
@@ -17,7 +18,7 @@ pub(crate) fn number(statement: &mut Statement) -> Result<(), Refusal> {
     match statement {
         Statement::Statement(sql) => {
             let mut seen = Seen::default();
-            let _: ControlFlow<()> = sql.visit(&mut seen);
+            let _ = sql.walk_mut(&mut seen);
             if seen.unnumbered.is_empty() {
                 return Ok(());
             }
@@ -27,7 +28,7 @@ pub(crate) fn number(statement: &mut Statement) -> Result<(), Refusal> {
                 );
             }
             let mut numbered = Numbered(seen.unnumbered.into_iter().zip(1..).collect());
-            let _: ControlFlow<()> = sql.visit(&mut numbered);
+            let _ = sql.walk_mut(&mut numbered);
             Ok(())
         }
         Statement::Explain(explain) => number(&mut explain.statement),

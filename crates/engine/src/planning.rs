@@ -10,15 +10,14 @@ use datafusion::error::DataFusionError;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::{
-    Expr, Ident, Query, SelectItem, SetExpr, Value, VisitMut, VisitorMut, visit_expressions_mut,
-};
+use datafusion::sql::sqlparser::ast::{Expr, Ident, Query, SelectItem, SetExpr, Value, VisitorMut};
 
 use crate::as_of_join;
 use crate::diagnostic::{Diagnostic, line_and_column};
 use crate::error::describe;
 use crate::row_functions;
 use crate::stage::{Stage, place_of};
+use crate::walk::WalkMut;
 
 /// A stage with more unknown names than this has another trouble.
 const NAMES_MAX: usize = 50;
@@ -186,9 +185,9 @@ fn place_in(text: &str, name: &str) -> Option<(usize, usize)> {
 fn put_null(statement: &mut Statement, place: (usize, usize)) -> bool {
     let Statement::Statement(sql) = statement else { return false };
     // An output column keeps its name, so that those who read it find it.
-    let _ = sql.visit(&mut KeepNames(place));
+    let _ = sql.walk_mut(&mut KeepNames(place));
     let mut replaced = false;
-    let _: ControlFlow<()> = visit_expressions_mut(sql.as_mut(), |expr| {
+    let _ = sql.each_expression_mut(|expr| {
         if starts_at(expr) == Some(place) {
             *expr = Expr::Value(Value::Null.into());
             replaced = true;

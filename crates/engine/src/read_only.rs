@@ -6,10 +6,12 @@ use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::{Statement as SqlStatement, visit_relations};
+use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+
+use crate::walk::Walk;
 
 /// How deeply operators may stand in one another. The parser limits parentheses itself, but not `1 + 1 + 1 …`, which is a tree of that depth.
 const OPERATORS_DEEP_MAX: usize = 1_000;
@@ -134,7 +136,7 @@ pub(crate) fn check_statement(statement: &Statement) -> Result<(), Refusal> {
     }
     let Some(statement) = inner(statement) else { return Err(not_a_query()) };
     let mut relations = 0_usize;
-    let counted = visit_relations(statement, |_| {
+    let counted = statement.each_relation(|_| {
         relations += 1;
         if relations > RELATIONS_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });

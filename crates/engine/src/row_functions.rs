@@ -25,10 +25,11 @@ use datafusion::prelude::SessionConfig;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
     DictionaryField, Expr as SqlExpr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectNamePart,
-    Select, SelectItem, Value, Visit, VisitMut, Visitor, VisitorMut,
+    Select, SelectItem, Value, Visitor, VisitorMut,
 };
 
 use crate::reader::Published;
+use crate::walk::{Walk, WalkMut};
 
 /// The keys of the dictionary that stands for a row: its name, and where in the query that is. Not ones that somebody writes.
 const ROW: &str = "\u{1}row";
@@ -67,7 +68,7 @@ impl RowFunctions {
         let Statement::Statement(sql) = statement else { return BTreeSet::new() };
         let of_values = self.of_values.iter().map(|(function, subject)| (function.name(), subject.as_str())).collect();
         let mut asked = Asked { names: self.names(), of_values, subjects: BTreeSet::new() };
-        let _: ControlFlow<()> = sql.visit(&mut asked);
+        let _ = sql.walk(&mut asked);
         asked.subjects
     }
 
@@ -148,7 +149,7 @@ pub(crate) fn wrap(statement: &mut Statement, config: &SessionConfig) {
     let Some(names) = config.get_extension::<Names>() else { return };
     match statement {
         Statement::Statement(sql) => {
-            let _: ControlFlow<()> = sql.visit(&mut Wrapper(&names));
+            let _ = sql.walk_mut(&mut Wrapper(&names));
         }
         Statement::Explain(explain) => wrap(&mut explain.statement, config),
         _ => {}

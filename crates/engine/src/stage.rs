@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::resolve::resolve_table_references;
-use datafusion::sql::sqlparser::ast::{
-    Expr, ObjectName, ObjectNamePart, Query, SetExpr, Statement as SqlStatement, visit_expressions, visit_relations,
-};
+use datafusion::sql::sqlparser::ast::{Expr, ObjectName, ObjectNamePart, Query, SetExpr, Statement as SqlStatement};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use holdfast_types::{PII_KEY, TableName};
 
@@ -16,6 +14,7 @@ use crate::contract_change::Terms;
 use crate::defaults::Defaults;
 use crate::diagnostic::{Diagnostic, line_and_column};
 use crate::directive::{self, Directives};
+use crate::walk::Walk;
 
 /// One stage: a file with one `SELECT`, and the table of its name.
 #[derive(Debug, Clone)]
@@ -75,7 +74,7 @@ impl Stage {
         let inputs = inputs(file, &text, &statement, &mut mistakes);
         let mut depends_on_time = false;
         if let Statement::Statement(sql) = &statement {
-            let _: ControlFlow<()> = visit_expressions(sql.as_ref(), |expr| {
+            let _ = sql.each_expression(|expr| {
                 if let Expr::Function(function) = expr {
                     let called = function.name.to_string().to_lowercase();
                     depends_on_time |= CLOCK_FUNCTIONS.contains(&called.as_str());
@@ -379,7 +378,7 @@ fn inputs(
     };
     let mut places: BTreeMap<String, (usize, usize)> = BTreeMap::new();
     if let Statement::Statement(sql) = statement {
-        let _: ControlFlow<()> = visit_relations(sql.as_ref(), |name| {
+        let _ = sql.each_relation(|name| {
             if let Some(place) = place_of(name) {
                 places.entry(name.to_string()).or_insert(place);
             }

@@ -9,6 +9,7 @@ use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
+use holdfast_engine::lane_of;
 use tokio::sync::mpsc::{self, Receiver};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -103,9 +104,16 @@ impl Rows {
     ) -> Result<(Receiver<Result<RecordBatch, DataFusionError>>, JoinHandle<()>), Problem> {
         let plan = state.query_planner().create_physical_plan(plan, state).await.map_err(Problem::of_query)?;
         let plan = yielding(plan).map_err(Problem::of_query)?;
-        let mut stream = execute_stream(plan, state.task_ctx()).map_err(Problem::of_query)?;
         let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
-        let task = tokio::spawn(async move {
+        let context = state.task_ctx();
+        let task = lane_of(plan.as_ref()).spawn(async move {
+            let mut stream = match execute_stream(plan, context) {
+                Ok(stream) => stream,
+                Err(error) => {
+                    let _ = sender.send(Err(error)).await;
+                    return;
+                }
+            };
             while let Some(batch) = stream.next().await {
                 let failed = batch.is_err();
                 if sender.send(batch).await.is_err() || failed {

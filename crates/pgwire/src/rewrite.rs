@@ -7,9 +7,10 @@ use std::ops::ControlFlow;
 use datafusion::sql::sqlparser::ast::{
     ArrayElemTypeDef, BinaryOperator, CastKind, DataType, Expr, Function, FunctionArg, FunctionArgExpr,
     FunctionArgumentList, FunctionArguments, Ident, LimitClause, ObjectName, ObjectNamePart, Query, Select, SelectItem,
-    SetExpr, Statement, TableFactor, Value, ValueWithSpan, VisitMut, VisitorMut,
+    SetExpr, Statement, TableFactor, Value, ValueWithSpan, VisitorMut,
 };
 use datafusion::sql::sqlparser::tokenizer::Span;
+use holdfast_engine::walk::WalkMut;
 
 use crate::catalog;
 use crate::types::{self, ColumnType};
@@ -57,7 +58,7 @@ pub(crate) fn for_execution(statement: &Statement, values: &[Given]) -> (Stateme
 fn rewritten(statement: &Statement, fill: Fill<'_>) -> (Statement, Parameters) {
     let mut statement = statement.clone();
     let mut rewriter = Rewriter { fill, found: Parameters::default(), common: Vec::new() };
-    let _ = VisitMut::visit(&mut statement, &mut rewriter);
+    let _ = statement.walk_mut(&mut rewriter);
     (statement, rewriter.found)
 }
 

@@ -6,8 +6,9 @@ use std::ops::ControlFlow;
 use datafusion::sql::sqlparser::ast::{
     ArrayElemTypeDef, DataType, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident,
     JoinOperator, Query, Select, SelectItem, SetExpr, SetOperator, Statement, TableFactor, TableWithJoins,
-    UnaryOperator, Value, ValueWithSpan, Visit, VisitMut, Visitor, VisitorMut,
+    UnaryOperator, Value, ValueWithSpan, Visitor, VisitorMut,
 };
+use holdfast_engine::walk::{Walk, WalkMut};
 
 use crate::catalog;
 use crate::rewrite::{boolean, call, cast, folded, last_part, name_of, null};
@@ -16,7 +17,7 @@ use crate::rewrite::{boolean, call, cast, folded, last_part, name_of, null};
 /// in the form that the planner asks for. For queries of tools that it cannot plan otherwise.
 pub(crate) fn simplified(statement: &Statement) -> Statement {
     let mut statement = statement.clone();
-    let _ = VisitMut::visit(&mut statement, &mut Simplifier);
+    let _ = statement.walk_mut(&mut Simplifier);
     statement
 }
 
@@ -151,7 +152,7 @@ fn aggregates(select: &Select) -> bool {
     let is_grouped = !matches!(&select.group_by, GroupByExpr::Expressions(by, _) if by.is_empty());
     let is_aggregate = |expr: &Expr| {
         let mut finder = AggregateFinder { depth: 0 };
-        Visit::visit(expr, &mut finder).is_break()
+        expr.walk(&mut finder).is_break()
     };
     let expr = |item: &SelectItem| match item {
         SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => is_aggregate(expr),

@@ -5,11 +5,12 @@ use arrow::datatypes::{DataType, Schema, SchemaRef};
 use datafusion::common::TableReference;
 use datafusion::dataframe::DataFrame;
 use datafusion::logical_expr::{LogicalPlan, col, lit};
+use datafusion::physical_plan::execute_stream;
 use datafusion::prelude::SessionContext;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use holdfast_access::{Touched, touched};
-use holdfast_engine::{EarlierRuns, Published, PublishedTable, plan_read_only};
+use holdfast_engine::{EarlierRuns, Published, PublishedTable, is_large, plan_read_only};
 use holdfast_types::{CUSTOMER_ID, TableName};
 use tracing::Span;
 
@@ -62,12 +63,15 @@ pub(crate) struct Answer {
     body: Body,
 }
 
+/// Rows as they are worked out.
+pub(crate) type Rows = BoxStream<'static, Result<RecordBatch>>;
+
 enum Body {
     /// One plan, or the same with other values, one after the other.
     Queries(Vec<DataFrame>),
     Features(Box<FeatureLookup>),
     Ready(RecordBatch),
-    Batches(BoxStream<'static, Result<RecordBatch>>),
+    Batches(Rows),
 }
 
 impl Answer {
@@ -111,15 +115,19 @@ impl Answer {
         }
     }
 
-    /// The rows, as batches that fit on the wire. Dropping the stream stops the work behind it.
-    pub(crate) async fn stream(self, settings: &ServeSettings) -> Result<BoxStream<'static, Result<RecordBatch>>> {
+    /// The rows, as batches that fit on the wire, and whether to read them takes much work. Dropping the stream stops the work behind it.
+    pub(crate) async fn stream(self, settings: &ServeSettings) -> Result<(Rows, bool)> {
         let (max_rows, max_bytes) = (settings.max_rows_per_batch, settings.max_bytes_per_batch);
         let schema = self.schema;
-        let batches = match self.body {
-            Body::Queries(queries) => one_by_one(queries),
-            Body::Features(lookup) => once(lookup.run().await?),
-            Body::Ready(batch) => once(batch),
-            Body::Batches(batches) => batches,
+        let (batches, is_large) = match self.body {
+            Body::Queries(mut queries) => match (queries.pop(), queries.is_empty()) {
+                (Some(query), true) => one(query).await?,
+                (last, _) => (one_by_one(queries.into_iter().chain(last)), true),
+            },
+            Body::Features(lookup) => (once(lookup.run().await?), false),
+            Body::Ready(batch) => (once(batch), false),
+            // Of a spine that may have any number of rows.
+            Body::Batches(batches) => (batches, true),
         };
         let pieces = batches.map_ok(move |batch| {
             let cut = to_wire(&batch, &schema).map(|batch| pieces(&batch, max_rows, max_bytes));
@@ -128,11 +136,11 @@ impl Answer {
                 Err(error) => vec![Err(ServeError::from(error))],
             })
         });
-        Ok(pieces.try_flatten().boxed())
+        Ok((pieces.try_flatten().boxed(), is_large))
     }
 
     /// What comes as it is worked out, in the schema that is promised.
-    pub(crate) fn batches(schema: SchemaRef, batches: BoxStream<'static, Result<RecordBatch>>) -> Self {
+    pub(crate) fn batches(schema: SchemaRef, batches: Rows) -> Self {
         Self { schema, rows: None, bytes: None, reads: Touched::default(), body: Body::Batches(batches) }
     }
 
@@ -302,8 +310,17 @@ async fn scores_above(command: &ScoresAbove, run: &Published) -> Result<DataFram
     }
 }
 
+/// Runs when it is read, where it is read.
+async fn one(query: DataFrame) -> Result<(Rows, bool)> {
+    let context = Arc::new(query.task_ctx());
+    let plan = query.create_physical_plan().await?;
+    let is_large = is_large(plan.as_ref());
+    let begun = async move { Ok::<_, ServeError>(execute_stream(plan, context)?.map_err(ServeError::from)) };
+    Ok((futures::stream::once(begun).try_flatten().boxed(), is_large))
+}
+
 /// Runs one when the one before it has ended.
-fn one_by_one(queries: Vec<DataFrame>) -> BoxStream<'static, Result<RecordBatch>> {
+fn one_by_one(queries: impl Iterator<Item = DataFrame> + Send + 'static) -> Rows {
     let begun = futures::stream::iter(queries)
         .then(async |query: DataFrame| Ok::<_, ServeError>(query.execute_stream().await?.map_err(ServeError::from)));
     begun.try_flatten().boxed()
@@ -318,6 +335,6 @@ fn all_of(read: impl IntoIterator<Item = Touched>) -> Touched {
     all
 }
 
-fn once(batch: RecordBatch) -> BoxStream<'static, Result<RecordBatch>> {
+fn once(batch: RecordBatch) -> Rows {
     futures::stream::once(std::future::ready(Ok(batch))).boxed()
 }

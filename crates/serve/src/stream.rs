@@ -10,13 +10,16 @@ use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, I
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
 use arrow_flight::{FlightData, SchemaAsIpc};
-use futures::{StreamExt, TryStreamExt};
+use datafusion::error::DataFusionError;
+use futures::{Stream, StreamExt, TryStreamExt};
 use holdfast_access::{AccessError, Limits, Principal, Running};
+use holdfast_engine::large_lane;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::Status;
 use tracing::Instrument;
 
@@ -282,7 +285,7 @@ async fn pump(
     sent: &mut Sent,
 ) -> Result<End> {
     let schema = Arc::clone(&answer.schema);
-    let batches = answer.stream(settings).await?;
+    let (batches, is_large) = answer.stream(settings).await?;
     let rows = Arc::new(AtomicU64::new(0));
     let counted = batches.inspect_ok({
         let rows = Arc::clone(&rows);
@@ -290,13 +293,15 @@ async fn pump(
             rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
         }
     });
-    let mut messages = FlightDataEncoderBuilder::new()
+    let messages = FlightDataEncoderBuilder::new()
         .with_schema(schema)
         // Batches are cut to size already, and by their real size; the encoder's own cut counts shared buffers whole.
         .with_max_flight_data_size(usize::MAX)
-        .build(counted.map_err(|error| FlightError::from_external_error(Box::new(error))));
+        .build(counted.map_err(|error| FlightError::from_external_error(Box::new(error))))
+        .map_err(ServeError::from_encoder);
+    let mut messages = if is_large { elsewhere(messages, &large_lane()).boxed() } else { messages.boxed() };
     while let Some(message) = messages.next().await {
-        let message = message.map_err(ServeError::from_encoder)?;
+        let message = message?;
         let bytes = message.data_header.len() + message.data_body.len();
         // Before it is sent: the message that goes beyond a limit stays here.
         within(limits, rows.load(Ordering::Relaxed), sent.bytes + bytes as u64)?;
@@ -307,6 +312,32 @@ async fn pump(
         sent.rows = rows.load(Ordering::Relaxed);
     }
     Ok(End::Complete)
+}
+
+/// The same, read by a task on other threads, which ends with the stream.
+fn elsewhere<T: Send + 'static>(
+    stream: impl Stream<Item = Result<T>> + Send + 'static,
+    lane: &Handle,
+) -> impl Stream<Item = Result<T>> {
+    let (sender, receiver) = mpsc::channel(1);
+    let read = async move {
+        let mut stream = std::pin::pin!(stream);
+        while let Some(item) = stream.next().await {
+            if sender.send(item).await.is_err() {
+                return;
+            }
+        }
+    };
+    let task = AbortOnDropHandle::new(lane.spawn(read.in_current_span()));
+    futures::stream::unfold((receiver, Some(task)), async |(mut receiver, mut task)| {
+        if let Some(item) = receiver.recv().await {
+            return Some((item, (receiver, task)));
+        }
+        // A task that did not come to its end was not all of the stream.
+        let ended = task.take()?.await;
+        let error = ServeError::from(DataFusionError::ExecutionJoin(Box::new(ended.err()?)));
+        Some((Err(error), (receiver, None)))
+    })
 }
 
 /// # Errors

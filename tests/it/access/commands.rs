@@ -9,7 +9,7 @@ use tonic::transport::Channel;
 
 use super::{CANARY, texts, ticket};
 use crate::folder::ProjectFolder;
-use crate::{holdfast_binary, succeed};
+use crate::{ended, holdfast_binary, succeed};
 
 const CONTRACT: &str = r#"
 kind = "crm"
@@ -166,7 +166,7 @@ async fn the_binary_serves_by_policy_writes_down_who_read_and_tells_its_log_noth
         assert!(!ended.unwrap_err().to_string().contains(CANARY));
     }
     succeed(std::process::Command::new("kill").arg("-TERM").arg(child.id().to_string()));
-    assert!(child.wait().unwrap().success());
+    assert!(ended(&mut child).success());
     log.extend(lines.iter());
     assert!(!log.iter().any(|line| line.contains(CANARY) || line.contains(&password)), "{log:#?}");
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{holdfast_binary, succeed};
+use crate::{ended, holdfast_binary, succeed};
 
 /// A PostgreSQL of its own, in a folder of its own. Ended when dropped.
 pub(super) struct Postgres {
@@ -77,13 +77,13 @@ impl Postgres {
     pub(super) fn crash(&mut self) {
         let mut process = self.process.take().unwrap();
         succeed(Command::new("kill").arg("-QUIT").arg(process.id().to_string()));
-        process.wait().unwrap();
+        ended(&mut process);
     }
 
     pub(super) fn stop(&mut self) {
         let mut process = self.process.take().unwrap();
         succeed(Command::new("kill").arg("-INT").arg(process.id().to_string()));
-        process.wait().unwrap();
+        ended(&mut process);
     }
 
     pub(super) fn data(&self) -> PathBuf {

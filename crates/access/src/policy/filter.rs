@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    BinaryOperator, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Value, VisitMut, VisitorMut,
-    visit_expressions,
+    BinaryOperator, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Value, VisitorMut,
 };
+use holdfast_engine::walk::{Walk, WalkMut};
 
 use super::RowRule;
 use crate::Principal;
@@ -31,7 +31,7 @@ impl BoundFilter {
         for rule in rules {
             let mut condition = rule.condition.clone();
             let mut binder = Binder { principal, is_empty: false };
-            let _: ControlFlow<()> = condition.visit(&mut binder);
+            let _ = condition.walk_mut(&mut binder);
             let bound = (!binder.is_empty).then(|| Expr::Nested(Box::new(condition)));
             whole = Some(match whole {
                 None => Self { condition: bound, sql: String::new(), place: rule.place.clone() },
@@ -125,7 +125,7 @@ impl VisitorMut for Binder<'_> {
 /// The attributes that a condition asks for.
 pub(crate) fn attributes_of(condition: &Expr) -> Vec<String> {
     let mut names = Vec::new();
-    let _: ControlFlow<()> = visit_expressions(condition, |expr| {
+    let _ = condition.each_expression(|expr| {
         if let Some(Asked::Attribute(name)) = asked(expr) {
             names.push(name);
         }

@@ -5,10 +5,11 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
-use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, visit_expressions};
+use datafusion::sql::sqlparser::ast::Expr as SqlExpr;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::Token;
+use holdfast_engine::walk::Walk;
 use holdfast_engine::{Diagnostic, POLICY_CODE, TomlFile, TomlItem};
 use holdfast_types::TableName;
 use toml::de::{DeTable, DeValue};
@@ -425,7 +426,7 @@ pub(super) fn condition(text: &str) -> Result<SqlExpr, String> {
         return Err(format!("the condition ends before `{behind}`"));
     }
     let mut wrong = None;
-    let _: std::ops::ControlFlow<()> = visit_expressions(&condition, |expr| {
+    let _ = condition.each_expression(|expr| {
         if let SqlExpr::Function(function) = expr {
             let name = function.name.to_string().to_lowercase();
             if ["principal", "attribute"].contains(&name.as_str()) && asked(expr).is_none() {

@@ -28,7 +28,7 @@ use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{Expr, Volatility};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_plan::PhysicalExpr;
-use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, Ident, visit_expressions};
+use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, Ident};
 use holdfast_lake::grammar::parse_type;
 use serde::{Deserialize, Serialize};
 use toml::de::DeValue;
@@ -42,6 +42,7 @@ use crate::diagnostic::{Diagnostic, most_similar};
 use crate::error::{EngineError, describe};
 use crate::session::{SessionSettings, session_with};
 use crate::toml_file::{self, TomlFile, TomlItem as Item, TomlPlace as Place, is_name};
+use crate::walk::Walk;
 
 const KEYS: [&str; 4] = ["description", "owner", "request", "features"];
 /// What expressions call the values of a request.
@@ -207,8 +208,9 @@ fn names_in(sql: &str, request: &[RequestValue]) -> std::result::Result<BTreeSet
         Some(_) => ident.value.clone(),
         None => ident.value.to_lowercase(),
     };
-    let found = visit_expressions(&parsed, |expr| {
-        let wrong = match expr {
+    let mut wrong = None;
+    let _ = parsed.each_expression(|expr| {
+        wrong = Some(match expr {
             SqlExpr::Identifier(ident) if word(ident) == MOMENT => return ControlFlow::Continue(()),
             SqlExpr::Identifier(ident) => {
                 format!("`{}` is of nothing: write view.feature, {REQUEST}.value or {MOMENT}", ident.value)
@@ -236,13 +238,10 @@ fn names_in(sql: &str, request: &[RequestValue]) -> std::result::Result<BTreeSet
                 "an on-demand feature reads no tables: put what it needs into a feature view".to_owned()
             }
             _ => return ControlFlow::Continue(()),
-        };
-        ControlFlow::Break(wrong)
+        });
+        ControlFlow::Break(())
     });
-    match found {
-        ControlFlow::Break(wrong) => Err(wrong),
-        ControlFlow::Continue(()) => Ok(names),
-    }
+    wrong.map_or(Ok(names), Err)
 }
 
 impl OnDemandView {

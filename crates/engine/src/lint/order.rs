@@ -6,13 +6,14 @@ use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{Distinct as PlanDistinct, Expr as PlanExpr, LogicalPlan, SortExpr};
 use datafusion::sql::sqlparser::ast::{
     Distinct, Expr, Function, FunctionArgumentClause, FunctionArguments, LimitClause, OrderByExpr, Query, Select,
-    SetExpr, Visit, Visitor, WindowType,
+    SetExpr, Visitor, WindowType,
 };
 
 use super::Subject;
 use crate::diagnostic::Diagnostic;
 use crate::stage::{Stage, place_of};
 use crate::unique;
+use crate::walk::Walk;
 
 /// Functions whose value depends on which of two rows comes first. `rank` and `dense_rank` give equal rows equal numbers.
 const BY_PLACE: [&str; 7] = ["row_number", "first_value", "last_value", "nth_value", "lag", "lead", "ntile"];
@@ -24,7 +25,7 @@ const BY_ORDER: [&str; 4] = ["array_agg", "string_agg", "first_value", "last_val
 pub(super) fn lint(subject: &Subject<'_>) -> Vec<Diagnostic> {
     let mut unordered = Unordered { stage: subject.stage(), found: Vec::new() };
     if let Some(query) = subject.query() {
-        let _ = query.visit(&mut unordered);
+        let _ = query.walk(&mut unordered);
     }
     let mut found = unordered.found;
     for tie in ties(subject) {

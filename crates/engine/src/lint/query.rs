@@ -5,19 +5,20 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{Expr as PlanExpr, ExprSchemable, LogicalPlan, Operator};
-use datafusion::sql::sqlparser::ast::{Expr, Query, Value, Visit, Visitor, visit_expressions, visit_relations};
+use datafusion::sql::sqlparser::ast::{Expr, Query, Value, Visitor};
 
 use super::Subject;
 use crate::diagnostic::Diagnostic;
 use crate::inspect::is_float;
 use crate::stage::{CLOCK_FUNCTIONS, Stage, VOLATILE_FUNCTIONS, place_of};
+use crate::walk::Walk;
 
 /// CTEs that nobody reads, clocks in the wrong zone, functions that cannot be repeated, floating point numbers as keys.
 pub(super) fn lint(subject: &Subject<'_>) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     if let Some(query) = subject.query() {
         let mut unused = UnusedCtes { stage: subject.stage(), found: &mut found };
-        let _ = query.visit(&mut unused);
+        let _ = query.walk(&mut unused);
         found.extend(clocks_in_zones(subject.stage(), query));
     }
     found.extend(plan_findings(subject));
@@ -63,9 +64,9 @@ impl Visitor for UnusedCtes<'_> {
 }
 
 /// Names without a schema that are read anywhere below.
-fn names_read(node: &impl Visit) -> BTreeSet<String> {
+fn names_read(node: &impl Walk) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
-    let _: ControlFlow<()> = visit_relations(node, |name| {
+    let _ = node.each_relation(|name| {
         if let ([part], Some(ident)) = (name.0.as_slice(), name.0.first().and_then(|part| part.as_ident())) {
             let _ = part;
             names.insert(ident.value.clone());
@@ -78,7 +79,7 @@ fn names_read(node: &impl Visit) -> BTreeSet<String> {
 /// `now() at time zone 'X'`: DataFusion 55 takes the moment in UTC for local time in X and moves it the wrong way.
 fn clocks_in_zones(stage: &Stage, query: &Query) -> Vec<Diagnostic> {
     let mut found = Vec::new();
-    let _: ControlFlow<()> = visit_expressions(query, |expr| {
+    let _ = query.each_expression(|expr| {
         if let Expr::AtTimeZone { timestamp, time_zone } = expr
             && let Some(place) = clock_in(timestamp)
         {
