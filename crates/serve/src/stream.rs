@@ -14,7 +14,6 @@ use datafusion::error::DataFusionError;
 use futures::{Stream, StreamExt, TryStreamExt};
 use holdfast_access::{AccessError, Limits, Principal, Running};
 use holdfast_engine::large_lane;
-use tokio::runtime::Handle;
 use tokio::sync::mpsc::{self, OwnedPermit, Receiver, Sender};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -299,7 +298,7 @@ async fn pump(
         .with_max_flight_data_size(usize::MAX)
         .build(counted.map_err(|error| FlightError::from_external_error(Box::new(error))))
         .map_err(ServeError::from_encoder);
-    let mut messages = if is_large { elsewhere(messages, &large_lane()).boxed() } else { messages.boxed() };
+    let mut messages = if is_large { elsewhere(messages).boxed() } else { messages.boxed() };
     while let Some(message) = messages.next().await {
         let message = message?;
         let bytes = message.data_header.len() + message.data_body.len();
@@ -314,10 +313,9 @@ async fn pump(
     Ok(End::Complete)
 }
 
-/// The same, read by a task on other threads, which ends with the stream.
+/// The same, read by a task on the threads of large queries, which ends with the stream.
 fn elsewhere<T: Send + 'static>(
     stream: impl Stream<Item = Result<T>> + Send + 'static,
-    lane: &Handle,
 ) -> impl Stream<Item = Result<T>> {
     let (sender, receiver) = mpsc::channel(1);
     let read = async move {
@@ -328,7 +326,7 @@ fn elsewhere<T: Send + 'static>(
             }
         }
     };
-    let task = AbortOnDropHandle::new(lane.spawn(read.in_current_span()));
+    let task = AbortOnDropHandle::new(large_lane().spawn(read.in_current_span()));
     futures::stream::unfold((receiver, Some(task)), async |(mut receiver, mut task)| {
         if let Some(item) = receiver.recv().await {
             return Some((item, (receiver, task)));
