@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -49,11 +50,9 @@ def main():
         try:
             there, here, said = [], [], ""
             for _ in range(arguments.runs):
-                here.append(timed(shop, "embedded")[:2])
-                seconds, stages, said = timed(
-                    shop, "cluster", "--cluster", address, "--cluster-partitions", arguments.partitions
-                )
-                there.append((seconds, stages))
+                here.append(timed(shop, "embedded")[:3])
+                *run, said = timed(shop, "cluster", "--cluster", address, "--cluster-partitions", arguments.partitions)
+                there.append(run)
                 compare(work / "embedded", work / "cluster")
         finally:
             for program in programs:
@@ -93,29 +92,35 @@ def waited(shop, name):
 
 
 def timed(shop, lake, *more):
-    """A full run over a copy of the ingested lake: seconds, stages, and what was said."""
+    """A full run over a copy of the ingested lake: seconds, processor seconds of the driver, stages, and what was said."""
     shutil.rmtree(shop.work / lake, ignore_errors=True)
     shutil.copytree(shop.work / "lake", shop.work / lake)
     os.sync()
     root = pathlib.Path(__file__).resolve().parents[2]
     command = [shop.binary, "--project", root, "--identity-key", shop.work / "key", "--lake", shop.work / lake]
     command += ["run", "--json", "--as-of", AS_OF, "-v", *more]
-    began = time.perf_counter()
     environment = {**os.environ, "HOLDFAST_LOG_FORMAT": "json"}
+    began, worked = time.perf_counter(), processor_seconds()
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"the run on {lake} ended with {done.returncode}:\n{done.stderr}")
-    return time.perf_counter() - began, json.loads(done.stdout)["stages"], done.stderr
+    return time.perf_counter() - began, processor_seconds() - worked, json.loads(done.stdout)["stages"], done.stderr
+
+
+def processor_seconds():
+    """Of all programs that have ended: those of the cluster are not among them."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def tell(arguments, here, there, said):
     def median(runs):
-        return statistics.median(seconds for seconds, _ in runs)
+        return statistics.median(seconds for seconds, *_ in runs)
 
     def of_stage(runs, name):
-        return statistics.median(stage["seconds"] for _, stages in runs for stage in stages if stage["stage"] == name)
+        return statistics.median(stage["seconds"] for *_, stages in runs for stage in stages if stage["stage"] == name)
 
-    stages = there[-1][1]
+    stages = there[-1][-1]
     sent = [stage["stage"] for stage in stages if stage.get("place", {}).get("kind") == "executor"]
     kept = [stage for stage in stages if stage.get("place", {}).get("kind") == "here"]
     jobs = []
@@ -125,15 +130,19 @@ def tell(arguments, here, there, said):
     result = sum(job["monotonic_counter.holdfast_cluster_result_bytes"] for job in jobs)
     plans = [job["plan_bytes"] for job in jobs]
     more = sorted(of_stage(there, name) - of_stage(here, name) for name in sent)
+    written = [stage["stage"] for stage in stages if stage.get("place", {}).get("written_by") == "executors"]
     print(f"{arguments.customers:,} customers, {arguments.days} days; {len(sent)} of {len(stages)} stages on the cluster")
+    print(f"{len(written)} of them were written by executors")
     for stage in kept:
         print(f"here: {stage['stage']}: {stage['place']['reason']}")
-    print("| | s (all runs) |\n|---|---|")
+    print("| | s (all runs) | processor of the driver, s |\n|---|---|---|")
     for name, runs in (("embedded", here), ("cluster", there)):
-        print(f"| {name} | **{median(runs):.2f}** ({' '.join(f'{seconds:.2f}' for seconds, _ in runs)}) |")
+        all_runs = " ".join(f"{seconds:.2f}" for seconds, *_ in runs)
+        worked = statistics.median(worked for _, worked, _ in runs)
+        print(f"| {name} | **{median(runs):.2f}** ({all_runs}) | {worked:.2f} |")
     print(f"\n{median(there) / median(here):.2f} times the time; every table is the same")
     print(f"a stage takes {statistics.median(more):.2f} s longer there (median; {more[0]:.2f} to {more[-1]:.2f})")
-    print(f"plans of {min(plans) / 1000:.0f} to {max(plans) / 1000:.0f} kB; {result / 1e6:.1f} MB of rows held for the driver")
+    print(f"plans of {min(plans) / 1000:.0f} to {max(plans) / 1000:.0f} kB; {result / 1e6:.1f} MB held for the driver")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 //! Stages on a cluster of real processes: the rows they have embedded, also when somebody dies over them.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use holdfast_testkit::{S3Server, S3Settings};
 use serde_json::Value;
 
+use crate::cluster_writes::{assert_same_files, orphans, written_there};
 use crate::increments::{assert_same, copy, open, versions};
 use crate::stages::Shop;
 use crate::{ended, holdfast, holdfast_binary, succeed};
@@ -18,7 +20,7 @@ const AS_OF: &str = "2026-01-01T00:00:00Z";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A process that goes on until it is told to stop; killed when the test is over.
-struct Program {
+pub(crate) struct Program {
     process: Child,
     said: PathBuf,
 }
@@ -70,15 +72,15 @@ impl Drop for Program {
 }
 
 /// A scheduler and executors on this machine.
-struct Cluster {
+pub(crate) struct Cluster {
     folder: tempfile::TempDir,
     scheduler: Program,
     executors: Vec<Program>,
-    address: String,
+    pub(crate) address: String,
 }
 
 impl Cluster {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new(holdfast_binary());
         // An executor that is killed is given up soon, and one that is slow on a busy machine is not.
@@ -91,7 +93,7 @@ impl Cluster {
     }
 
     /// An executor with what `environment` adds to its command: a project and its key, credentials of a store.
-    fn executor(&mut self, environment: impl Fn(&mut Command)) {
+    pub(crate) fn executor(&mut self, environment: impl Fn(&mut Command)) {
         let name = format!("executor-{}", self.executors.len());
         let mut command = Command::new(holdfast_binary());
         command.args(["cluster", "executor", "--listen", "127.0.0.1:0", "--tasks", "2", "--memory-mb", "256"]);
@@ -154,7 +156,7 @@ impl Ingested {
     }
 }
 
-fn report(output: &Output) -> Value {
+pub(crate) fn report(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|_| panic!("no report: {}", String::from_utf8_lossy(&output.stderr)))
 }
@@ -191,6 +193,10 @@ async fn the_shipped_stages_have_the_same_rows_on_a_cluster() {
     // Sent, its window would have no filter.
     assert!(not_worked.iter().any(|told| told.starts_with("profile.campaign_summary: the filter of a window")));
     assert_same(&open(&there).await, &open(&embedded).await, "on the cluster").await;
+    let written = written_there(&first);
+    assert!(written.len() >= 30, "{first}");
+    assert_same_files(&there, &embedded, &written);
+    assert_eq!(orphans(&there), BTreeSet::new());
 
     // Nothing new, nothing committed (STG-3).
     let before = versions(&open(&there).await).await;
@@ -236,6 +242,7 @@ async fn whoever_dies_over_a_run_leaves_nothing_by_half() {
     let status = ended(&mut run.process);
     assert!(status.success(), "{}", run.said());
     assert_same(&open(&there).await, &open(&embedded).await, "an executor was killed").await;
+    assert_eq!(orphans(&there), BTreeSet::new());
 
     // The scheduler, while all is made anew: readers keep what they have, and the next run makes up for it.
     let published = open(&there).await.latest_manifest().await.unwrap().unwrap();
@@ -267,14 +274,14 @@ const SPEND: &str = "-- @stage incremental key(customer_id)\n\
     where customer_id is not null group by customer_id\n";
 
 /// Forty orders of nine members.
-fn small_shop(stages: &[(&str, &str)]) -> Shop {
+pub(crate) fn small_shop(stages: &[(&str, &str)]) -> Shop {
     let shop = Shop::new(stages);
     let orders: String = (0..40).map(|n| format!("o{n},Member{},2025-06-01T00:00:00Z,{}.00\n", n % 9, n % 7)).collect();
     shop.orders("a", &orders);
     shop
 }
 
-fn place<'a>(report: &'a Value, stage: &str) -> &'a Value {
+pub(crate) fn place<'a>(report: &'a Value, stage: &str) -> &'a Value {
     &report["stages"].as_array().unwrap().iter().find(|found| found["stage"] == stage).unwrap()["place"]
 }
 
@@ -321,17 +328,19 @@ fn what_a_cluster_cannot_do_is_done_here_and_said() {
     assert!(told.contains("Int32") && !told.contains("'o"), "{told}");
 }
 
-#[test]
-fn a_lake_on_s3_is_read_with_the_credentials_of_executors() {
-    let server = S3Server::start(S3Settings::default()).unwrap();
+/// With the settings of this store and of no other.
+pub(crate) fn with_store<'a>(command: &'a mut Command, server: &S3Server) -> &'a mut Command {
     let settings = S3Settings::default();
-    let with_store = |command: &mut Command, secret: &str| {
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("AWS_")) {
-            command.env_remove(name);
-        }
-        command.env("AWS_ENDPOINT", server.endpoint()).env("AWS_ALLOW_HTTP", "true").env("AWS_REGION", "us-east-1");
-        command.env("AWS_ACCESS_KEY_ID", &settings.access_key).env("AWS_SECRET_ACCESS_KEY", secret);
-    };
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("AWS_")) {
+        command.env_remove(name);
+    }
+    command.env("AWS_ENDPOINT", server.endpoint()).env("AWS_ALLOW_HTTP", "true").env("AWS_REGION", "us-east-1");
+    command.env("AWS_ACCESS_KEY_ID", settings.access_key).env("AWS_SECRET_ACCESS_KEY", settings.secret_key)
+}
+
+#[test]
+fn a_lake_on_s3_is_read_and_written_with_the_credentials_of_executors() {
+    let server = S3Server::start(S3Settings::default()).unwrap();
     let shop = Shop::new(&[("sql/profile/spend.sql", SPEND)]);
     shop.write("holdfast.toml", "[lake]\nurl = \"s3://shop/lake\"\n");
     shop.write(
@@ -340,8 +349,7 @@ fn a_lake_on_s3_is_read_with_the_credentials_of_executors() {
     );
     let on_s3 = |arguments: &[&str]| {
         let mut command = shop.command(arguments);
-        with_store(&mut command, &settings.secret_key);
-        command.output().unwrap()
+        with_store(&mut command, &server).output().unwrap()
     };
     let output = on_s3(&["ingest", "--from", shop.path().join("in").to_str().unwrap()]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -349,12 +357,12 @@ fn a_lake_on_s3_is_read_with_the_credentials_of_executors() {
     let mut cluster = Cluster::start();
     cluster.executor(|command| {
         command.arg("--project").arg(shop.path());
-        with_store(command, &settings.secret_key);
+        with_store(command, &server);
     });
     let output = on_s3(&["run", "--full", "--json", "--cluster", &cluster.address]);
     let done = report(&output);
     for stage in ["core.orders", "profile.spend"] {
-        assert_eq!(place(&done, stage)["kind"], "executor", "{done}");
+        assert_eq!(place(&done, stage)["written_by"], "executors", "{done}");
     }
     let rows: Value = serde_json::from_slice(
         &on_s3(&["sql", "select sum(spend) as n from profile.spend", "--output", "json"]).stdout,
@@ -366,7 +374,7 @@ fn a_lake_on_s3_is_read_with_the_credentials_of_executors() {
     let mut stranger = Cluster::start();
     stranger.executor(|command| {
         command.arg("--project").arg(shop.path());
-        with_store(command, "guessed");
+        with_store(command, &server).env("AWS_SECRET_ACCESS_KEY", "guessed");
     });
     let output = on_s3(&["run", "--full", "--cluster", &stranger.address]);
     assert!(!output.status.success());

@@ -17,6 +17,7 @@ mod authoring;
 mod bad_data;
 mod bad_input;
 mod cluster;
+mod cluster_writes;
 mod collect;
 mod commands;
 mod commit_rule;

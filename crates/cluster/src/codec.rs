@@ -1,23 +1,42 @@
-//! How functions travel that DataFusion does not know: by name and parameters. An executor makes them anew; the scheduler, which runs none, passes them on.
+//! How what DataFusion does not know travels. Functions: by name and parameters; an executor makes them anew, and the scheduler, which runs none, passes them on. The engine's
+//! operator that writes files: in its own words, with the table's columns and the conditions on rows as DataFusion writes them.
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use ballista_core::serde::BallistaPhysicalExtensionCodec;
-use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::datatypes::{DataType, Schema};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{FunctionRegistry, TaskContext};
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 use datafusion::physical_plan::ExecutionPlan;
-use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
-use holdfast_engine::{OwnFunction, built_in_function};
+use datafusion_proto::physical_plan::{
+    PhysicalExtensionCodec, PhysicalPlanDecodeContext, PhysicalProtoConverterExtension,
+};
+use datafusion_proto::protobuf::{self, PhysicalExprNode};
+use holdfast_engine::{OwnFunction, WriteFilesExec, built_in_function};
+use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::options::known_functions;
 
 /// What the failure of a plan says for whose function an executor has nothing, so that it is known for that wherever it comes out.
 pub(crate) const NO_FUNCTION: &str = "no function for this plan:";
+
+/// What an operator that writes files begins with in a plan. Ballista's own are messages of protobuf, none of which begins with this letter.
+const WRITES_FILES: &[u8] = b"holdfast writes files\n";
+
+/// An operator that writes files, in a plan.
+#[derive(Clone, PartialEq, Message)]
+struct WrittenFiles {
+    #[prost(bytes = "vec", tag = "1")]
+    words: Vec<u8>,
+    #[prost(message, optional, tag = "2")]
+    table_schema: Option<protobuf::Schema>,
+    #[prost(message, repeated, tag = "3")]
+    conditions: Vec<PhysicalExprNode>,
+}
 
 /// How a function of ours is written into a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -75,7 +94,19 @@ impl PhysicalExtensionCodec for FunctionCodec {
         ctx: &TaskContext,
         proto_converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        self.ballista.try_decode(buf, inputs, ctx, proto_converter)
+        let Some(sent) = buf.strip_prefix(WRITES_FILES) else {
+            return self.ballista.try_decode(buf, inputs, ctx, proto_converter);
+        };
+        let damaged = || DataFusionError::Internal("an operator that writes files came damaged".to_owned());
+        let sent = WrittenFiles::decode(sent).map_err(|_| damaged())?;
+        let (Some(schema), [input]) = (&sent.table_schema, inputs) else { return Err(damaged()) };
+        let schema = Arc::new(Schema::try_from(schema)?);
+        let context = PhysicalPlanDecodeContext::new(ctx, self);
+        let conditions = sent.conditions.iter();
+        let conditions =
+            conditions.map(|condition| proto_converter.proto_to_physical_expr(condition, &schema, &context));
+        let conditions = conditions.collect::<Result<_>>()?;
+        Ok(Arc::new(WriteFilesExec::from_words(Arc::clone(input), &sent.words, Arc::clone(&schema), conditions)?))
     }
 
     fn try_encode(
@@ -84,7 +115,17 @@ impl PhysicalExtensionCodec for FunctionCodec {
         buf: &mut Vec<u8>,
         proto_converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<()> {
-        self.ballista.try_encode(node, buf, proto_converter)
+        let Some(writer) = node.downcast_ref::<WriteFilesExec>() else {
+            return self.ballista.try_encode(node, buf, proto_converter);
+        };
+        let conditions = writer.conditions().map(|condition| proto_converter.physical_expr_to_proto(condition, self));
+        let sent = WrittenFiles {
+            words: writer.in_words()?,
+            table_schema: Some(writer.table_schema().as_ref().try_into()?),
+            conditions: conditions.collect::<Result<_>>()?,
+        };
+        buf.extend_from_slice(WRITES_FILES);
+        sent.encode(buf).map_err(|error| DataFusionError::External(Box::new(error)))
     }
 
     fn try_encode_udf(&self, node: &ScalarUDF, buf: &mut Vec<u8>) -> Result<()> {
@@ -168,6 +209,14 @@ impl ScalarUDFImpl for PassedOn {
 
 #[cfg(test)]
 mod tests {
+    use datafusion::arrow::datatypes::Field;
+    use datafusion::logical_expr::Operator;
+    use datafusion::physical_expr::PhysicalExpr;
+    use datafusion::physical_expr::expressions::{binary, col, lit};
+    use datafusion::physical_plan::empty::EmptyExec;
+    use datafusion_proto::physical_plan::AsExecutionPlan;
+    use datafusion_proto::protobuf::PhysicalPlanNode;
+
     use super::*;
 
     fn own(name: &str, parameters: &str) -> OwnFunction {
@@ -213,5 +262,36 @@ mod tests {
         let lower = datafusion::functions::string::lower();
         driver.try_encode_udf(&lower, &mut sent).unwrap();
         assert!(sent.is_empty(), "by name alone");
+    }
+    #[test]
+    fn an_operator_that_writes_files_is_the_same_at_the_end_of_its_way() {
+        let spend = Field::new("spend", DataType::Int64, true)
+            .with_metadata(HashMap::from([("pii".to_owned(), "true".to_owned())]));
+        let schema = Arc::new(Schema::new(vec![spend]));
+        let condition =
+            || -> Result<Arc<dyn PhysicalExpr>> { binary(col("spend", &schema)?, Operator::GtEq, lit(0_i64), &schema) };
+        let words = br#"{"rows":{"table":"profile.spend","partition_columns":[],"store":"s3://shop/","prefix":"lake/profile/spend","attempt":"01890a5d-ac96-774b-bcce-b302099a8057","at":"2025-06-30T00:00:00Z"},"refused":null,"expectations":[{"name":"sane","severity":"fail","condition":"spend >= 0"}]}"#;
+        let input = Arc::new(EmptyExec::new(Arc::clone(&schema)));
+        let writer = WriteFilesExec::from_words(input, words, Arc::clone(&schema), vec![condition().unwrap()]).unwrap();
+        let said = writer.in_words().unwrap();
+
+        let context = TaskContext::default();
+        let mut plan: Arc<dyn ExecutionPlan> = Arc::new(writer);
+        for (from, to) in [
+            (FunctionCodec::of_driver(&[]), FunctionCodec::of_scheduler()),
+            (FunctionCodec::of_scheduler(), FunctionCodec::of_executor(Vec::new())),
+        ] {
+            let sent = PhysicalPlanNode::try_from_physical_plan(plan, &from).unwrap();
+            plan = sent.try_into_physical_plan(&context, &to).unwrap();
+        }
+        let writer = plan.downcast_ref::<WriteFilesExec>().unwrap();
+        assert_eq!(writer.in_words().unwrap(), said);
+        assert_eq!(writer.table_schema(), &schema);
+        let conditions: Vec<_> = writer.conditions().cloned().collect();
+        assert_eq!(conditions, [condition().unwrap()]);
+
+        // Conditions and expectations belong together.
+        let alone = WriteFilesExec::from_words(Arc::clone(&plan), words, schema, Vec::new());
+        assert!(alone.is_err());
     }
 }

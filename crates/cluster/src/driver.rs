@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use ballista_core::config::{BALLISTA_CLIENT_GRPC_MAX_MESSAGE_SIZE, BALLISTA_JOB_NAME};
 use ballista_core::extension::SessionConfigExt;
 use datafusion::prelude::SessionConfig;
-use holdfast_engine::{Answer, Executor, ExecutorError, Work};
+use holdfast_engine::{Answer, Executor, ExecutorError, NOT_WRITTEN, Work, WriteFilesExec};
 use holdfast_types::{NoProgress, Progress};
 
 use crate::address::Address;
@@ -50,12 +50,19 @@ pub struct ClusterExecutor {
     session_id: String,
     /// Why plans with these functions need not be sent again.
     missing: Mutex<HashMap<String, String>>,
+    /// Why plans that write files need not be.
+    not_written: Mutex<Option<String>>,
 }
 
 impl ClusterExecutor {
     /// Of the cluster with these settings; nobody is asked for yet.
     pub fn new(settings: ClusterSettings) -> Self {
-        Self { settings, session_id: uuid::Uuid::now_v7().to_string(), missing: Mutex::default() }
+        Self {
+            settings,
+            session_id: uuid::Uuid::now_v7().to_string(),
+            missing: Mutex::default(),
+            not_written: Mutex::default(),
+        }
     }
 
     /// Where its scheduler is.
@@ -127,8 +134,14 @@ impl Executor for ClusterExecutor {
     }
 
     async fn execute(&self, work: Work) -> Result<Answer, ExecutorError> {
+        let writes = work.plan.is::<WriteFilesExec>();
+        if writes && let Some(reason) = self.not_written.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            return Ok(Answer::NotWritten(reason));
+        }
         let plan = match pack(&work.plan, &work.context, &work.functions) {
             Ok(plan) => plan,
+            // What is below it may be less.
+            Err(reason) if writes => return Ok(Answer::NotWritten(reason)),
             Err(reason) => return Ok(Answer::Here(reason)),
         };
         if let Some(reason) = self.known_missing(&work) {
@@ -151,6 +164,10 @@ impl Executor for ClusterExecutor {
                 self.remember(&reason);
                 Ok(Answer::Here(reason))
             }
+            Err(Failure::NotWritten(reason)) => {
+                *self.not_written.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.clone());
+                Ok(Answer::NotWritten(reason))
+            }
             Err(Failure::Other(error)) => {
                 if matches!(error, ExecutorError::Lost(_)) {
                     tokio::time::sleep(SETTLED_AFTER).await;
@@ -167,9 +184,16 @@ const LOST: [&str; 5] = ["Cancelled", "xecutor lost", "no executors", "Fetch", "
 
 /// What a plan's failure elsewhere means, from all that is left of it: a text, with values in it that are not to be shown.
 pub(crate) fn failure_of(text: &str) -> Failure {
-    if let Some(at) = text.find(NO_FUNCTION) {
-        let reason = text[at + NO_FUNCTION.len()..].split(['"', '\\', '\n']).next().unwrap_or_default();
-        return Failure::NoFunction(reason.trim().to_owned());
+    let told = |sign: &str| {
+        let (_, reason) = text.split_once(sign)?;
+        let reason = reason.split(['"', '\\', '\n']).next().unwrap_or_default();
+        Some(reason.trim().to_owned())
+    };
+    if let Some(reason) = told(NO_FUNCTION) {
+        return Failure::NoFunction(reason);
+    }
+    if let Some(reason) = told(NOT_WRITTEN) {
+        return Failure::NotWritten(reason);
     }
     let shown = shown(text);
     Failure::Other(if text.contains(crate::options::VERSIONS_DIFFER) {
@@ -209,6 +233,10 @@ mod tests {
         let text = "Task failed: DataFusionError(Execution(\"no function for this plan: an executor does not have `f` as the driver has it\"))";
         let Failure::NoFunction(told) = failure_of(text) else { panic!("another failure") };
         assert_eq!(told, "an executor does not have `f` as the driver has it");
+
+        let text = "Task failed: DataFusionError(Execution(\"the files of this plan are not written: table a.b: no permission for lake/a/b: check\"))";
+        let Failure::NotWritten(told) = failure_of(text) else { panic!("another failure") };
+        assert_eq!(told, "table a.b: no permission for lake/a/b: check");
 
         let gone = failure_of(
             "Job failed due to stage 6 failed: Stage 6 has failed 1 times, most recent failure reason: \"Error connecting to \

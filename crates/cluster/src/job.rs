@@ -53,6 +53,8 @@ pub(crate) struct JobRequest<'a> {
 pub(crate) enum Failure {
     /// Executors do not have a function of the plan: what to do about it.
     NoFunction(String),
+    /// Executors worked its rows out, and cannot write files of them: why.
+    NotWritten(String),
     Other(ExecutorError),
 }
 

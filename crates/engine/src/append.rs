@@ -126,7 +126,7 @@ impl StageWork {
         let expectations = match judged.await {
             Ok(expectations) => expectations,
             Err(error) => {
-                self.lake.discard(files.into_iter().chain(refused).collect(), table).await;
+                self.discard(files, refused, table, quarantine.as_ref()).await;
                 return Err(error);
             }
         };

@@ -264,10 +264,11 @@ impl StageWork {
             Some(table) if self.is_own() => table.clone(),
             _ => self.lake.ensure_table(&self.spec()).await?,
         };
-        planned.quarantine = self.quarantine_table().await?;
+        let quarantine = self.quarantine_table().await?;
+        planned.quarantine.clone_from(&quarantine);
         let (staged, expectations, place) = self.stage(&table, planned).await?;
         if let Err(error) = self.judge(staged.rows + staged.refused_rows, &expectations) {
-            self.lake.discard(staged.files.into_iter().chain(staged.refused).collect(), &table).await;
+            self.discard(staged.files, staged.refused, &table, quarantine.as_ref()).await;
             return Err(error);
         }
         let built = self.commit(table, staged, expectations, &note, reason).await?;
@@ -361,6 +362,20 @@ impl StageWork {
             (Some(table), _) if self.lake.owns(table.name()) => Ok(Some(table.clone())),
             (_, Some(name)) => Ok(Some(self.lake.ensure_table(&self.quarantine_spec(name)).await?)),
             (_, None) => Ok(None),
+        }
+    }
+
+    /// Deletes what was written of a version that is not to be: its rows, and those that were refused.
+    pub(crate) async fn discard(
+        &self,
+        files: Vec<StagedFile>,
+        refused: Vec<StagedFile>,
+        table: &Table,
+        quarantine: Option<&Table>,
+    ) {
+        self.lake.discard(files, table).await;
+        if let Some(quarantine) = quarantine {
+            self.lake.discard(refused, quarantine).await;
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use chrono::TimeDelta;
 use holdfast_types::{PII_KEY, TableName};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::diagnostic::{Diagnostic, most_similar};
 
@@ -33,7 +33,7 @@ pub enum StageKind {
 pub(crate) const DAY: TimeDelta = TimeDelta::days(1);
 
 /// What happens to rows that do not meet an expectation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// The stage fails and makes no version.
@@ -56,7 +56,7 @@ impl Severity {
 }
 
 /// A rule that a stage's rows must meet before they are published. As with a SQL `check`, only `false` fails: null passes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expectation {
     /// Its name, unique in the stage.
     pub name: String,

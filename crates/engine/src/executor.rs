@@ -1,7 +1,8 @@
 //! Where the rows of a stage's query are worked out: in this process, or by an [`Executor`] elsewhere that is handed the finished plan.
 //!
-//! The driver, this process, plans, leaves out files, freezes time and derives what changed. What goes out is the physical plan of a stage that is refreshed in full;
-//! what comes back are its rows, which are judged, written and committed here as those of an embedded plan are. So whatever dies out there leaves nothing in a table.
+//! The driver, this process, plans, leaves out files, freezes time and derives what changed. What goes out is the physical plan of a stage that is refreshed in full,
+//! with [`WriteFilesExec`] on top: rows are judged and written there, as those of an embedded plan are here, and what comes back is what is in the files, which are
+//! committed here. Where that cannot be, the rows come back and are written here. So whatever dies out there leaves nothing in a table.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,12 +12,14 @@ use async_trait::async_trait;
 use datafusion::error::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
 use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
-use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion::prelude::SessionConfig;
 use futures::StreamExt;
-use holdfast_types::{ErrorKind, TableName};
+use holdfast_lake::Table;
+use holdfast_types::{CUSTOMER_BUCKET, ErrorKind, TableName};
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::Result;
 use crate::build::{Planned, StageWork};
@@ -24,9 +27,13 @@ use crate::error::EngineError;
 use crate::functions::{customer_bucket_function, json_field_function};
 use crate::output::{Staged, Target, physical_plan, stage_rows, write_rows_of};
 use crate::session::{SessionSettings, plan_as_of};
+use crate::write_files::{WriteFilesExec, staged_by};
 
 /// How often a stage is given out when executors die over it.
 const ATTEMPTS_MAX: u32 = 3;
+
+/// What a stage without buckets has to read for each file that it may leave, in bytes.
+const READ_FOR_A_FILE_BYTES: u64 = 16 << 20;
 
 /// Works out the rows of plans elsewhere.
 #[async_trait]
@@ -46,7 +53,7 @@ pub trait Executor: fmt::Debug + Send + Sync {
 pub struct Work {
     /// The stage whose rows it gives.
     pub stage: TableName,
-    /// The plan: no ordering is declared by its scans, and time stands still in it.
+    /// The plan: no ordering is declared by its scans, and time stands still in it. Its root is a [`WriteFilesExec`] where files are to be written by who runs it.
     pub plan: Arc<dyn ExecutionPlan>,
     /// The session it was planned in, by the settings of [`Executor::configure`].
     pub context: Arc<TaskContext>,
@@ -67,6 +74,8 @@ pub struct OwnFunction {
 pub enum Answer {
     /// Its rows: a stream for each partition of the plan, in their order, to be read once. A stream that fails because an executor is gone gives an I/O error.
     Rows(Vec<SendableRecordBatchStream>),
+    /// It writes files, and cannot there: why, in words. The rows of what is below [`WriteFilesExec`] may be had.
+    NotWritten(String),
     /// It cannot be run there: why, in words. It is run in this process.
     Here(String),
 }
@@ -75,6 +84,7 @@ impl fmt::Debug for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rows(streams) => write!(f, "Rows({} streams)", streams.len()),
+            Self::NotWritten(reason) => write!(f, "NotWritten({reason})"),
             Self::Here(reason) => write!(f, "Here({reason})"),
         }
     }
@@ -116,12 +126,49 @@ impl ExecutorError {
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Place {
     /// By the executor.
-    Executor,
+    Executor {
+        /// Who wrote them.
+        #[serde(flatten)]
+        written_by: WrittenBy,
+    },
     /// In this process.
     Here {
         /// Why.
         reason: String,
     },
+}
+
+/// Who wrote the files of rows that were worked out by executors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "written_by")]
+pub enum WrittenBy {
+    /// They did.
+    Executors,
+    /// This process, which they came to.
+    Driver {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A stage that is given out.
+struct Errand<'a> {
+    executor: &'a dyn Executor,
+    plan: Arc<dyn ExecutionPlan>,
+    context: Arc<TaskContext>,
+    target: Arc<Target>,
+    /// What the files of attempts that were given up are called by.
+    given_up: Vec<Uuid>,
+}
+
+/// What became of it.
+enum Sent {
+    Staged(Staged),
+    /// The rows may be had, and files not.
+    NotWritten(String),
+    Here(String),
+    /// It may be given out again.
+    Lost(EngineError),
 }
 
 /// The functions of every session of a lake with so many buckets, as they are sent to an executor.
@@ -164,27 +211,130 @@ impl StageWork {
         let (state, plan) = self.plan_for(executor.as_ref()).await?;
         let failed = EngineError::execution(format!("stage {}", self.name()));
         let plan = physical_plan(&state, plan, self.buckets(), &target.schema).await.map_err(failed)?;
-        let context = Arc::new(TaskContext::from(&state));
+        let mut errand = Errand {
+            executor: executor.as_ref(),
+            plan,
+            context: Arc::new(TaskContext::from(&state)),
+            target: Arc::clone(&target),
+            given_up: Vec::new(),
+        };
+        let sent = self.send(&mut errand).await;
+        self.lake.discard_attempts(&errand.given_up, &target.table).await;
+        if let Some(quarantine) = &target.quarantine {
+            self.lake.discard_attempts(&errand.given_up, quarantine).await;
+        }
+        match sent? {
+            Ok((staged, written_by)) => Ok((staged, Some(Place::Executor { written_by }))),
+            Err(reason) => Ok((here(target).await?, Some(Place::Here { reason }))),
+        }
+    }
+
+    /// Gives a stage out until its rows are in files. Answers with those and who wrote them, or why the stage is to be made here.
+    async fn send(&self, errand: &mut Errand<'_>) -> Result<Result<(Staged, WrittenBy), String>> {
+        let mut kept = self.why_written_here(errand);
         let mut attempt = 1;
         loop {
-            let work = Work {
-                stage: self.name().clone(),
-                plan: Arc::clone(&plan),
-                context: Arc::clone(&context),
-                functions: own_functions(&self.settings, self.buckets()),
+            let sent = match &kept {
+                None => self.send_to_write(errand).await?,
+                Some(_) => self.send_for_rows(errand).await?,
             };
-            let lost = match executor.execute(work).await {
-                Ok(Answer::Here(reason)) => return Ok((here(target).await?, Some(Place::Here { reason }))),
-                Ok(Answer::Rows(streams)) => match self.write_streams(streams, Arc::clone(&target)).await {
-                    Ok(staged) => return Ok((staged, Some(Place::Executor))),
-                    Err(error) if is_lost(&error) && attempt < ATTEMPTS_MAX => error.to_string(),
-                    Err(error) => return Err(error),
-                },
-                Err(ExecutorError::Lost(reason)) if attempt < ATTEMPTS_MAX => reason,
-                Err(source) => return Err(EngineError::Elsewhere { table: self.name().clone(), source }),
-            };
-            tracing::warn!(stage = %self.name(), attempt, error = lost, "a stage is given to the executors once more");
-            attempt += 1;
+            match (sent, kept) {
+                (Sent::Staged(staged), None) => return Ok(Ok((staged, WrittenBy::Executors))),
+                (Sent::Staged(staged), Some(reason)) => return Ok(Ok((staged, WrittenBy::Driver { reason }))),
+                (Sent::Here(reason), _) => return Ok(Err(reason)),
+                (Sent::NotWritten(reason), Some(_)) => {
+                    let source = ExecutorError::Failed(reason);
+                    return Err(EngineError::Elsewhere { table: self.name().clone(), source });
+                }
+                (Sent::NotWritten(reason), None) => {
+                    tracing::debug!(stage = %self.name(), reason, "the driver writes what executors do not");
+                    kept = Some(reason);
+                }
+                (Sent::Lost(error), before) if attempt < ATTEMPTS_MAX => {
+                    tracing::warn!(stage = %self.name(), attempt, %error, "a stage is given to the executors once more");
+                    attempt += 1;
+                    kept = before;
+                }
+                (Sent::Lost(error), _) => return Err(error),
+            }
+        }
+    }
+
+    /// Why executors are not asked to write files. Without buckets each of their tasks writes a file of its own: where there is little to read there would be many small ones.
+    fn why_written_here(&self, errand: &Errand<'_>) -> Option<String> {
+        let partitions = errand.plan.output_partitioning().partition_count();
+        let is_by_bucket = errand.target.schema.field_with_name(CUSTOMER_BUCKET).is_ok();
+        if is_by_bucket || partitions <= self.settings.target_partitions {
+            return None;
+        }
+        let bytes: u64 = self.inputs.values().flatten().map(Table::byte_count).sum();
+        (bytes < partitions as u64 * READ_FOR_A_FILE_BYTES).then(|| {
+            format!("it has no buckets and reads little, and {partitions} tasks would write a small file each")
+        })
+    }
+
+    /// One attempt at having its files written there.
+    async fn send_to_write(&self, errand: &mut Errand<'_>) -> Result<Sent> {
+        let Errand { plan, target, .. } = &*errand;
+        let (target, attempt) = (Arc::clone(target), Uuid::now_v7());
+        let plan = Arc::new(WriteFilesExec::new(Arc::clone(plan), &target, attempt));
+        // Until it is known that all of its files are there.
+        errand.given_up.push(attempt);
+        let answers = match self.rows_elsewhere(errand, plan).await? {
+            Ok(answers) => answers,
+            Err(sent) => return Ok(sent),
+        };
+        let staged = match staged_by(answers, target.rules.len()).await {
+            Ok(staged) => staged,
+            Err(error) => return lost(EngineError::execution(format!("stage {}", self.name()))(error)),
+        };
+        if !self.are_there(&target, &staged).await? {
+            let reason = "the files that executors wrote are not where the driver reads: their store is another one";
+            return Ok(Sent::NotWritten(reason.to_owned()));
+        }
+        errand.given_up.retain(|given_up| *given_up != attempt);
+        Ok(Sent::Staged(staged))
+    }
+
+    async fn are_there(&self, target: &Target, staged: &Staged) -> Result<bool> {
+        let is_whole = self.lake.are_there(&target.table, &staged.files).await?;
+        match &target.quarantine {
+            Some(quarantine) if is_whole => Ok(self.lake.are_there(quarantine, &staged.refused).await?),
+            _ => Ok(is_whole),
+        }
+    }
+
+    /// One attempt at having its rows, which are written here.
+    async fn send_for_rows(&self, errand: &Errand<'_>) -> Result<Sent> {
+        let streams = match self.rows_elsewhere(errand, Arc::clone(&errand.plan)).await? {
+            Ok(streams) => streams,
+            Err(sent) => return Ok(sent),
+        };
+        match self.write_streams(streams, Arc::clone(&errand.target)).await {
+            Ok(staged) => Ok(Sent::Staged(staged)),
+            Err(error) => lost(error),
+        }
+    }
+
+    /// The rows of a plan, or what there is instead.
+    async fn rows_elsewhere(
+        &self,
+        errand: &Errand<'_>,
+        plan: Arc<dyn ExecutionPlan>,
+    ) -> Result<Result<Vec<SendableRecordBatchStream>, Sent>> {
+        let work = Work {
+            stage: self.name().clone(),
+            plan,
+            context: Arc::clone(&errand.context),
+            functions: own_functions(&self.settings, self.buckets()),
+        };
+        let elsewhere = |source| EngineError::Elsewhere { table: self.name().clone(), source };
+        match errand.executor.execute(work).await {
+            Ok(Answer::Rows(streams)) => Ok(Ok(streams)),
+            Ok(Answer::NotWritten(reason)) => Ok(Err(Sent::NotWritten(reason))),
+            Ok(Answer::Here(reason)) => Ok(Err(Sent::Here(reason))),
+            Err(source @ ExecutorError::Lost(_)) => Ok(Err(Sent::Lost(elsewhere(source)))),
+            Err(source) => Err(elsewhere(source)),
         }
     }
 
@@ -217,6 +367,11 @@ impl StageWork {
         });
         write_rows_of(shares.collect(), self.name(), target).await
     }
+}
+
+/// What could not be read because who had it is gone is asked for again.
+fn lost(error: EngineError) -> Result<Sent> {
+    if is_lost(&error) { Ok(Sent::Lost(error)) } else { Err(error) }
 }
 
 /// Whether rows that were worked out could not be read, because who had them is gone.

@@ -114,7 +114,7 @@ pub(crate) fn split(
             rules.push((expectation.clone(), expr));
         }
     }
-    Ok((RowRules { rules }, whole))
+    Ok((RowRules::new(rules), whole))
 }
 
 /// The conditions under which rows are published: those whose rows would go to quarantine when they are false. Over columns by their names alone.
@@ -131,6 +131,15 @@ pub(crate) fn quarantine_rules(
 }
 
 impl RowRules {
+    pub(crate) fn new(rules: Vec<(Expectation, Arc<dyn PhysicalExpr>)>) -> Self {
+        Self { rules }
+    }
+
+    /// Each with its condition over the columns of the stage's table.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(Expectation, Arc<dyn PhysicalExpr>)> {
+        self.rules.iter()
+    }
+
     pub(crate) fn results(&self, failed: &[u64]) -> Vec<ExpectationResult> {
         self.rules
             .iter()

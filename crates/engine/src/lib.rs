@@ -65,6 +65,7 @@ mod unique;
 mod verify;
 pub mod walk;
 mod why;
+mod write_files;
 
 pub use cases::{CaseFailure, CaseReport, case_names, differing_rows, given_rows, run_cases};
 pub use contract::{Contract, ContractColumn, KnownAt, Migration, UNIT_CURRENCY};
@@ -73,7 +74,7 @@ pub use diagnostic::{Diagnostic, Diagnostics, most_similar};
 pub use directive::{Allowed, Directives, Expectation, FeatureDirective, Severity, StageKind};
 pub use earlier_runs::EarlierRuns;
 pub use error::{EngineError, without_quoted};
-pub use executor::{Answer, Executor, ExecutorError, OwnFunction, Place, Work, built_in_function};
+pub use executor::{Answer, Executor, ExecutorError, OwnFunction, Place, Work, WrittenBy, built_in_function};
 pub use expectation::ExpectationResult;
 pub use explain::{codes, explain};
 pub use features::{
@@ -104,6 +105,7 @@ pub use toml_file::{POLICY_CODE, TomlFile, TomlItem, TomlPlace, USERS_CODE};
 pub use tried::Tried;
 pub use verify::{Difference, Verified, VerifiedStage, VerifyOptions, VerifyReport};
 pub use why::{Why, WhyOptions, WhyStep};
+pub use write_files::{NOT_WRITTEN, WriteFilesExec};
 
 /// A result of this crate.
 pub type Result<T, E = EngineError> = std::result::Result<T, E>;

@@ -15,10 +15,11 @@ use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, Partitioning};
 use futures::StreamExt;
 use holdfast_lake::{
-    Change, ChangeKind, CommitOutcome, Lake, Position, RowChanges, StagedFile, Table, TableSpec, TableWriter,
-    WriterSettings, to_delta_compatible,
+    Change, ChangeKind, CommitOutcome, Lake, LakeError, Position, RowChanges, StagedFile, Table, TableFolder,
+    TableSpec, TableWriter, WriterSettings, to_delta_compatible,
 };
 use holdfast_types::{CUSTOMER_BUCKET, CUSTOMER_ID, TableName};
+use serde::{Deserialize, Serialize};
 use tracing::Instrument;
 
 use crate::Result;
@@ -27,7 +28,7 @@ use crate::expectation::{RowRules, quarantine_schema};
 use crate::functions::customer_bucket_function;
 
 /// What a plan left in staged files.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Staged {
     pub(crate) files: Vec<StagedFile>,
     pub(crate) rows: u64,
@@ -43,6 +44,72 @@ pub(crate) struct Target {
     pub(crate) schema: SchemaRef,
     pub(crate) quarantine: Option<Table>,
     pub(crate) rules: RowRules,
+}
+
+/// The same without the tables, for who writes files alone.
+#[derive(Debug)]
+pub(crate) struct Destination {
+    pub(crate) rows: TableFolder,
+    pub(crate) refused: Option<TableFolder>,
+    pub(crate) schema: SchemaRef,
+    pub(crate) rules: RowRules,
+}
+
+/// Why rows are not in files.
+#[derive(Debug)]
+pub(crate) enum Unwritten {
+    /// They could not be had, or not be judged.
+    Rows(DataFusionError),
+    /// They could not be written.
+    Files(LakeError),
+}
+
+impl Target {
+    fn destination(&self) -> Destination {
+        Destination {
+            rows: self.table.folder(),
+            refused: self.quarantine.as_ref().map(Table::folder),
+            schema: Arc::clone(&self.schema),
+            rules: self.rules.clone(),
+        }
+    }
+}
+
+impl Staged {
+    /// Nothing yet, under so many row rules.
+    pub(crate) fn of_rules(rules: usize) -> Self {
+        Self { failed: vec![0; rules], ..Self::default() }
+    }
+
+    /// What another part of the same plan left.
+    pub(crate) fn add(&mut self, part: Self) {
+        self.files.extend(part.files);
+        self.refused.extend(part.refused);
+        self.rows += part.rows;
+        self.refused_rows += part.refused_rows;
+        self.failed.iter_mut().zip(part.failed).for_each(|(sum, failed)| *sum += failed);
+    }
+}
+
+impl Unwritten {
+    fn of_stage(self, what: &TableName) -> EngineError {
+        match self {
+            Self::Rows(source) => EngineError::execution(format!("stage {what}"))(source),
+            Self::Files(source) => source.into(),
+        }
+    }
+}
+
+impl From<DataFusionError> for Unwritten {
+    fn from(error: DataFusionError) -> Self {
+        Self::Rows(error)
+    }
+}
+
+impl From<LakeError> for Unwritten {
+    fn from(error: LakeError) -> Self {
+        Self::Files(error)
+    }
 }
 
 /// Runs a plan and writes its rows. Rows of customers are grouped by bucket and sorted by customer, then by the first time column.
@@ -73,21 +140,16 @@ where
     Begin: FnOnce() -> Result<SendableRecordBatchStream, DataFusionError> + Send + 'static,
 {
     let mut tasks = tokio::task::JoinSet::new();
+    let destination = Arc::new(target.destination());
     for begin in partitions {
-        let (target, what) = (Arc::clone(&target), what.clone());
-        let work = async move { write_partition(begin, &target, &what).await };
+        let destination = Arc::clone(&destination);
+        let work = async move { write_partition(begin, &destination).await };
         tasks.spawn(work.instrument(tracing::Span::current()));
     }
-    let mut staged = Staged { failed: vec![0; target.rules.len()], ..Staged::default() };
+    let mut staged = Staged::of_rules(target.rules.len());
     while let Some(done) = tasks.join_next().await {
-        let part = done.map_err(|error| {
-            EngineError::execution(format!("stage {what}"))(DataFusionError::External(Box::new(error)))
-        })??;
-        staged.files.extend(part.files);
-        staged.refused.extend(part.refused);
-        staged.rows += part.rows;
-        staged.refused_rows += part.refused_rows;
-        staged.failed.iter_mut().zip(part.failed).for_each(|(sum, failed)| *sum += failed);
+        let part = done.unwrap_or_else(|error| Err(DataFusionError::External(Box::new(error)).into()));
+        staged.add(part.map_err(|error| error.of_stage(what))?);
     }
     Ok(staged)
 }
@@ -164,32 +226,29 @@ pub(crate) async fn physical_plan(
     }
 }
 
-async fn write_partition(
+/// Judges the rows of one partition on their way into files.
+pub(crate) async fn write_partition(
     begin: impl FnOnce() -> Result<SendableRecordBatchStream, DataFusionError>,
-    target: &Target,
-    what: &TableName,
-) -> Result<Staged> {
-    let failed = || EngineError::execution(format!("stage {what}"));
-    let mut stream = begin().map_err(failed())?;
-    let mut staged = Staged { failed: vec![0; target.rules.len()], ..Staged::default() };
-    let mut writer = TableWriter::with_schema(&target.table, Arc::clone(&target.schema), WriterSettings::default());
-    let mut quarantine = target
-        .quarantine
-        .as_ref()
-        .map(|table| TableWriter::with_schema(table, quarantine_schema(&target.schema), WriterSettings::default()));
+    destination: &Destination,
+) -> Result<Staged, Unwritten> {
+    let Destination { rows, refused, schema, rules } = destination;
+    let writer =
+        |folder: &TableFolder, schema| TableWriter::into_folder(folder.clone(), schema, WriterSettings::default());
+    let mut stream = begin()?;
+    let mut staged = Staged::of_rules(rules.len());
+    let mut kept = writer(rows, Arc::clone(schema));
+    let mut quarantine = refused.as_ref().map(|folder| writer(folder, quarantine_schema(schema)));
     while let Some(batch) = stream.next().await {
-        let batch = batch.map_err(failed())?;
-        let batch = to_delta_compatible(&batch, &target.schema).map_err(|error| failed()(error.into()))?;
-        let judged = target.rules.judge(&batch, &mut staged.failed).map_err(failed())?;
+        let batch = to_delta_compatible(&batch?, schema).map_err(DataFusionError::from)?;
+        let judged = rules.judge(&batch, &mut staged.failed)?;
         staged.rows += judged.kept.num_rows() as u64;
-        writer.write(&judged.kept).await?;
+        kept.write(&judged.kept).await?;
         if let (Some((rows, reasons)), Some(quarantine)) = (judged.refused, &mut quarantine) {
             staged.refused_rows += rows.num_rows() as u64;
-            let rows = refused_rows(&rows, reasons, &target.schema).map_err(failed())?;
-            quarantine.write(&rows).await?;
+            quarantine.write(&refused_rows(&rows, reasons, schema)?).await?;
         }
     }
-    staged.files = writer.close().await?;
+    staged.files = kept.close().await?;
     if let Some(quarantine) = quarantine {
         staged.refused = quarantine.close().await?;
     }

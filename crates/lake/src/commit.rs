@@ -263,7 +263,7 @@ impl Lake {
     /// Deletes staged files that will not be committed. What cannot be deleted stays behind unreferenced until vacuum.
     pub async fn discard(&self, files: Vec<StagedFile>, table: &Table) {
         for file in files {
-            let location = file.add.path.split('/').fold(table.prefix().clone(), |path, part| path.join(part));
+            let location = table.location_of(&file.add.path);
             if let Err(error) = self.store().delete(&location).await {
                 tracing::debug!(%location, %error, "a staged file stays behind");
             }

@@ -299,10 +299,7 @@ impl Lake {
         for version in versions.iter().filter(|version| **version != table.version()) {
             named.extend(self.table_at(table.name(), *version).await?.files().into_iter().map(|add| add.path));
         }
-        let named: HashSet<Path> = named
-            .iter()
-            .map(|path| path.split('/').fold(table.prefix().clone(), |prefix, part| prefix.join(part)))
-            .collect();
+        let named: HashSet<Path> = named.iter().map(|path| table.location_of(path)).collect();
         let cutoff = self.cutoff(settings) - STAGING_MAX;
         let expired: Vec<ObjectMeta> = self
             .store()

@@ -65,7 +65,7 @@ impl LakeTableProvider {
             })?);
         }
         // The log percent-encodes paths once; the library has decoded that. What is left is the object's name.
-        let location = add.path.split('/').fold(self.table.prefix().clone(), |path, part| path.join(part));
+        let location = self.table.location_of(&add.path);
         let location = Path::parse(location.as_ref()).map_err(|error| damaged(error.to_string()))?;
         let meta = ObjectMeta {
             location,

@@ -13,6 +13,7 @@ use futures::{StreamExt, TryStreamExt};
 use holdfast_types::{Clock, TableName};
 use object_store::ObjectStore;
 use object_store::path::Path;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::Result;
@@ -33,7 +34,7 @@ pub const OWN_FILES: &str = "holdfast.own_files";
 const NOTES_AT_ONCE: usize = 16;
 
 /// A data file that is written but not yet part of a table: no reader sees it until a commit names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StagedFile {
     pub(crate) add: Add,
     /// Its rows.
@@ -190,7 +191,7 @@ impl Table {
     /// Its data files, in no order.
     pub fn listed_files(&self) -> Vec<DataFile> {
         let file = |add: Add| DataFile {
-            location: add.path.split('/').fold(self.inner.prefix.clone(), |path, part| path.join(part)),
+            location: self.location_of(&add.path),
             bytes: u64::try_from(add.size).unwrap_or(0),
             rows: record_count(add.stats.as_deref()),
             partition_values: add.partition_values,
@@ -332,6 +333,11 @@ impl Table {
     /// Where its files are, from the root of the store.
     pub fn prefix(&self) -> &Path {
         &self.inner.prefix
+    }
+
+    /// Where a file is that changes name so, from the root of the store.
+    pub(crate) fn location_of(&self, path: &str) -> Path {
+        path.split('/').fold(self.inner.prefix.clone(), |location, part| location.join(part))
     }
 
     pub(crate) fn store(&self) -> &Arc<dyn ObjectStore> {

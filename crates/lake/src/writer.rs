@@ -14,10 +14,10 @@ use parquet::basic::{Compression, Encoding};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
-use uuid::Uuid;
 
 use crate::Result;
 use crate::error::LakeError;
+use crate::folder::TableFolder;
 use crate::order::{SORTED_BY_TAG, SortedRows, sort_columns, sorted_by};
 use crate::schema::{to_delta_compatible, without_columns};
 use crate::statistics::{is_personal, to_json};
@@ -50,9 +50,9 @@ impl Default for WriterSettings {
 /// is bounded by the open partitions times a row group; for parallel work use one writer a task.
 #[derive(Debug)]
 pub struct TableWriter {
-    table: Table,
-    /// Where its files go, within the table; empty, or with a slash at its end.
-    folder: &'static str,
+    folder: TableFolder,
+    /// Where its files go, within the folder; empty, or with a slash at its end.
+    below: &'static str,
     settings: WriterSettings,
     properties: WriterProperties,
     file_schema: SchemaRef,
@@ -88,6 +88,11 @@ impl TableWriter {
 
     /// A writer for the columns that the table will have once a change with this schema is committed. Partition columns last.
     pub fn with_schema(table: &Table, schema: SchemaRef, settings: WriterSettings) -> Self {
+        Self::into_folder(table.folder(), schema, settings)
+    }
+
+    /// The same for who has nothing of the table but where its files go.
+    pub fn into_folder(folder: TableFolder, schema: SchemaRef, settings: WriterSettings) -> Self {
         let mut properties = WriterProperties::builder()
             .set_compression(Compression::SNAPPY)
             .set_max_row_group_row_count(Some(settings.row_group_rows_max))
@@ -105,11 +110,11 @@ impl TableWriter {
             }
         }
         Self {
-            file_schema: without_columns(&schema, table.partition_columns()),
-            order: sort_columns(&schema, table.partition_columns()),
+            file_schema: without_columns(&schema, folder.partition_columns()),
+            order: sort_columns(&schema, folder.partition_columns()),
             is_in_order: true,
-            table: table.clone(),
-            folder: "",
+            folder,
+            below: "",
             settings,
             properties: properties.build(),
             open: HashMap::new(),
@@ -119,7 +124,7 @@ impl TableWriter {
 
     /// A writer of change data, which has the columns of `schema` and no order.
     pub(crate) fn for_changes(table: &Table, schema: SchemaRef, settings: WriterSettings) -> Self {
-        Self { folder: CHANGE_DATA, order: Vec::new(), ..Self::with_schema(table, schema, settings) }
+        Self { below: CHANGE_DATA, order: Vec::new(), ..Self::with_schema(table, schema, settings) }
     }
 
     /// Adds rows. The batch has the table's columns, partition columns last, in types that Delta knows or can be cast to.
@@ -127,7 +132,7 @@ impl TableWriter {
     /// # Errors
     /// [`LakeError::Schema`] when the columns are others; what the store answers. After an error the writer is of no further use.
     pub async fn write(&mut self, batch: &RecordBatch) -> Result<()> {
-        let partition_count = self.table.partition_columns().len();
+        let partition_count = self.folder.partition_columns().len();
         let file_columns = self.file_schema.fields().len();
         if batch.num_columns() != file_columns + partition_count {
             return Err(self.mismatch(format!(
@@ -160,7 +165,7 @@ impl TableWriter {
             self.open.insert(values.clone(), file);
         }
         let Some(file) = self.open.get_mut(&values) else { return Ok(()) };
-        let failed = parquet_error(&self.table);
+        let failed = parquet_error(&self.folder);
         if let Some(sorted) = &mut file.sorted
             && !sorted.go_on_with(rows).map_err(|error| failed(error.into()))?
         {
@@ -181,16 +186,16 @@ impl TableWriter {
     }
 
     fn create(&self, values: &[Option<String>]) -> Result<OpenFile> {
-        let mut path = self.folder.to_owned();
-        for (column, value) in self.table.partition_columns().iter().zip(values) {
+        let mut path = self.below.to_owned();
+        for (column, value) in self.folder.partition_columns().iter().zip(values) {
             let value = value.as_deref().unwrap_or("__HIVE_DEFAULT_PARTITION__");
             path.push_str(&format!("{column}={value}/"));
         }
-        path.push_str(&format!("part-{}.snappy.parquet", Uuid::now_v7()));
-        let location: Path = path.split('/').fold(self.table.prefix().clone(), |path, part| path.join(part));
-        let sink = BufWriter::new(Arc::clone(self.table.store()), location);
+        path.push_str(&self.folder.new_file_name());
+        let location: Path = path.split('/').fold(self.folder.prefix().clone(), |path, part| path.join(part));
+        let sink = BufWriter::new(Arc::clone(self.folder.store()), location);
         let writer = AsyncArrowWriter::try_new(sink, Arc::clone(&self.file_schema), Some(self.properties.clone()))
-            .map_err(parquet_error(&self.table))?;
+            .map_err(parquet_error(&self.folder))?;
         // Rows that cannot be compared are in no order that could be proven.
         let sorted = SortedRows::new(&self.file_schema, &self.order).ok().filter(|_| !self.order.is_empty());
         Ok(OpenFile { path, rows: 0, sorted, writer })
@@ -198,14 +203,14 @@ impl TableWriter {
 
     async fn close_file(&mut self, values: PartitionValues, file: OpenFile) -> Result<()> {
         let OpenFile { path, rows, sorted, mut writer } = file;
-        let metadata = writer.finish().await.map_err(parquet_error(&self.table))?;
+        let metadata = writer.finish().await.map_err(parquet_error(&self.folder))?;
         let bytes = writer.bytes_written() as u64;
         let add = Add {
             stats: Some(to_json(&self.file_schema, &metadata)),
             size: i64::try_from(bytes).unwrap_or(i64::MAX),
-            modification_time: self.table.clock().now().timestamp_millis(),
+            modification_time: self.folder.clock().now().timestamp_millis(),
             data_change: true,
-            partition_values: self.table.partition_columns().iter().cloned().zip(values).collect(),
+            partition_values: self.folder.partition_columns().iter().cloned().zip(values).collect(),
             path,
             tags: sorted
                 .map(|_| HashMap::from([(SORTED_BY_TAG.to_owned(), Some(sorted_by(&self.file_schema, &self.order)))])),
@@ -236,12 +241,12 @@ impl TableWriter {
     }
 
     fn mismatch(&self, reason: String) -> LakeError {
-        LakeError::Schema { table: self.table.name().to_string(), reason }
+        LakeError::Schema { table: self.folder.table().to_string(), reason }
     }
 }
 
-fn parquet_error(table: &Table) -> impl Fn(ParquetError) -> LakeError + use<> {
-    let table = table.name().to_string();
+fn parquet_error(folder: &TableFolder) -> impl Fn(ParquetError) -> LakeError + use<> {
+    let table = folder.table().to_string();
     move |source| LakeError::Parquet { table: table.clone(), source }
 }
 
