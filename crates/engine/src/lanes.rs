@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::thread::available_parallelism;
 
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::union::{InterleaveExec, UnionExec};
 use thread_priority::{ThreadPriority, set_current_thread_priority};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -58,7 +59,8 @@ struct Work {
 fn work(plan: &dyn ExecutionPlan) -> Option<Work> {
     let children = plan.children();
     if children.is_empty() {
-        let rows = plan.partition_statistics(None).ok()?.num_rows.get_value().copied()?;
+        let rows =
+            StatisticsContext::new().compute(plan, &StatisticsArgs::new()).ok()?.num_rows.get_value().copied()?;
         let rows = u64::try_from(rows).ok()?;
         return Some(Work { given: rows, looked_at: rows });
     }
