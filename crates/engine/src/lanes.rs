@@ -89,6 +89,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::disallowed_methods, reason = "a session over no lake")]
     async fn plan(sql: &str) -> Arc<dyn ExecutionPlan> {
         let context = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(2));
         context
